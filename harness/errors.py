@@ -1,0 +1,64 @@
+"""Errors that are the user's to fix: printed without a traceback, exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Wrong input, said so that it can be mended: key, value, rule and fix.
+
+    Args:
+        rule: what must hold, as a full sentence without a final stop.
+        key: the configuration key (``algo.beta``), file or field concerned.
+        value: the value that breaks the rule; shown with ``repr``.
+        fix: what to type instead.
+    """
+
+    _ABSENT = object()
+
+    def __init__(self, rule: str, *, key: str | None = None, value: object = _ABSENT, fix: str | None = None):
+        """Store the parts; ``str()`` joins them."""
+        self.rule, self.key, self.fix = rule, key, fix
+        self.value = value
+        head = "" if key is None else key if value is self._ABSENT else f"{key}={_short(value)}"
+        lines = [f"{head}: {rule}" if head else rule]
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip between processes."""
+        return _restore, (self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)
+
+
+class UserErrors(UserError):
+    """Several user errors, reported together."""
+
+    def __init__(self, errors: Iterable[UserError]):
+        """Keep the distinct messages, in order."""
+        self.errors = list({str(e): e for e in errors}.values())
+        super().__init__("\n".join(str(e) for e in self.errors))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip between processes."""
+        return UserErrors, (self.errors,)
+
+
+class _Shown:
+    """A value from another process, already rendered."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _restore(rule: str, key: str | None, absent: bool, value: str, fix: str | None) -> UserError:
+    return UserError(rule, key=key, value=UserError._ABSENT if absent else _Shown(value), fix=fix)
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""What is learned: prompts, preferences and, where it is known, the true reward."""

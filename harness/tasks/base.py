@@ -1,0 +1,98 @@
+"""The task contract: rows in, rows out, a digest of their content. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+Row = Mapping[str, Any]
+Text = str | list[dict[str, str]]
+"""A prompt or a completion: plain text, or a list of ``{"role", "content"}`` messages."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a task thinks of one completion.
+
+    Attributes:
+        reward: the true reward, in the task's own unit (``docs/metrics.md``).
+        correct: whether the completion is right, its style aside.
+    """
+
+    reward: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Every row a trial may touch, split by prompt and never by row.
+
+    Attributes:
+        train_pairs: ``prompt, chosen, rejected`` rows for alignment.
+        train_unpaired: ``prompt, completion, label`` rows (KTO); empty where the pairs are to be unpaired.
+        train_prompts: ``prompt`` rows plus whatever ``Task.score`` reads, for online algorithms.
+        eval_pairs: per split (``validation``, ``test``) the held-out preference pairs, labels clean where known.
+        eval_prompts: per split the held-out prompts.
+        sft: ``prompt, completion`` rows from which an embedded base model is made; empty for real models.
+        retention: ``prompt, completion`` rows of skills that alignment never touches; forgetting shows here.
+        notes: one line per thing a reader should know (rows skipped and why, ...).
+    """
+
+    train_pairs: Sequence[Row] = ()
+    train_unpaired: Sequence[Row] = ()
+    train_prompts: Sequence[Row] = ()
+    eval_pairs: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    eval_prompts: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    sft: Sequence[Row] = ()
+    retention: Sequence[Row] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (16 hex digits) over the content of all rows, in order."""
+        content = {
+            "train_pairs": list(self.train_pairs),
+            "train_unpaired": list(self.train_unpaired),
+            "train_prompts": list(self.train_prompts),
+            "eval_pairs": {k: list(v) for k, v in self.eval_pairs.items()},
+            "eval_prompts": {k: list(v) for k, v in self.eval_prompts.items()},
+        }
+        return digest_of(content)
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of the canonical JSON of ``content``, first 16 hex digits."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prompt_key(prompt: Text) -> str:
+    """A hashable identity of a prompt, text or messages."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def text_of(value: Text) -> str:
+    """The words of a prompt or completion: messages are joined by newlines."""
+    return value if isinstance(value, str) else "\n".join(str(m.get("content", "")) for m in value)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task is a frozen description; ``load()`` makes its rows."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    has_reward: ClassVar[bool] = False
+    """True where ``score`` knows the true reward of any completion."""
+
+    @abstractmethod
+    def load(self) -> TaskData:
+        """Read or make all rows; raises ``UserError`` naming file, line, field and fix."""
+
+    def score(self, row: Row, completion: str) -> Score:
+        """The true reward of ``completion`` for the prompt row; only where ``has_reward``."""
+        raise TypeError(f"{type(self).__name__} knows no true reward")
