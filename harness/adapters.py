@@ -1,0 +1,163 @@
+"""What is trained: all weights, low-rank adapters, or low-rank adapters on 4-bit weights.
+
+Import-light: peft and bitsandbytes are imported when an adapter is used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Adapter(ABC):
+    """How the policy's weights become trainable."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    name: ClassVar[str]
+    recipe: ClassVar[str]
+    """Column of an algorithm's recipe table (``full``, ``lora``, ``qlora``) that suits this adapter."""
+    quantized: ClassVar[bool] = False
+
+    @abstractmethod
+    def peft_config(self) -> LoraConfig | None:
+        """What TRL wraps the model with; None trains the model itself."""
+
+    @abstractmethod
+    def expected_trainable(self, model: PreTrainedModel) -> int:
+        """Number of trainable parameters by formula, from the base model before it is wrapped."""
+
+    def quantization(self, compute_dtype: torch.dtype) -> Any | None:
+        """A ``BitsAndBytesConfig`` for loading the base, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Full(Adapter):
+    """Every weight of the policy is trained; the reference is a second, frozen copy."""
+
+    name: ClassVar[str] = "full"
+    recipe: ClassVar[str] = "full"
+
+    def peft_config(self) -> None:
+        """No wrapping."""
+        return None
+
+    def expected_trainable(self, model: PreTrainedModel) -> int:
+        """All parameters, tied ones counted once."""
+        return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class LoRA(Adapter):
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / r) B A, with B = 0 at the start.
+
+    Attributes:
+        rank: r.
+        alpha_over_rank: ``lora_alpha / r``; a constant ratio keeps the size of an update when r is swept.
+        dropout: dropout on the adapter's input.
+        targets: ``all-linear`` (every linear layer but the output head) or module names such as ``[q_proj]``.
+        rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+    """
+
+    name: ClassVar[str] = "lora"
+    recipe: ClassVar[str] = "lora"
+
+    rank: Annotated[int, Gt(0)] = 16
+    alpha_over_rank: Annotated[float, Gt(0)] = 2.0
+    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+
+    def peft_config(self) -> LoraConfig:
+        """The adapter as peft wants it."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=max(1, round(self.alpha_over_rank * self.rank)),
+            lora_dropout=self.dropout,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            use_rslora=self.rslora,
+        )
+
+    def expected_trainable(self, model: PreTrainedModel) -> int:
+        """Sum of r (d_in + d_out) over the targeted linear layers (``lora_parameters``)."""
+        return sum(lora_parameters(d_in, d_out, self.rank) for d_in, d_out in target_shapes(model, self.targets))
+
+
+@dataclass(frozen=True)
+class QLoRA(LoRA):
+    """LoRA on a frozen NF4 base (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Attributes:
+        quant_type: ``nf4`` (normal-float) or ``fp4``.
+        double_quantization: quantize the block scales too; saves about 0.4 bit per parameter.
+        paged_optimizer: 8-bit AdamW whose state pages to host memory, where CUDA exists; on a CPU plain AdamW.
+    """
+
+    name: ClassVar[str] = "qlora"
+    recipe: ClassVar[str] = "qlora"
+    quantized: ClassVar[bool] = True
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quantization: bool = True
+    paged_optimizer: bool = True
+
+    def quantization(self, compute_dtype: torch.dtype) -> Any:
+        """4-bit loading with the computation in ``compute_dtype``."""
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_use_double_quant=self.double_quantization,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+
+
+def lora_parameters(d_in: int, d_out: int, rank: int) -> int:
+    """Trainable parameters of one adapted matrix: A is (r, d_in), B is (d_out, r)."""
+    return rank * (d_in + d_out)
+
+
+def target_shapes(model: PreTrainedModel, targets: str | Sequence[str]) -> list[tuple[int, int]]:
+    """(d_in, d_out) of every linear layer that ``targets`` names.
+
+    Names match as peft's do: the whole module path, or its end after a dot. ``all-linear`` leaves the output
+    head out. Quantized layers know their logical shape as ``in_features`` and ``out_features`` too.
+    """
+    head = model.get_output_embeddings()
+    shapes = []
+    for name, module in model.named_modules():
+        shape = _linear_shape(module)
+        if shape is None or module is head:
+            continue
+        if targets == "all-linear" or any(name == t or name.endswith(f".{t}") for t in _listed(targets)):
+            shapes.append(shape)
+    return shapes
+
+
+def _listed(targets: str | Sequence[str]) -> Sequence[str]:
+    return (targets,) if isinstance(targets, str) else targets
+
+
+def _linear_shape(module: Any) -> tuple[int, int] | None:
+    import torch
+
+    if isinstance(module, torch.nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2 stores its weight transposed
+        return int(module.weight.shape[0]), int(module.nf)
+    return None

@@ -1,0 +1,64 @@
+"""The trainer arguments that all algorithms share, from the harness's knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.algorithms.base import TrainJob
+
+
+def common_arguments(job: TrainJob) -> dict[str, Any]:
+    """Keyword arguments for any TRL config.
+
+    The trainer reports to nobody and draws no progress bar: a callback journals what it logs.
+    """
+    train = job.train
+    assert train.batch_size and train.micro_batch_size and train.learning_rate
+    arguments: dict[str, Any] = {
+        "output_dir": str(job.output_dir),
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "learning_rate": train.learning_rate,
+        "per_device_train_batch_size": train.micro_batch_size,
+        "gradient_accumulation_steps": train.batch_size // train.micro_batch_size,
+        "warmup_steps": train.warmup_ratio if train.warmup_ratio < 1 else 0.99,
+        "lr_scheduler_type": train.scheduler,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": optimizer_name(job),
+        "bf16": job.precision == "bf16",
+        "use_cpu": job.device == "cpu",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "logging_steps": train.logging_steps,
+        "logging_first_step": True,
+        "save_strategy": "steps" if train.checkpoint_steps else "no",
+        "save_total_limit": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": job.device == "cuda",
+        "dataloader_num_workers": 0,
+    }
+    if train.checkpoint_steps:
+        arguments["save_steps"] = train.checkpoint_steps
+    if train.steps is not None:
+        arguments["max_steps"] = train.steps
+    else:
+        arguments["num_train_epochs"] = train.epochs
+    return arguments
+
+
+def optimizer_name(job: TrainJob) -> str:
+    """``auto`` is fused AdamW, or paged 8-bit AdamW for QLoRA where CUDA exists."""
+    if job.train.optimizer != "auto":
+        return job.train.optimizer
+    if job.device == "cuda" and getattr(job.adapter, "paged_optimizer", False):
+        return "paged_adamw_8bit"
+    return "adamw_torch_fused"
+
+
+def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any:
+    """Rows as an in-memory ``datasets.Dataset`` with the named columns, in order."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{c: row[c] for c in columns} for row in rows])

@@ -1,0 +1,112 @@
+"""What an algorithm is: a frozen description that makes a trainer. Import-light."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.errors import UserError
+from harness.training import Train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from harness.adapters import Adapter
+    from harness.rewards.base import Reward
+    from harness.tasks.base import Task, TaskData
+    from harness.telemetry.clock import PhaseClock
+
+RecipeTable = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything an algorithm needs to make its trainer.
+
+    Attributes:
+        model: the policy's base, on its device, not yet wrapped.
+        reference: a frozen copy for full fine-tuning where the algorithm uses a reference; else None.
+        tokenizer: left-padding, with a pad token.
+        rows: gives the task's rows in the form the model wants (conversational where it has a template).
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    model: PreTrainedModel
+    reference: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    task: Task
+    data: TaskData
+    rows: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+    reward: Reward | None
+    train: Train
+    seed: int
+    output_dir: Path
+    device: str
+    precision: str
+    clock: PhaseClock
+    callbacks: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Algorithm(ABC):
+    """An alignment algorithm.
+
+    Attributes:
+        beta: strength of the pull towards the reference; its meaning differs between algorithms, so compare
+            them on drift and never at equal beta. None where the algorithm has no such knob.
+        recipes: hyper-parameters per recipe and adapter: ``recipes.tiny.lora.learning_rate``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    name: ClassVar[str]
+    family: ClassVar[Literal["offline", "online", "none"]]
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]]
+
+    beta: float | None = None
+    recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether training compares the policy with a frozen reference."""
+        return True
+
+    @property
+    def trains(self) -> bool:
+        """False for an algorithm that only has a model evaluated."""
+        return True
+
+    def problems(self, task: Task, data: TaskData, train: Train) -> list[UserError]:
+        """What is impossible about this combination; empty where all is well. Torch-free."""
+        found: list[UserError] = []
+        if self.consumes == "pairs" and not data.train_pairs:
+            found.append(
+                UserError(
+                    f"{self.name} learns from pairs (chosen, rejected), and this data set has none",
+                    key="task", value=type(task).__name__,
+                    fix="use algo=kto for unpaired rows, or data with chosen and rejected",
+                )
+            )
+        if self.consumes == "prompts" and not data.train_prompts:
+            found.append(UserError(f"{self.name} needs prompts, and this data set has none", key="task"))
+        return found
+
+    @abstractmethod
+    def trainer(self, job: TrainJob) -> Trainer:
+        """Make the trainer; heavy imports happen here."""
+
+
+def needs_positive_beta(algorithm: Algorithm) -> list[UserError]:
+    """Shared rule: beta must be above zero."""
+    if algorithm.beta is not None and algorithm.beta > 0:
+        return []
+    return [
+        UserError(
+            f"{algorithm.name} needs beta > 0", key="algo.beta", value=algorithm.beta, fix="for example beta=0.1"
+        )
+    ]

@@ -1,0 +1,65 @@
+"""DPO and IPO: preference pairs against a frozen reference, by TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta
+from harness.errors import UserError
+from harness.training import Train
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class DPO(Algorithm):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
+
+    -log sigmoid(beta * ((log pi_w - log ref_w) - (log pi_l - log ref_l))), log-probabilities summed over tokens.
+    """
+
+    name: ClassVar[str] = "dpo"
+    family: ClassVar[Literal["offline", "online", "none"]] = "offline"
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "pairs"
+    loss_type: ClassVar[str] = "sigmoid"
+
+    beta: float | None = 0.1
+
+    def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
+        """Pairs and beta > 0 are needed."""
+        return [*super().problems(task, data, train), *needs_positive_beta(self)]
+
+    def trainer(self, job: TrainJob) -> Trainer:
+        """TRL's trainer; with an adapter the reference is the base with the adapter off."""
+        from trl import DPOConfig, DPOTrainer
+
+        from harness.algorithms.arguments import common_arguments, to_dataset
+
+        return DPOTrainer(
+            model=job.model,
+            ref_model=job.reference,
+            args=DPOConfig(
+                **common_arguments(job),
+                beta=self.beta,
+                loss_type=[self.loss_type],
+                max_length=job.train.max_length,
+            ),
+            train_dataset=to_dataset(job.rows(job.data.train_pairs), ("prompt", "chosen", "rejected")),
+            processing_class=job.tokenizer,
+            peft_config=job.adapter.peft_config(),
+            callbacks=job.callbacks,
+        )
+
+
+@dataclass(frozen=True)
+class IPO(DPO):
+    """Identity preference optimization (Azar et al. 2023, arXiv 2310.12036, eq. 17).
+
+    (h - 1 / (2 beta))^2 with h the difference of log-ratios. TRL averages the log-probabilities over tokens
+    here, as the authors recommended to it; beta is the paper's tau.
+    """
+
+    name: ClassVar[str] = "ipo"
+    loss_type: ClassVar[str] = "ipo"

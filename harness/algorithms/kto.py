@@ -1,0 +1,98 @@
+"""KTO: single completions labelled desirable or not, by TRL's KTOTrainer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Gt
+
+from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta
+from harness.errors import UserError
+from harness.training import Train
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class KTO(Algorithm):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8).
+
+    TRL estimates the KL term inside each micro-batch from completions rotated by one, and reads the data in
+    order: unpaired rows are shuffled here, or the first half of training would see desirable rows alone.
+
+    Attributes:
+        desirable_weight: lambda_D.
+        undesirable_weight: lambda_U.
+    """
+
+    name: ClassVar[str] = "kto"
+    family: ClassVar[Literal["offline", "online", "none"]] = "offline"
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "unpaired"
+
+    beta: float | None = 0.1
+    desirable_weight: Annotated[float, Gt(0)] = 1.0
+    undesirable_weight: Annotated[float, Gt(0)] = 1.0
+
+    def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
+        """Both labels, a micro-batch above one and beta > 0 are needed."""
+        found = [*super().problems(task, data, train), *needs_positive_beta(self)]
+        labels = {bool(row["label"]) for row in data.train_unpaired} or ({True, False} if data.train_pairs else set())
+        if labels != {True, False}:
+            only = "none" if not labels else "desirable only" if True in labels else "undesirable only"
+            found.append(
+                UserError(
+                    "kto needs desirable and undesirable rows",
+                    key="task",
+                    value=f"labels: {only}",
+                    fix="add rows with the other label, or use algo=sft for desirable rows alone",
+                )
+            )
+        if train.micro_batch_size is not None and train.micro_batch_size < 2:
+            found.append(
+                UserError(
+                    "kto estimates its KL term inside a micro-batch, so it must hold at least 2 rows",
+                    key="train.micro_batch_size",
+                    value=train.micro_batch_size,
+                    fix="train.micro_batch_size=2 or more",
+                )
+            )
+        return found
+
+    def trainer(self, job: TrainJob) -> Trainer:
+        """TRL's trainer on shuffled rows."""
+        from trl import KTOConfig, KTOTrainer
+
+        from harness.algorithms.arguments import common_arguments, to_dataset
+
+        rows = shuffled_rows(job.data.train_pairs, job.data.train_unpaired, job.seed)
+        return KTOTrainer(
+            model=job.model,
+            ref_model=job.reference,
+            args=KTOConfig(
+                **common_arguments(job),
+                beta=self.beta,
+                desirable_weight=self.desirable_weight,
+                undesirable_weight=self.undesirable_weight,
+                max_length=job.train.max_length,
+            ),
+            train_dataset=to_dataset(job.rows(rows), ("prompt", "completion", "label")),
+            processing_class=job.tokenizer,
+            peft_config=job.adapter.peft_config(),
+            callbacks=job.callbacks,
+        )
+
+
+def shuffled_rows(
+    pairs: Sequence[Mapping[str, Any]], unpaired: Sequence[Mapping[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    """Unpaired rows in an order drawn from ``seed``; pairs give a desirable and an undesirable row each."""
+    rows = [dict(row) for row in unpaired]
+    for pair in pairs if not unpaired else ():
+        rows.append({"prompt": pair["prompt"], "completion": pair["chosen"], "label": True})
+        rows.append({"prompt": pair["prompt"], "completion": pair["rejected"], "label": False})
+    random.Random(f"kto-{seed}").shuffle(rows)
+    return rows

@@ -1,0 +1,77 @@
+"""SFT on the chosen completions, and the do-nothing algorithm for the floor row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.algorithms.base import Algorithm, TrainJob
+from harness.errors import UserError
+from harness.training import Train
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class SFT(Algorithm):
+    """Supervised fine-tuning on the chosen (or desirable) completions; the prompt carries no loss."""
+
+    name: ClassVar[str] = "sft"
+    family: ClassVar[Literal["offline", "online", "none"]] = "offline"
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "unpaired"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Imitation needs no reference."""
+        return False
+
+    def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
+        """At least one desirable completion is needed."""
+        if data.train_pairs or any(row["label"] for row in data.train_unpaired):
+            return []
+        return [UserError("sft needs chosen or desirable completions, and this data set has none", key="task")]
+
+    def trainer(self, job: TrainJob) -> Trainer:
+        """TRL's trainer on (prompt, completion) rows."""
+        from trl import SFTConfig, SFTTrainer
+
+        from harness.algorithms.arguments import common_arguments, to_dataset
+
+        rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
+        rows += [
+            {"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]
+        ]
+        return SFTTrainer(
+            model=job.model,
+            args=SFTConfig(
+                **common_arguments(job), max_length=job.train.max_length, completion_only_loss=True, packing=False
+            ),
+            train_dataset=to_dataset(job.rows(rows), ("prompt", "completion")),
+            processing_class=job.tokenizer,
+            peft_config=job.adapter.peft_config(),
+            callbacks=job.callbacks,
+        )
+
+
+@dataclass(frozen=True)
+class Untrained(Algorithm):
+    """``algo=none``: the model as it is, the floor of a comparison or a checkpoint trained elsewhere."""
+
+    name: ClassVar[str] = "none"
+    family: ClassVar[Literal["offline", "online", "none"]] = "none"
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "nothing"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Nothing is trained."""
+        return False
+
+    @property
+    def trains(self) -> bool:
+        """Nothing is trained."""
+        return False
+
+    def trainer(self, job: TrainJob) -> Trainer:
+        """Never called: ``trains`` is False."""
+        raise TypeError("algo=none does not train")

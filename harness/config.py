@@ -1,0 +1,189 @@
+"""Find ``conf/``, compose it with Hydra, and build validated components from YAML nodes.
+
+A node with a ``_target_`` names a frozen dataclass that is schema and component at once. Building one touches
+no GPU, no network and no environment variable. All errors of a configuration are collected, not the first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, UserErrors
+
+OWN_PACKAGE = "harness"
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML groups: inside the wheel, or at the top of the checkout."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "conf", here.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError("the configuration folder conf/ is missing", fix="reinstall: pip install -e .[dev]")
+
+
+@contextmanager
+def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
+    """Initialise Hydra's compose API on ``conf/`` (plus the user's ``--config-dir``) for a while."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+            if config_dirs:
+                search_path = GlobalHydra.instance().config_loader().get_search_path()
+                for path in config_dirs:
+                    search_path.append("command-line", str(Path(path).resolve()))
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from None
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, Any]:
+    """Compose one configuration and resolve it to plain containers. Call inside ``hydra_config``."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf, open_dict
+
+    config = hydra_compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    hydra_node: dict[str, Any] = {}
+    if with_hydra:
+        with open_dict(config):
+            # Only these two are resolvable outside a job; the rest of the hydra node needs one.
+            hydra_node = {
+                "sweeper": OmegaConf.to_container(config.hydra.sweeper, resolve=False),
+                "launcher": OmegaConf.to_container(config.hydra.launcher, resolve=False),
+            }
+            del config["hydra"]
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    result = {str(key): value for key, value in plain.items()}
+    if with_hydra:
+        result["hydra"] = hydra_node
+    return result
+
+
+def as_user_error(error: Exception) -> UserError:
+    """Hydra's and OmegaConf's own complaints, as ours."""
+    text = str(error).strip() or type(error).__name__
+    chained = error.__cause__
+    if chained is not None and str(chained).strip() and str(chained).strip() not in text:
+        text += f" ({str(chained).strip()})"
+    fix = "see the known options in the message, or `python -m harness --help`"
+    if "ambiguous" in text.lower():
+        fix = "add -m to sweep over comma-separated values"
+    elif "Could not append" in text or "Key '" in text or "not in struct" in text:
+        fix = "check the spelling; `python -m harness --cfg job` prints every key (a leading + adds a new one)"
+    return UserError(text, fix=fix)
+
+
+def build(node: Any, *, path: str, plugins: Sequence[str] = (), base: type | None = None) -> Any:
+    """Turn a plain node into a validated component; raises ``UserErrors`` with everything wrong below ``path``.
+
+    Args:
+        node: plain containers, as ``compose`` returns them.
+        path: the node's key, for messages (``algo``).
+        plugins: packages besides ``harness`` from which classes may be built.
+        base: class that the component must derive from.
+    """
+    errors: list[UserError] = []
+    built = _build(node, path, tuple(plugins), errors)
+    if errors:
+        raise UserErrors(errors)
+    if base is not None and not isinstance(built, base):
+        raise UserErrors(
+            [UserError(f"must be a {base.__name__}, not a {type(built).__name__}", key=f"{path}._target_")]
+        )
+    return built
+
+
+def _build(node: Any, path: str, plugins: tuple[str, ...], errors: list[UserError]) -> Any:
+    if isinstance(node, list):
+        return [_build(item, f"{path}[{i}]", plugins, errors) for i, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        if node == "???":
+            errors.append(UserError("a value is required", key=path, fix=f"set it: {path}=..."))
+        return node
+    if "_target_" not in node:
+        return {key: _build(value, f"{path}.{key}", plugins, errors) for key, value in node.items()}
+    before = len(errors)
+    fields = {
+        key: _build(value, f"{path}.{key}", plugins, errors)
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    try:
+        target = import_component(node["_target_"], key=f"{path}._target_", plugins=plugins)
+    except UserError as error:
+        errors.append(error)
+        return None
+    if len(errors) > before:
+        # Children are broken: still validate this level's own fields, so that everything is reported at once.
+        broken = {e.key for e in errors[before:] if e.key}
+        fields = {k: v for k, v in fields.items() if not any(b.startswith(f"{path}.{k}") for b in broken)}
+        _validate(target, fields, path, errors, ignore_missing=True)
+        return None
+    return _validate(target, fields, path, errors)
+
+
+def _validate(
+    target: type, fields: dict[str, Any], path: str, errors: list[UserError], *, ignore_missing: bool = False
+) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(target).validate_python(fields)
+    except ValidationError as failure:
+        for item in failure.errors():
+            if ignore_missing and item["type"] == "missing":
+                continue
+            errors.append(_explain(item, target, path))
+    return None
+
+
+def _explain(item: Any, target: type, path: str) -> UserError:
+    """One pydantic error as key, value, rule and fix."""
+    location = ".".join(str(part) for part in item["loc"] if part != "dataclass")
+    key = f"{path}.{location}" if location else path
+    rule = item["msg"][:1].lower() + item["msg"][1:]
+    known = [name for name in inspect.signature(target).parameters]
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return UserError("unknown key", key=key, fix=f"remove it; known keys of {path}: {', '.join(known)}")
+    if item["type"] == "missing":
+        return UserError("a value is required", key=key, fix=f"set it: {key}=...")
+    fix = f"give {key} a value that satisfies this"
+    if "expected" in (item.get("ctx") or {}):
+        fix = f"use one of {item['ctx']['expected']}"
+    return UserError(rule.removeprefix("value error, "), key=key, value=item["input"], fix=fix)
+
+
+def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> type:
+    """Import the class behind a ``_target_``; only from ``harness`` and the packages in ``plugins``."""
+    name = str(target)
+    package = name.split(".")[0]
+    if package != OWN_PACKAGE and package not in plugins:
+        raise UserError(
+            "only classes of harness and of packages listed in plugins are built",
+            key=key,
+            value=name,
+            fix=f"plugins=[{package}]",
+        )
+    module_name, _, class_name = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"cannot be imported ({error})", key=key, value=name, fix="check the dotted path of the class"
+        ) from None
+    if not isinstance(found, type):
+        raise UserError("must name a class", key=key, value=name)
+    return found

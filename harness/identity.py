@@ -1,0 +1,141 @@
+"""Trial keys, digests of code and models, and the record of the environment.
+
+A trial is known by a *train key* (everything that can change what training yields) and an *eval key* (the
+evaluators' configuration, code and data). Keys are computed without importing torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
+TRAINING_CODE = ("algorithms", "rewards", "stages", "tasks", "adapters.py", "models.py", "training.py", "worker.py")
+EVALUATION_CODE = ("evaluators",)
+
+
+def digest(content: Any, length: int = 16) -> str:
+    """SHA-256 of the canonical JSON of ``content``."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@functools.cache
+def code_digest(parts: tuple[str, ...], extra_modules: tuple[str, ...] = ()) -> str:
+    """Digest of the source files below the package parts, and of the files of ``extra_modules`` (plugins)."""
+    files: list[Path] = []
+    for part in parts:
+        place = PACKAGE / part
+        files += sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    for name in extra_modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file:
+            files.append(Path(file))
+    hasher = hashlib.sha256()
+    for file in files:
+        hasher.update(file.name.encode())
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:16]
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that compute."""
+    return {name: _version(name) for name in COMPUTING_LIBRARIES}
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a model folder by content; cached per process by path, size and time of change."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return _folder_digest(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+
+
+@functools.cache
+def _folder_digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    hasher = hashlib.sha256()
+    for name, _size, _time in files:
+        hasher.update(Path(name).name.encode())
+        with open(name, "rb") as file:
+            while chunk := file.read(1 << 24):
+                hasher.update(chunk)
+    return hasher.hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """What a number was measured on: versions, processor, commit."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "versions": {**library_versions(), "harness": _version("harness"), "mlflow": _version("mlflow")},
+        "git_sha": git_sha(),
+        "command": " ".join(sys.argv),
+    }
+
+
+@functools.cache
+def git_sha() -> str | None:
+    """Commit of the working directory, with ``-dirty`` appended where files differ; None outside git."""
+    try:
+        sha = _git("rev-parse", "--short=12", "HEAD")
+        return f"{sha}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else sha
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: ``{"algo": {"beta": 1}}`` -> ``{"algo.beta": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The names under which two explanations of a key differ, for the log."""
+    changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+    return ", ".join(changed) or "nothing"
+
+
+def modules_of(components: Iterable[object]) -> tuple[str, ...]:
+    """Modules of components that live outside the package: plugins, whose code counts too."""
+    names = {type(c).__module__ for c in components}
+    return tuple(sorted(n for n in names if not n.startswith("harness.")))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the platform module's answer is all there is
+    return platform.processor() or "unknown"
