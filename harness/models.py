@@ -4,3 +4,384 @@ Import-light: torch and transformers are imported when a model is loaded.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt
+
+from harness import identity
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.tasks.base import Task
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+"""Used for conversational rows where the tokenizer has no template of its own; the log says so."""
+
+
+@dataclass(frozen=True)
+class Model(ABC):
+    """A base model.
+
+    Attributes:
+        dtype: ``auto`` stores weights in bf16 on CUDA that has it and in fp32 elsewhere.
+        attention: transformers' attention implementation; null leaves the choice to transformers.
+        chat_template: ``auto`` renders conversational rows, and text rows as one user turn, with the
+            tokenizer's template where it has one; ``off`` leaves text rows as they are.
+        pad_token: pad token to use where the tokenizer has none.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    name: ClassVar[str]
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: str | None = None
+    chat_template: Literal["auto", "off"] = "auto"
+    pad_token: str | None = None
+
+    @property
+    def stage(self) -> Mapping[str, Any] | None:
+        """Recipe of the stage that makes this base (an SFT run), or None where it exists already."""
+        return None
+
+    @abstractmethod
+    def recipe_digest(self, task: Task) -> str:
+        """Identity of the base for comparisons: its recipe, since weights of one recipe differ in bits."""
+
+    def problems(self) -> list[UserError]:
+        """What is wrong before anything is loaded; torch-free."""
+        return []
+
+    @abstractmethod
+    def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
+        """The tokenizer, padding on the left."""
+
+    @abstractmethod
+    def load(
+        self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
+    ) -> PreTrainedModel:
+        """The model on ``device`` in ``dtype``, 4-bit where ``quantization`` asks for it."""
+
+
+@dataclass(frozen=True)
+class Tiny(Model):
+    """The embedded model: a small Llama over characters, made by the SFT stage on first use.
+
+    Attributes:
+        seed: governs initial weights and the order of base training.
+        layers, hidden, intermediate, heads: the Llama's shape (0.86 M parameters by default).
+        context: longest sequence in tokens.
+        steps, batch_size, learning_rate, warmup_ratio: of the SFT stage.
+    """
+
+    name: ClassVar[str] = "tiny"
+
+    seed: Annotated[int, Ge(0)] = 0
+    layers: Annotated[int, Gt(0)] = 4
+    hidden: Annotated[int, Gt(0)] = 128
+    intermediate: Annotated[int, Gt(0)] = 384
+    heads: Annotated[int, Gt(0)] = 4
+    context: Annotated[int, Gt(31)] = 96
+    steps: Annotated[int, Gt(0)] = 560
+    batch_size: Annotated[int, Gt(0)] = 128
+    learning_rate: Annotated[float, Gt(0)] = 3e-3
+    warmup_ratio: Annotated[float, Ge(0)] = 0.08
+
+    def problems(self) -> list[UserError]:
+        """Heads must divide the width."""
+        if self.hidden % self.heads == 0:
+            return []
+        return [
+            UserError(
+                f"must be a multiple of model.heads ({self.heads})", key="model.hidden", value=self.hidden,
+                fix=f"model.hidden={self.hidden // self.heads * self.heads or self.heads}",
+            )
+        ]
+
+    @property
+    def stage(self) -> Mapping[str, Any]:
+        """Everything about this class that can change the weights."""
+        return {k: v for k, v in asdict(self).items() if k not in ("dtype", "attention", "chat_template")}
+
+    def recipe_digest(self, task: Task) -> str:
+        """Shape, SFT recipe, SFT data and the code that makes them."""
+        return identity.digest(
+            {
+                "model": self.stage,
+                "task": {"class": type(task).__qualname__, **asdict(task)},
+                "code": identity.code_digest(("stages", "tasks", "models.py")),
+                "versions": identity.library_versions(),
+            }
+        )
+
+    def fresh(self) -> PreTrainedModel:
+        """The model before its SFT stage, seeded."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = self.tokenizer(None)
+        torch.manual_seed(self.seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=self.hidden,
+                num_hidden_layers=self.layers,
+                intermediate_size=self.intermediate,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.heads,
+                max_position_embeddings=self.context,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+                tie_word_embeddings=True,
+            )
+        )
+
+    def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
+        """One token per character of the embedded task's alphabet."""
+        return character_tokenizer(self.context)
+
+    def load(
+        self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
+    ) -> PreTrainedModel:
+        """The weights that the SFT stage left in ``source``."""
+        assert source is not None
+        return load_pretrained(str(source), dtype=dtype, device=device, quantization=quantization, model=self)
+
+
+@dataclass(frozen=True)
+class HF(Model):
+    """A model from a local directory or the hub.
+
+    Attributes:
+        path: directory or hub id.
+        revision: hub revision.
+        trust_remote_code: run code that ships with the model; off unless asked for.
+    """
+
+    name: ClassVar[str] = "hf"
+
+    path: str = field(kw_only=True)
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def local(self) -> Path | None:
+        """The directory, where the path is one (or looks like one)."""
+        path = Path(self.path).expanduser()
+        return path if path.is_dir() or self.path.startswith(("/", "./", "../", "~")) else None
+
+    def problems(self) -> list[UserError]:
+        """A local path must be a model directory."""
+        folder = self.local
+        if folder is None:
+            return []
+        if not folder.is_dir():
+            return [
+                UserError("no such directory", key="model.path", value=self.path, fix="name a model directory")
+            ]
+        if not (folder / "config.json").is_file():
+            return [
+                UserError(
+                    "the directory holds no config.json, so it is no transformers model",
+                    key="model.path",
+                    value=self.path,
+                    fix="name the folder that save_pretrained wrote",
+                )
+            ]
+        return []
+
+    def recipe_digest(self, task: Task) -> str:
+        """Content of a local directory; name and revision of a hub model."""
+        folder = self.local
+        content = identity.folder_digest(folder) if folder else [self.path, self.revision]
+        return identity.digest({"model": content, "chat_template": self.chat_template, "pad": self.pad_token})
+
+    def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
+        """Its own tokenizer; a missing pad token is the user's to name."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(self.local or self.path), revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _cannot_load("tokenizer", self.path, error) from error
+        if self.pad_token is not None:
+            if self.pad_token not in tokenizer.get_vocab():
+                raise UserError(
+                    "is no token of this model's vocabulary", key="model.pad_token", value=self.pad_token,
+                    fix=f"for example model.pad_token='{tokenizer.eos_token}'",
+                )
+            tokenizer.pad_token = self.pad_token
+        if tokenizer.pad_token is None:
+            raise UserError(
+                "the tokenizer has no pad token, and padding with a token that means something trains it away",
+                key="model.pad_token",
+                value=None,
+                fix=f"name one: model.pad_token='{tokenizer.eos_token}'",
+            )
+        tokenizer.padding_side = "left"
+        return tokenizer
+
+    def load(
+        self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
+    ) -> PreTrainedModel:
+        """Load the causal language model."""
+        try:
+            return load_pretrained(
+                str(self.local or self.path),
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                model=self,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except (OSError, ValueError) as error:
+            raise _cannot_load("model", self.path, error) from error
+
+
+@dataclass(frozen=True)
+class Shape(Model):
+    """Random weights at a real architecture's shape, to measure memory and speed without a download.
+
+    Attributes:
+        label: the shape's name.
+        architecture: transformers' ``model_type`` (``llama``, ``qwen2``).
+        config: the architecture's configuration values.
+        seed: of the random weights.
+    """
+
+    name: ClassVar[str] = "shape"
+
+    label: str = "custom"
+    architecture: str = "llama"
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: Annotated[int, Ge(0)] = 0
+
+    def recipe_digest(self, task: Task) -> str:
+        """Shape and seed."""
+        return identity.digest({"architecture": self.architecture, "config": self.config, "seed": self.seed})
+
+    def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
+        """The embedded character tokenizer: its ids fit into any vocabulary."""
+        return character_tokenizer(int(self.config.get("max_position_embeddings", 4096)))
+
+    def configuration(self) -> Any:
+        """The transformers configuration."""
+        from transformers import AutoConfig
+
+        tokenizer = self.tokenizer(None)
+        try:
+            return AutoConfig.for_model(
+                self.architecture,
+                **self.config,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+            )
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"transformers cannot make this configuration ({error})", key="model.config", value=self.label
+            ) from error
+
+    def load(
+        self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
+    ) -> PreTrainedModel:
+        """Random weights, made on the device; quantized through transformers' own loader."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        config = self.configuration()
+        torch.manual_seed(self.seed)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                made = AutoModelForCausalLM.from_config(config, dtype=dtype, **_attention(self))
+        finally:
+            torch.set_default_dtype(before)
+        if quantization is None:
+            return made.to(device)
+        state = {k: v.contiguous() for k, v in made.state_dict().items()}
+        made_class = type(made)
+        del made
+        return made_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            **_attention(self),
+        )
+
+
+def load_pretrained(
+    path: str, *, dtype: torch.dtype, device: str, quantization: Any | None, model: Model, **options: Any
+) -> PreTrainedModel:
+    """``AutoModelForCausalLM.from_pretrained`` on one device."""
+    from transformers import AutoModelForCausalLM
+
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_attention(model), **options)
+    return loaded if quantization is not None else loaded.to(device)
+
+
+def character_tokenizer(context: int) -> PreTrainedTokenizerBase:
+    """One token per character of the embedded task's alphabet, made in memory."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from harness.tasks.arithmetic import ALPHABET
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=context,
+    )
+
+
+def context_length(config: Any) -> int | None:
+    """Longest sequence in tokens that a transformers configuration allows, where it says so."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _attention(model: Model) -> dict[str, Any]:
+    return {} if model.attention is None else {"attn_implementation": model.attention}
+
+
+def _cannot_load(what: str, path: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"the {what} cannot be loaded ({first})",
+        key="model.path",
+        value=path,
+        fix="check the path; for a hub model check the network (or HF_HOME), or name a local directory",
+    )

@@ -107,18 +107,21 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not yet reaped; empty where it is gone."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    found = (_read(f"/proc/{pid}/task/{thread}/children") or b"" for thread in threads)
+    return [int(child) for text in found for child in text.split()]
+
+
 def process_tree(pid: int) -> list[int]:
     """A process and its descendants, the process first; empty where it is gone."""
-    tree, waiting = [], [pid]
-    while waiting:
-        parent = waiting.pop()
-        try:
-            threads = os.listdir(f"/proc/{parent}/task")
-        except OSError:
-            continue
-        tree.append(parent)
-        for thread in threads:
-            waiting.extend(int(child) for child in (_read(f"/proc/{parent}/task/{thread}/children") or b"").split())
+    tree = [pid] if start_ticks(pid) is not None else []
+    for member in tree:  # grows while it is walked
+        tree.extend(children(member))
     return tree
 
 
@@ -215,13 +218,12 @@ class HostLens:
 
     def _follow_tree(self, now: float) -> None:
         tree = process_tree(self._pid)
-        parents = {pid for pid in tree if len(tree) > 1 and len(process_tree(pid)) > 1}
         self._parts = {pid: self._parts.get(pid) or SharedPart(pid) for pid in tree}
         self._tree_pace.spent(now, 0.0)
         all_due, before = self._part_pace.due(now), time.thread_time()
         for pid, part in self._parts.items():
             if all_due or part.shared_bytes is None:
-                part.measure(alone=pid not in parents)
+                part.measure(alone=not children(pid))
         if all_due:
             self._part_pace.spent(now, time.thread_time() - before)
 
