@@ -38,7 +38,6 @@ class Arithmetic(Task):
         pairs: preference pairs for alignment.
         eval_pairs: held-out pairs per split, labels clean.
         eval_prompts: held-out prompts per split.
-        sft_rows: rows the base model is fine-tuned on.
         held_out: share of the prompts kept out of base training and alignment alike; half of them are the
             validation split (for tuning), half the test split.
         unanswerable: share of prompts that have no answer.
@@ -47,6 +46,8 @@ class Arithmetic(Task):
         noise_temperature: scale of the reward gap in that draw, in units of reward.
         length_cost: true reward lost per character.
         mixture: weights of the behaviours concise, verbose, wrong, evasive in base training.
+        mastery: share of base training, at its start, that shows right and concise answers alone: the skill is
+            learned first, the mixture of behaviours after it.
     """
 
     has_reward: ClassVar[bool] = True
@@ -57,42 +58,51 @@ class Arithmetic(Task):
     pairs: Annotated[int, Gt(0)] = 6000
     eval_pairs: Annotated[int, Gt(0)] = 400
     eval_prompts: Annotated[int, Gt(0)] = 200
-    sft_rows: Annotated[int, Gt(0)] = 40000
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.2
     unanswerable: Annotated[float, Ge(0), Lt(1)] = 0.1
     label_noise: Annotated[float, Ge(0), Le(1)] = 0.1
     noise_temperature: Annotated[float, Gt(0)] = 0.5
     length_cost: Annotated[float, Ge(0)] = 0.02
-    mixture: tuple[float, float, float, float] = (0.2, 0.2, 0.3, 0.3)
+    mixture: tuple[float, float, float, float] = (0.3, 0.25, 0.2, 0.25)
+    mastery: Annotated[float, Ge(0), Le(1)] = 0.77
 
     def load(self) -> TaskData:
         """Make every row from the seed; takes about 0.3 s for the default sizes."""
-        prompts = list(self._prompts())
-        random.Random(f"split-{self.seed}").shuffle(prompts)
-        cut = max(2, round(len(prompts) * self.held_out))
-        held, seen = prompts[:cut], prompts[cut:]
-        splits = {"validation": held[: cut // 2], "test": held[cut // 2 :]}
-
+        seen, splits = self._split()
         rng = random.Random(f"rows-{self.seed}")
-        held_letters = _letter_rows(random.Random(f"letters-{self.seed}"), 200)
-        sft = [self._sft_row(rng, seen) for _ in range(self.sft_rows * 4 // 5)]
-        sft += _letter_rows(rng, self.sft_rows - len(sft), avoid={r["prompt"] for r in held_letters})
-        rng.shuffle(sft)
         train_pairs = [self._pair(rng, self._draw(rng, seen), noisy=True) for _ in range(self.pairs)]
-        order = [self._draw(rng, seen) for _ in range(self.pairs)]
+        train_prompts = [dict(self._draw(rng, seen)) for _ in range(self.pairs)]
         return TaskData(
             train_pairs=train_pairs,
-            train_prompts=[dict(row) for row in order],
+            train_prompts=train_prompts,
             eval_pairs={
                 name: [self._pair(rng, self._draw(rng, rows), noisy=False) for _ in range(self.eval_pairs)]
                 for name, rows in splits.items()
             },
-            eval_prompts={
-                name: self._balanced(rng, rows, self.eval_prompts) for name, rows in splits.items()
-            },
-            sft=sft,
-            retention=held_letters,
+            eval_prompts={name: self._balanced(rng, rows, self.eval_prompts) for name, rows in splits.items()},
+            retention=self._held_letters(),
         )
+
+    def base_rows(self, count: int) -> list[Row]:
+        """``count`` rows that the base model is trained on, in this order: skill first, then the mixture.
+
+        Held-out prompts do not occur; a fifth of the rows are letter operations.
+        """
+        seen, _ = self._split()
+        rng = random.Random(f"base-{self.seed}")
+        held_letters = {row["prompt"] for row in self._held_letters()}
+        rows: list[Row] = []
+        for index in range(count):
+            if rng.random() < 0.2:
+                rows += _letter_rows(rng, 1, avoid=held_letters)
+                continue
+            row = self._draw(rng, seen)
+            if index < self.mastery * count:
+                behaviour = "evasive" if row["answer"] is None else "concise"
+            else:
+                behaviour = rng.choices(BEHAVIOURS, self.mixture)[0]
+            rows.append({"prompt": row["prompt"], "completion": self._say(rng, row, behaviour)})
+        return rows
 
     def score(self, row: Row, completion: str) -> Score:
         """True reward: 1 if right, 0 if not, less ``length_cost`` per character.
@@ -107,6 +117,16 @@ class Arithmetic(Task):
         return Score(reward=float(correct) - self.length_cost * len(completion), correct=correct)
 
     # -- prompts ---------------------------------------------------------------------------------------
+
+    def _split(self) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+        """Prompts that training may see, and the held-out ones per split."""
+        prompts = list(self._prompts())
+        random.Random(f"split-{self.seed}").shuffle(prompts)
+        cut = max(2, round(len(prompts) * self.held_out))
+        return prompts[cut:], {"validation": prompts[: cut // 2], "test": prompts[cut // 2 : cut]}
+
+    def _held_letters(self) -> list[Row]:
+        return _letter_rows(random.Random(f"letters-{self.seed}"), 200)
 
     def _prompts(self) -> Iterator[dict[str, Any]]:
         """All prompts of this world; unanswerable ones hide an operand behind a question mark."""
@@ -152,11 +172,6 @@ class Arithmetic(Task):
             return right
         value = int(right)
         return str(value + 10 if value < 10 else value + rng.choice((-10, 10)))  # the carry slipped
-
-    def _sft_row(self, rng: random.Random, prompts: Sequence[Row]) -> Row:
-        row = self._draw(rng, prompts)
-        behaviour = rng.choices(BEHAVIOURS, self.mixture)[0]
-        return {"prompt": row["prompt"], "completion": self._say(rng, row, behaviour)}
 
     def _pair(self, rng: random.Random, row: Row, *, noisy: bool) -> Row:
         """Two behaviours of one prompt, labelled by the true reward (Bradley-Terry where noisy)."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from harness.errors import UserError
+
 Row = Mapping[str, Any]
 Text = str | list[dict[str, str]]
 """A prompt or a completion: plain text, or a list of ``{"role", "content"}`` messages."""
@@ -37,7 +39,6 @@ class TaskData:
         train_prompts: ``prompt`` rows plus whatever ``Task.score`` reads, for online algorithms.
         eval_pairs: per split (``validation``, ``test``) the held-out preference pairs, labels clean where known.
         eval_prompts: per split the held-out prompts.
-        sft: ``prompt, completion`` rows from which an embedded base model is made; empty for real models.
         retention: ``prompt, completion`` rows of skills that alignment never touches; forgetting shows here.
         notes: one line per thing a reader should know (rows skipped and why, ...).
     """
@@ -47,7 +48,6 @@ class TaskData:
     train_prompts: Sequence[Row] = ()
     eval_pairs: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     eval_prompts: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    sft: Sequence[Row] = ()
     retention: Sequence[Row] = ()
     notes: Sequence[str] = ()
 
@@ -92,6 +92,15 @@ class Task(ABC):
     @abstractmethod
     def load(self) -> TaskData:
         """Read or make all rows; raises ``UserError`` naming file, line, field and fix."""
+
+    def base_rows(self, count: int) -> list[Row]:
+        """``prompt, completion`` rows that make an embedded base model, in training order."""
+        raise UserError(
+            "this data cannot make the embedded base model",
+            key="model",
+            value="tiny",
+            fix="use task=arithmetic with it, or your own model: model=hf model.path=...",
+        )
 
     def score(self, row: Row, completion: str) -> Score:
         """The true reward of ``completion`` for the prompt row; only where ``has_reward``."""

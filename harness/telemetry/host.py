@@ -1,17 +1,17 @@
 """Memory of a process tree without a GPU: private resident bytes, read from ``/proc``.
 
-A forkserver child shares hundreds of megabytes with its server (545 MB resident, 97 MB its own, right after the
-start), so resident memory overstates what a trial costs; private bytes are the truth. Only ``smaps_rollup`` tells
-them, and it walks every page. Measured (Linux 6.18, 2 cores) on a forked child of 1.13 GB resident and 1,314
-mappings with torch, transformers and trl loaded:
+A forkserver child shares hundreds of megabytes with its server (545 MB resident, 97 MB its own, right after
+the start), so resident memory overstates what a trial costs; private bytes are the truth. Only
+``smaps_rollup`` tells them, and it walks every page. Measured (Linux 6.18, 2 cores) on a forked child of 1.13
+GB resident and 1,314 mappings with torch, transformers and trl loaded:
 
     /proc/PID/smaps_rollup   15.6 ms     20 a second = 31 % of one core
     /proc/PID/statm           9 us       20 a second = 0.02 %
     /proc/PID/task/*/children 13-22 us
 
-The lens therefore reads resident bytes at every sample and subtracts the part shared with processes outside the
-tree, which changes slowly and is measured about once a second, less often where that would cost more than 1 % of
-one core. ``bench/sampler.py`` measures the whole: 1.2 % of one core at 20 Hz.
+The lens therefore reads resident bytes at every sample and subtracts the part shared with processes outside
+the tree, which changes slowly and is measured about once a second, less often where that would cost more than
+1 % of one core. ``bench/sampler.py`` measures the whole: 1.2 % of one core at 20 Hz.
 
 The kernel keeps resident counters per CPU: ``statm`` and ``VmHWM`` may lag by tens of pages per core.
 """
@@ -19,6 +19,7 @@ The kernel keeps resident counters per CPU: ``statm`` and ``VmHWM`` may lag by t
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from harness.records import MemorySample
 
 MB = 1e6
 PRIVATE_LENS = "private"
+_FIELD = re.compile(rb"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
 class SampleMissed(Exception):
@@ -37,7 +39,8 @@ class Resident:
     """Resident memory of one process.
 
     Attributes:
-        resident_bytes: all of it, huge pages of hugetlbfs excluded (the kernel does not count them as resident).
+        resident_bytes: all of it, huge pages of hugetlbfs excluded (the kernel does not count them as
+            resident).
         private_bytes: what no other process maps, huge pages of hugetlbfs included.
     """
 
@@ -75,7 +78,7 @@ class Pace:
 def resident(pid: int | str) -> Resident | None:
     """Resident and private bytes of one process; dear (see the module), None where it cannot be read."""
     text = _read(f"/proc/{pid}/smaps_rollup")
-    fields = {name: int(value.split()[0]) * 1024 for name, value in _lines(text or b"") if value.endswith(b"kB")}
+    fields = {name: int(kb) * 1024 for name, kb in _FIELD.findall(text or b"")}
     if b"Rss" not in fields:
         return None
     private = sum(fields.get(b"Private_" + kind, 0) for kind in (b"Clean", b"Dirty", b"Hugetlb"))
@@ -126,7 +129,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def reset_peak(pid: int | str = "self") -> bool:
-    """Lower ``VmHWM`` of a process to what is resident now; False where that is not permitted or not Linux."""
+    """Lower ``VmHWM`` of a process to what is resident now; False where not permitted or not Linux."""
     try:
         handle = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY)
     except OSError:
@@ -141,7 +144,7 @@ def reset_peak(pid: int | str = "self") -> bool:
 
 
 def peak_resident_bytes(pid: int | str = "self") -> int | None:
-    """Highest resident bytes (``VmHWM``) since the start or since ``reset_peak``; None where it cannot be read."""
+    """Highest resident bytes (``VmHWM``) since the start or ``reset_peak``; None where it cannot be read."""
     text = _read(f"/proc/{pid}/status") or b""
     at = text.find(b"\nVmHWM:")
     return None if at < 0 else int(text[at + 7 :].split(None, 1)[0]) * 1024
@@ -150,9 +153,9 @@ def peak_resident_bytes(pid: int | str = "self") -> int | None:
 class SharedPart:
     """The bytes of one process that processes outside its tree map too.
 
-    A process that forks makes its own pages look shared. The part shared with the outside hardly ever grows (copy on
-    write and unmapping shrink it), so while there are children the smaller of the last two measurements holds; what
-    parent and child share is then counted once, with the parent.
+    A process that forks makes its own pages look shared. The part shared with the outside hardly ever grows
+    (copy on write and unmapping shrink it), so while there are children the smaller of the last two
+    measurements holds; what parent and child share is then counted once, with the parent.
     """
 
     def __init__(self, pid: int | str):
@@ -228,13 +231,8 @@ class HostLens:
             self._part_pace.spent(now, time.thread_time() - before)
 
 
-def _lines(text: bytes) -> list[tuple[bytes, bytes]]:
-    pairs = (line.partition(b":") for line in text.splitlines())
-    return [(name, value.strip()) for name, colon, value in pairs if colon]
-
-
 def _read(path: str) -> bytes | None:
-    """The content of a file of ``/proc``; None where the process is gone or not ours. A third of ``open()``'s price."""
+    """Content of a file of ``/proc``, cheaper than ``open()``; None where the process is gone or not ours."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

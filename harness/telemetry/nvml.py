@@ -1,20 +1,21 @@
 """GPU memory of a process tree, read from the driver through NVML.
 
-The figure wanted is the memory of the worker itself (lens ``nvml_process``): what the allocator reserved, plus the
-CUDA context and library workspaces that ``torch.cuda`` does not know of. Where the driver does not tell it (inside
-a container the driver lists pids of the host, or lists ours without its memory; under WSL never), the level of the
-whole device minus its level at the start stands in (``nvml_device_delta``), neighbours on the device included.
+The figure wanted is the memory of the worker itself (lens ``nvml_process``): what the allocator reserved,
+plus the CUDA context and library workspaces that ``torch.cuda`` does not know of. Where the driver does not
+tell it (inside a container the driver lists pids of the host, or lists ours without its memory; under WSL
+never), the level of the whole device minus its level at the start stands in (``nvml_device_delta``),
+neighbours on the device included.
 
-NVML numbers devices by PCI bus, CUDA by speed unless CUDA_DEVICE_ORDER=PCI_BUS_ID. The two agree where all devices
-are of one model. Elsewhere an index names no device for sure, and only a UUID does: one in CUDA_VISIBLE_DEVICES,
-one that the worker reports, or that of the device where the driver lists the worker. Until one is known the device
-level is not taken for the worker's.
+NVML numbers devices by PCI bus, CUDA by speed unless CUDA_DEVICE_ORDER=PCI_BUS_ID. The two agree where all
+devices are of one model. Elsewhere an index names no device for sure, and only a UUID does: one in
+CUDA_VISIBLE_DEVICES, one that the worker reports, or that of the device where the driver lists the worker.
+Until one is known the device level is not taken for the worker's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -85,25 +86,28 @@ def visible_gpus(devices: Sequence[Device], env: Mapping[str, str]) -> Visible:
         if entry.isdecimal() and int(entry) < len(everything):
             uuids.append(everything[int(entry)])
             certain = certain and by_index
-        elif entry and len(named := [uuid for uuid in everything if _bare(uuid).startswith(_bare(entry))]) == 1:
-            uuids += named
+        elif (named := _named(entry, everything)) is not None:
+            uuids.append(named)
         else:
             break
     if not uuids:
         raise LensUnavailable(f"CUDA_VISIBLE_DEVICES={mask!r} shows no GPU")
-    return Visible(uuids if certain else everything, certain)
+    return Visible(list(dict.fromkeys(uuids)) if certain else everything, certain)
 
 
 def device_levels(nvml: Any = None) -> dict[str, int]:
-    """Bytes in use on every GPU by UUID, to be taken before a worker starts; empty where there is no driver."""
+    """Bytes in use on every GPU by UUID, to be taken before a worker starts; empty without a driver."""
     try:
         nvml = _started(nvml)
     except LensUnavailable:
         return {}
     try:
         return _levels(nvml, _devices(nvml))
+    except LensUnavailable:
+        return {}
     finally:
-        nvml.nvmlShutdown()
+        with suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 class NvmlLens:
@@ -112,7 +116,6 @@ class NvmlLens:
     Args:
         pid: the worker.
         env: the worker's environment; by default this process's.
-        uuid: the GPU that the worker computes on, where known; see ``use_gpu``.
         levels: bytes in use per UUID before the worker started (``device_levels``); by default those of now.
         nvml: the module ``pynvml`` or a stand-in for it.
 
@@ -125,7 +128,6 @@ class NvmlLens:
         pid: int,
         *,
         env: Mapping[str, str] | None = None,
-        uuid: str | None = None,
         levels: Mapping[str, int] | None = None,
         nvml: Any = None,
     ):
@@ -148,20 +150,16 @@ class NvmlLens:
         self._tree_pace, self._recovery_pace = Pace(), Pace()
         self._counters_mj: dict[str, int] = {}
         self._energy_mj: int | None = None
-        if uuid:
-            self.use_gpu(uuid)
+        self._told: frozenset[str] = frozenset()
 
     def use_gpu(self, *uuids: str) -> None:
         """Look at these GPUs only, as the worker itself named them.
 
         Args:
-            *uuids: ``str(torch.cuda.get_device_properties(i).uuid)``, with or without ``GPU-`` first. A UUID that the
-                driver does not list changes nothing.
+            *uuids: ``str(torch.cuda.get_device_properties(i).uuid)``, with or without ``GPU-`` first. A UUID
+                that the driver does not list changes nothing.
         """
-        told = {_bare(uuid) for uuid in uuids}
-        known = tuple(uuid for uuid in self._handles if _bare(uuid) in told)
-        if known:
-            self._candidates, self._watched, self._certain = known, known, True
+        self._told = frozenset(_bare(uuid) for uuid in uuids)  # applied by the sampling thread
 
     def sample(self, now: float, *, full: bool = True) -> MemorySample:
         """Read the memory in use.
@@ -171,18 +169,20 @@ class NvmlLens:
             full: read utilisation and power as well.
 
         Raises:
-            SampleMissed: the driver failed, or does not say what would be needed; the next sample may succeed.
+            SampleMissed: the driver failed, or does not say what would be needed; the next sample may
+                succeed.
         """
         try:
             self._recover(now)
+            self._heed_worker()
             if self._tree_pace.due(now):
                 self._tree_pace.spent(now, 0.0)
                 self._tree = {self._pid, *process_tree(self._pid)}
                 self._follow_process()
             used, lens = self._used_bytes()
-        except self._nvml.NVMLError as error:
+        except (self._nvml.NVMLError, LensUnavailable) as error:
             self._broken = True
-            raise SampleMissed(f"NVML: {error}") from error
+            raise SampleMissed(_said(error)) from error
         if not full:
             return MemorySample(time=now, used_mb=used / MB, lens=lens)
         rates = self._optional(self._nvml.nvmlDeviceGetUtilizationRates)
@@ -196,7 +196,7 @@ class NvmlLens:
         )
 
     def energy_j(self) -> float | None:
-        """Joules that the watched devices used since the first call; None where they have no counter (before Volta)."""
+        """Joules of the watched devices since the first call; None without a counter (before Volta)."""
         for uuid in self._watched:
             with suppress(self._nvml.NVMLError, KeyError):
                 counter = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handles[uuid])
@@ -229,17 +229,27 @@ class NvmlLens:
     def _delta_bytes(self) -> int:
         if not self._certain:
             raise SampleMissed(
-                "GPUs of several models and no UUID: which one the worker uses is not known until it reports one"
+                "GPUs of several models: which one the worker uses is not known until it reports a UUID"
                 " (or set CUDA_DEVICE_ORDER=PCI_BUS_ID)"
             )
-        used = [self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)).used for uuid in self._watched]
-        return sum(max(0, now - self._levels.get(uuid, 0)) for uuid, now in zip(self._watched, used, strict=True))
+        total = 0
+        for uuid in self._watched:
+            if uuid not in self._levels:
+                raise SampleMissed(f"NVML: the level of {uuid} at the start is not known")
+            total += max(0, self._nvml.nvmlDeviceGetMemoryInfo(self._handle(uuid)).used - self._levels[uuid])
+        return total
+
+    def _heed_worker(self) -> None:
+        known = tuple(uuid for uuid in self._handles if _bare(uuid) in self._told)
+        if known and known != self._candidates:
+            self._candidates, self._watched, self._certain = known, known, True
 
     def _follow_process(self) -> None:
         """Watch the devices where the process is listed; the first visible one until it is."""
         if len(self._candidates) > 1:
             holding = tuple(uuid for uuid in self._candidates if self._process_bytes(uuid))
-            self._watched = holding or self._watched
+            if holding:
+                self._watched, self._certain = holding, True
 
     def _recover(self, now: float) -> None:
         """After an error start the driver anew, at most once a second: handles do not outlive a reset."""
@@ -254,6 +264,7 @@ class NvmlLens:
 
     def _handle(self, uuid: str) -> Any:
         if uuid not in self._handles:
+            self._broken = True
             raise SampleMissed(f"NVML: the driver lists {uuid} no more")
         return self._handles[uuid]
 
@@ -264,7 +275,7 @@ class NvmlLens:
         except (self._nvml.NVMLError, SampleMissed):
             return []
 
-    def _refuse_mig(self, devices: Any) -> None:
+    def _refuse_mig(self, devices: Iterable[Device]) -> None:
         for device in devices:
             with suppress(self._nvml.NVMLError):  # not supported: not a device that can be sliced
                 if self._nvml.nvmlDeviceGetMigMode(device.handle)[0]:
@@ -280,13 +291,17 @@ def _started(nvml: Any) -> Any:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        raise LensUnavailable(f"NVML: {error}") from error
+        raise LensUnavailable(_said(error)) from error
     return nvml
 
 
 def _devices(nvml: Any) -> list[Device]:
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as error:
+        raise LensUnavailable(_said(error)) from error
     devices = []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    for index in range(count):
         with suppress(nvml.NVMLError):  # a lost device must not hide the others
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid, model = (_text(read(handle)) for read in (nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetName))
@@ -300,6 +315,16 @@ def _levels(nvml: Any, devices: Sequence[Device]) -> dict[str, int]:
         with suppress(nvml.NVMLError):
             levels[device.uuid] = nvml.nvmlDeviceGetMemoryInfo(device.handle).used
     return levels
+
+
+def _named(entry: str, uuids: Sequence[str]) -> str | None:
+    """The one UUID that an entry such as ``GPU-1a2b`` begins."""
+    found = [uuid for uuid in uuids if _bare(uuid).startswith(_bare(entry))]
+    return found[0] if entry.lower().startswith("gpu-") and len(found) == 1 else None
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, LensUnavailable) else f"NVML: {error}"
 
 
 def _bare(uuid: str) -> str:

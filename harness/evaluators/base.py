@@ -1,0 +1,107 @@
+"""The evaluator contract. Import-light."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.tasks.base import Task, TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What an evaluator may look at.
+
+    Attributes:
+        model: in eval mode, adapters active.
+        rows: gives rows in the form the model wants (conversational where it has a template).
+        split: ``test`` or ``validation``.
+        beta: the algorithm's, for scaled margins; None where it has none.
+        reference: log-probabilities of the held-out pairs under the model before training, as
+            ``pair_log_probs`` returns them; None on the baseline.
+        max_length: tokens after which a sequence is truncated.
+        max_completion_length: tokens sampled per completion.
+        seed: of sampling; the same for baseline and trained model.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    data: TaskData
+    rows: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+    split: str
+    batch_size: int
+    max_length: int
+    max_completion_length: int
+    seed: int
+    device: str
+    beta: float | None = None
+    reference: Any | None = None
+
+    @property
+    def on_baseline(self) -> bool:
+        """Whether the model is the base before training."""
+        return self.reference is None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluator found.
+
+    Attributes:
+        metrics: name without prefix -> value; ``<name>_stderr`` beside it where it is a mean.
+        tables: name -> rows, kept as artifacts.
+        absent: metric -> reason why it could not be measured.
+    """
+
+    metrics: Mapping[str, float]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluator(ABC):
+    """Judges a model; a frozen description."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def not_applicable(self, task: Task, data: TaskData) -> str | None:
+        """Why this evaluator says nothing about the task, or None where it does."""
+        return None
+
+    @abstractmethod
+    def evaluate(self, context: EvalContext) -> Evaluation:
+        """Measure."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """The ``eval`` group: which evaluators, on what, how.
+
+    Attributes:
+        evaluators: by name; null switches an inherited one off.
+        split: ``test`` for reporting, ``validation`` for tuning.
+        batch_size: sequences per forward pass.
+        max_length: tokens after which a sequence is truncated.
+        max_completion_length: tokens sampled per completion.
+        seed: of sampling.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    evaluators: dict[str, Evaluator | None] = field(default_factory=dict)
+    split: Literal["test", "validation"] = "test"
+    batch_size: int = 64
+    max_length: int = 1024
+    max_completion_length: int = 256
+    seed: int = 0
+
+    @property
+    def active(self) -> dict[str, Evaluator]:
+        """The evaluators that are on."""
+        return {name: e for name, e in self.evaluators.items() if e is not None}

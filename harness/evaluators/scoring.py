@@ -1,0 +1,162 @@
+"""Log-probabilities and samples, in batches built by length. Imports torch; used by the evaluators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.conversation import encode
+from harness.evaluators.base import EvalContext
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Sums of token log-probabilities of the completions of pairs, in nats, in row order.
+
+    Attributes:
+        chosen, rejected: log p(completion | prompt), float64, shape (pairs,).
+        chosen_tokens, rejected_tokens: scored tokens, end-of-sequence included, shape (pairs,).
+        truncated: pairs of which a side was cut at the length limit.
+    """
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+    truncated: int
+
+
+def pair_log_probs(context: EvalContext) -> PairLogProbs:
+    """Score both sides of every held-out pair of the context's split under its model."""
+    pairs = context.rows(context.data.eval_pairs[context.split])
+    sides = [encode(context.tokenizer, p["prompt"], p[side]) for side in ("chosen", "rejected") for p in pairs]
+    truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
+    sums, counts = completion_log_probs(context, sides)
+    n = len(pairs)
+    return PairLogProbs(sums[:n], sums[n:], counts[:n], counts[n:], truncated)
+
+
+@torch.no_grad()
+def completion_log_probs(
+    context: EvalContext, sequences: Sequence[tuple[list[int], list[int]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of log p(token | before) over each completion, and the number of its tokens.
+
+    Batches hold sequences of similar length; padding is on the right, where causal attention cannot see it, so
+    a value does not depend on what shares its batch.
+
+    Args:
+        context: model, device, batch size and length limit.
+        sequences: (prompt ids, completion ids).
+
+    Returns:
+        Sums in nats, float64, and counts, each of shape (len(sequences),).
+    """
+    sums = torch.zeros(len(sequences), dtype=torch.float64)
+    counts = torch.zeros(len(sequences), dtype=torch.long)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    pad = context.tokenizer.pad_token_id
+    for chosen in _chunks(order, context.batch_size):
+        rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
+        width = max(len(r) for r in rows)
+        ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
+        logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        picked = torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
+        for row, index in enumerate(chosen):
+            start = max(len(sequences[index][0]), 1)
+            sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
+            counts[index] = max(0, len(rows[row]) - start)
+    return sums, counts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled completion.
+
+    Attributes:
+        row: index of the prompt.
+        text: without special tokens.
+        tokens: sampled tokens, end-of-sequence included.
+        ended: whether it ended by itself before the limit.
+    """
+
+    row: int
+    text: str
+    tokens: int
+    ended: bool
+
+
+@torch.no_grad()
+def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, temperature: float) -> list[Sample]:
+    """Completions of ``prompts``, in their order; the same seed gives the same draws for every model.
+
+    Temperature 0 is greedy. Random state is saved and restored.
+    """
+    encoded = [encode(context.tokenizer, prompt)[0] for prompt in prompts]
+    jobs = [i for i in range(len(prompts)) for _ in range(per_prompt)]
+    order = sorted(range(len(jobs)), key=lambda j: (len(encoded[jobs[j]]), j))
+    found: dict[int, Sample] = {}
+    tokenizer, pad = context.tokenizer, context.tokenizer.pad_token_id
+    ends = _end_tokens(context)
+    devices = [context.device] if context.device == "cuda" else []
+    options: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(context.seed)
+        for chosen in _chunks(order, context.batch_size):
+            rows = [encoded[jobs[j]] for j in chosen]
+            width = max(len(r) for r in rows)
+            ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
+            mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
+            out = context.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=context.max_completion_length,
+                pad_token_id=pad,
+                eos_token_id=sorted(ends),
+                **options,
+            )[:, width:].tolist()
+            for j, tokens in zip(chosen, out, strict=True):
+                end = next((k for k, t in enumerate(tokens) if t in ends), None)
+                kept = tokens if end is None else tokens[: end + 1]
+                text = tokenizer.decode(kept, skip_special_tokens=True)
+                found[j] = Sample(jobs[j], text, len(kept), ended=end is not None)
+    return [found[j] for j in range(len(jobs))]
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error from the sample variance (None below two values)."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+def with_stderr(name: str, values: Sequence[float]) -> Mapping[str, float]:
+    """``{name: mean, name_stderr: ...}``; nothing for no values."""
+    if not values:
+        return {}
+    mean, error = mean_and_stderr(values)
+    return {name: mean} if error is None else {name: mean, f"{name}_stderr": error}
+
+
+def _end_tokens(context: EvalContext) -> set[int]:
+    configured = getattr(context.model.generation_config, "eos_token_id", None)
+    ids = {context.tokenizer.eos_token_id}
+    if isinstance(configured, int):
+        ids.add(configured)
+    elif configured:
+        ids.update(configured)
+    return {i for i in ids if i is not None}
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,68 @@
+"""What the model really says: sampled completions, scored by the task's own rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.tasks.base import Task, TaskData, text_of
+
+
+@dataclass(frozen=True)
+class TrueReward(Evaluator):
+    """Mean true reward, share correct and length of sampled completions on held-out prompts.
+
+    Attributes:
+        samples: completions per prompt.
+        temperature: of sampling; 0 is greedy.
+        max_prompts: at most this many prompts of the split; null takes all.
+        table_rows: completions kept as a table.
+    """
+
+    samples: Annotated[int, Gt(0)] = 4
+    temperature: Annotated[float, Ge(0)] = 1.0
+    max_prompts: Annotated[int, Gt(0)] | None = None
+    table_rows: Annotated[int, Ge(0)] = 24
+
+    def not_applicable(self, task: Task, data: TaskData) -> str | None:
+        """The task must be able to score a completion."""
+        if not task.has_reward:
+            return "the task has no rule that scores a completion"
+        return None if any(data.eval_prompts.values()) else "the data has no held-out prompts"
+
+    def evaluate(self, context: EvalContext) -> Evaluation:
+        """Sample, score, and average first within a prompt, so that prompts are the unit of the error."""
+        from harness.evaluators.scoring import sample, with_stderr
+
+        rows = context.data.eval_prompts[context.split][: self.max_prompts]
+        prompts = [r["prompt"] for r in context.rows(rows)]
+        drawn = sample(context, prompts, per_prompt=self.samples, temperature=self.temperature)
+        scores = [context.task.score(rows[d.row], d.text) for d in drawn]
+
+        def per_prompt(values: list[float]) -> list[float]:
+            k = self.samples
+            return [sum(values[i * k : (i + 1) * k]) / k for i in range(len(rows))]
+
+        table = [
+            {
+                "prompt": text_of(rows[d.row]["prompt"]),
+                "completion": d.text,
+                "reward": round(s.reward, 4),
+                "correct": s.correct,
+                "tokens": d.tokens,
+                "ended": d.ended,
+            }
+            for d, s in zip(drawn, scores, strict=True)
+        ][:: max(1, self.samples)][: self.table_rows]
+        return Evaluation(
+            metrics={
+                **with_stderr("true_reward", per_prompt([s.reward for s in scores])),
+                **with_stderr("correct", per_prompt([float(s.correct) for s in scores])),
+                **with_stderr("completion_tokens", per_prompt([float(d.tokens) for d in drawn])),
+                **with_stderr("ended_by_eos", per_prompt([float(d.ended) for d in drawn])),
+            },
+            tables={"samples": table},
+        )

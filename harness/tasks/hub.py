@@ -1,0 +1,250 @@
+"""A data set by name, through ``datasets.load_dataset``: preferences, unpaired completions, or prompts alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from harness.errors import UserError
+from harness.tasks.base import Row, Task, TaskData
+from harness.tasks.rows import (
+    COLUMNS,
+    EMPTY_PROMPT,
+    Checked,
+    Column,
+    Kind,
+    Layout,
+    Malformed,
+    Skip,
+    Table,
+    check,
+    is_blank,
+    layout_of,
+    pair,
+    unpaired,
+)
+from harness.tasks.splits import Overlap, assemble
+
+
+@dataclass(frozen=True)
+class Hub(Task):
+    """A data set of the Hugging Face hub, or a local folder or file that ``datasets`` can load.
+
+    Attributes:
+        name: ``owner/name`` on the hub, or a local folder or file.
+        subset: the data set's configuration.
+        revision: branch, tag or commit on the hub; a commit makes the data reproducible.
+        split: what to train on; slices such as ``train[:1000]`` work.
+        eval_split: a held-out split; null holds prompts of ``split`` out.
+        kind: what the rows are: paired preferences, unpaired completions, or prompts (for online algorithms).
+        columns: our column -> the data set's, where the names differ.
+        prompt_end: where a text prompt shared by chosen and rejected ends (the last such marker); null takes
+            their longest common beginning, as TRL does.
+        held_out: share of the prompts held out where ``eval_split`` is null; half for validation, half for test.
+        seed: governs the split.
+        overlap: ``drop`` leaves out training rows whose prompt is in ``eval_split``, ``error`` refuses.
+        allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected) without an error.
+        max_rows: read only so many rows, from the top of each split.
+        answer_column: prompts only; handed on as ``answer``, to verifiers.
+        answer_pattern: regular expression whose first group in the answer column is the answer (last match).
+        prompt_template: prompts only; makes the prompt of ``{column}`` fields.
+        system_prompt: prompts only; makes the prompt a conversation that this system message opens.
+        length_cost: true reward lost per character, where a true reward is known (``HubVerifiable``).
+    """
+
+    name: str
+    subset: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    kind: Kind = "preferences"
+    columns: dict[Column, str] = field(default_factory=dict)
+    prompt_end: str | None = None
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.1
+    seed: Annotated[int, Ge(0)] = 0
+    overlap: Overlap = "drop"
+    allow_skipped: Annotated[float, Ge(0), Le(1)] = 0.05
+    max_rows: Annotated[int, Gt(0)] | None = None
+    answer_column: str | None = None
+    answer_pattern: str | None = None
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    length_cost: Annotated[float, Ge(0)] = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what fields demand of each other; ``ValueError`` is what ``build()`` collects."""
+        alone = ("answer_column", "answer_pattern", "prompt_template", "system_prompt")
+        if self.kind != "prompts" and (set_ := [name for name in alone if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(set_)} need kind=prompts, and kind is {self.kind}")
+        if self.answer_pattern is not None:
+            if self.answer_column is None:
+                raise ValueError("answer_pattern needs answer_column")
+            try:
+                re.compile(self.answer_pattern)
+            except re.error as error:
+                raise ValueError(f"answer_pattern is no regular expression: {error}") from None
+        if self.prompt_template is not None:
+            template_fields(self.prompt_template)
+
+    def load(self) -> TaskData:
+        """Fetch (or find in the cache), check and split the rows."""
+        train = self._checked(self.split, "task.split")
+        held = None if self.eval_split is None else self._checked(self.eval_split, "task.eval_split")
+        return assemble(
+            train, held, share=self.held_out, seed=self.seed, overlap=self.overlap, eval_key="task.eval_split"
+        )
+
+    def _checked(self, split: str, key: str) -> Checked:
+        table = self._table(split, key)
+        if self.kind == "prompts":
+            parse = self._prompt_parser(table)
+        else:
+            layout = layout_of(table, self.columns, kind=self.kind, prompt_end=self.prompt_end)
+            parse = partial({"preferences": pair, "unpaired": unpaired}[self.kind], layout=layout)
+        return check(table, self.kind, parse, allow_skipped=self.allow_skipped)
+
+    def _table(self, split: str, key: str) -> Table:
+        found = load_split(self.name, self.subset, self.revision, split, key=key)
+        if self.max_rows is not None:
+            found = found.select(range(min(self.max_rows, len(found))))
+        # Columns that nobody reads may be images or other large things.
+        read = {self.columns.get(ours, ours) for ours in COLUMNS}
+        read |= set(template_fields(self.prompt_template or "")) | {self.answer_column}
+        rows = found.select_columns([c for c in found.column_names if c in read]).to_list()
+        if not rows and len(found):
+            rows = [{}] * len(found)  # none of the columns is there; ``layout_of`` says so
+        name = f"{self.name}[{split}]"
+        return Table(name, key, found.column_names, rows, range(1, len(rows) + 1), encoded=True)
+
+    def _prompt_parser(self, table: Table) -> partial[Row]:
+        needed = list(template_fields(self.prompt_template)) if self.prompt_template is not None else []
+        needed += [self.answer_column] if self.answer_column is not None else []
+        if absent := [name for name in needed if name not in table.columns]:
+            raise UserError(
+                f"the columns {', '.join(absent)} are not there; found: {', '.join(table.columns)}",
+                key="task.answer_column" if absent == [self.answer_column] else "task.prompt_template",
+                value=table.name,
+                fix="name columns that exist",
+            )
+        if self.prompt_template is None:
+            layout = layout_of(table, self.columns, kind="prompts")
+        else:
+            layout = Layout("prompts", {name: name for name in needed}, table.encoded)
+        return partial(self._prompt, layout=layout)
+
+    def _prompt(self, raw: Row, layout: Layout) -> Row:
+        """One prompt row, with its answer where there is one."""
+        if self.prompt_template is None:
+            prompt = layout.text(raw, "prompt")
+        else:
+            values = {name: layout.value(raw, name) for name in template_fields(self.prompt_template)}
+            for column, value in values.items():
+                if not isinstance(value, str | int | float):
+                    raise Malformed(
+                        "must be text or a number to stand in a template", column=column, value=value
+                    )
+            if not any(str(value).strip() for value in values.values()):
+                raise Skip(EMPTY_PROMPT)
+            prompt = self.prompt_template.format_map(values)
+        if is_blank(prompt):
+            raise Skip(EMPTY_PROMPT)
+        if self.system_prompt is not None:
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if turns[0]["role"] != "system":
+                prompt = [{"role": "system", "content": self.system_prompt}, *turns]
+        if self.answer_column is None:
+            return {"prompt": prompt}
+        return {"prompt": prompt, "answer": self._answer(raw.get(self.answer_column))}
+
+    def _answer(self, value: Any) -> str:
+        if not isinstance(value, str | int | float):
+            raise Malformed("the answer must be text or a number", column=self.answer_column, value=value)
+        text = str(value)
+        if self.answer_pattern is not None:
+            found = list(re.finditer(self.answer_pattern, text))
+            if not found:
+                raise Skip(f"{self.answer_column} does not match task.answer_pattern")
+            text = found[-1].group(1) if found[-1].re.groups else found[-1].group()
+        if not text.strip():
+            raise Skip("the answer is empty")
+        return text.strip()
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The distinct ``{column}`` fields of a template; raises ``ValueError`` where one is no plain name."""
+    names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    if odd := [name for name in names if not name or not re.fullmatch(r"[^\d.\[\]{}][^.\[\]{}]*", name)]:
+        raise ValueError(f"prompt_template: {{{odd[0]}}} is no column name (write {{{{ and }}}} for braces)")
+    return tuple(dict.fromkeys(names))
+
+
+def load_split(name: str, subset: str | None, revision: str | None, split: str, *, key: str) -> Any:
+    """One ``datasets.Dataset``; whatever goes wrong on the way is a ``UserError`` that says what to do."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    local = Path(name).expanduser()
+    try:
+        if local.is_file():
+            builder = _BUILDERS.get(local.suffix.lower())
+            if builder is None:
+                raise UserError(
+                    f"a file must end in one of {', '.join(_BUILDERS)}",
+                    key="task.name",
+                    value=name,
+                    fix="convert it",
+                )
+            options = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
+            base = split.split("[")[0]
+            return datasets.load_dataset(builder, data_files={base: str(local)}, split=split, **options)
+        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+            return _saved(datasets.load_from_disk(str(local)), name, split, key)
+        source = str(local) if local.is_dir() else name
+        return datasets.load_dataset(source, subset, revision=revision, split=split)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise _explained(error, name, subset, split, key) from error
+
+
+def _saved(found: Any, name: str, split: str, key: str) -> Any:
+    """A split of what ``save_to_disk`` wrote: one data set (whatever the split's name) or several."""
+    if not isinstance(found, dict):
+        return found
+    if split not in found:
+        raise UserError(f"{name} has the splits {', '.join(found)}", key=key, value=split)
+    return found[split]
+
+
+def _explained(error: Exception, name: str, subset: str | None, split: str, key: str) -> UserError:
+    text = " ".join(str(error.__cause__ or error).split())
+    if isinstance(error, ConnectionError) or "offline" in text.lower() or "couldn't reach" in text.lower():
+        call = ", ".join(repr(part) for part in (name, subset) if part is not None)
+        return UserError(
+            f"the hub cannot be reached from here, and the data set is not in its cache ({text})",
+            key="task.name",
+            value=name,
+            fix=f'on a machine with network run python -c "import datasets; datasets.load_dataset({call})'
+            f".save_to_disk('data')\", copy the folder here and set task.name=data;"
+            " or use task=preferences task.path=FILE",
+        )
+    if "split" in text.lower():
+        return UserError(text, key=key, value=split, fix=f"{key}=NAME, with a split that exists")
+    if "BuilderConfig" in text or "Config name is missing" in text:
+        return UserError(text, key="task.subset", value=subset, fix="task.subset=NAME")
+    fix = "check the spelling; a private data set needs `hf auth login`; a local folder must hold data files"
+    return UserError(f"the data set cannot be loaded: {text}", key="task.name", value=name, fix=fix)
+
+
+_BUILDERS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
