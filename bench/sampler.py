@@ -51,7 +51,7 @@ def main() -> None:
         f"worker: {memory.resident_bytes / 1e6:.0f} MB resident, {memory.private_bytes / 1e6:.0f} MB private"
     )
     print(
-        f"seen:   peak {summary.peak_mb:.0f} MB ({summary.lens}), {summary.samples / wall:.1f} samples a second"
+        f"seen:   peak {summary.peak_mb:.0f} MB ({summary.lens}), {summary.samples / wall:.1f} samples per s"
     )
     print(f"cost:   {cpu / wall:.4f} of one core")
 

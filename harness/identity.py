@@ -78,7 +78,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "versions": {**library_versions(), "harness": _version("harness"), "mlflow": _version("mlflow")},
+        "versions": {**library_versions(), "harness": _version("alignment-harness"), "mlflow": _version("mlflow")},
         "git_sha": git_sha(),
         "command": " ".join(sys.argv),
     }

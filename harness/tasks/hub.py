@@ -1,4 +1,4 @@
-"""A data set by name, through ``datasets.load_dataset``: preferences, unpaired completions, or prompts alone."""
+"""A data set by name, through ``datasets.load_dataset``: preferences, unpaired completions, or prompts."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class Hub(Task):
         columns: our column -> the data set's, where the names differ.
         prompt_end: where a text prompt shared by chosen and rejected ends (the last such marker); null takes
             their longest common beginning, as TRL does.
-        held_out: share of the prompts held out where ``eval_split`` is null; half for validation, half for test.
+        held_out: share of the prompts held out where ``eval_split`` is null. One half of them is for
+            validation, one for test; ``eval_split`` is halved in the same way.
         seed: governs the split.
         overlap: ``drop`` leaves out training rows whose prompt is in ``eval_split``, ``error`` refuses.
-        allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected) without an error.
+        allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected).
         max_rows: read only so many rows, from the top of each split.
         answer_column: prompts only; handed on as ``answer``, to verifiers.
         answer_pattern: regular expression whose first group in the answer column is the answer (last match).
@@ -188,6 +189,7 @@ def load_split(name: str, subset: str | None, revision: str | None, split: str, 
     """One ``datasets.Dataset``; whatever goes wrong on the way is a ``UserError`` that says what to do."""
     import datasets
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.utils import httpx  # whichever HTTP client the installed version uses
 
     local = Path(name).expanduser()
     try:
@@ -200,14 +202,14 @@ def load_split(name: str, subset: str | None, revision: str | None, split: str, 
                     value=name,
                     fix="convert it",
                 )
-            options = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
-            base = split.split("[")[0]
-            return datasets.load_dataset(builder, data_files={base: str(local)}, split=split, **options)
+            options: dict[str, Any] = {"sep": "\t"} if local.suffix.lower() == ".tsv" else {}
+            files = {split.split("[")[0]: str(local)}
+            return datasets.load_dataset(builder, data_files=files, split=split, **options)
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             return _saved(datasets.load_from_disk(str(local)), name, split, key)
         source = str(local) if local.is_dir() else name
         return datasets.load_dataset(source, subset, revision=revision, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
         raise _explained(error, name, subset, split, key) from error
 
 
@@ -221,8 +223,11 @@ def _saved(found: Any, name: str, split: str, key: str) -> Any:
 
 
 def _explained(error: Exception, name: str, subset: str | None, split: str, key: str) -> UserError:
+    from huggingface_hub.utils import httpx
+
     text = " ".join(str(error.__cause__ or error).split())
-    if isinstance(error, ConnectionError) or "offline" in text.lower() or "couldn't reach" in text.lower():
+    if isinstance(error, ConnectionError | httpx.TransportError):
+        text = " ".join(str(error).split())
         call = ", ".join(repr(part) for part in (name, subset) if part is not None)
         return UserError(
             f"the hub cannot be reached from here, and the data set is not in its cache ({text})",
@@ -232,7 +237,7 @@ def _explained(error: Exception, name: str, subset: str | None, split: str, key:
             f".save_to_disk('data')\", copy the folder here and set task.name=data;"
             " or use task=preferences task.path=FILE",
         )
-    if "split" in text.lower():
+    if text.startswith(("Unknown split", "Bad split")):
         return UserError(text, key=key, value=split, fix=f"{key}=NAME, with a split that exists")
     if "BuilderConfig" in text or "Config name is missing" in text:
         return UserError(text, key="task.subset", value=subset, fix="task.subset=NAME")

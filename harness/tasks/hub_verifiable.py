@@ -42,7 +42,9 @@ class HubVerifiable(Hub):
 
 
 def stated_answer(completion: str) -> str | None:
-    r"""The answer a completion commits to: after the last ``####``, else in the last ``\boxed{}``, else its last number.
+    r"""The answer a completion commits to: after ``####``, else in ``\boxed{}``, else its last number.
+
+    Of several marks or boxes the last counts.
 
     Returns:
         A number without ``$`` and commas, or what the box holds, or None.
@@ -65,7 +67,7 @@ def same_answer(stated: str, answer: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without white space, ``$``, ``%``, units in ``\\text{}``, thousands' commas and a final dot."""
+    r"""Without white space, ``$``, ``%``, units in ``\text{}``, thousands' commas and a final dot."""
     bare = _ORNAMENT.sub("", text).rstrip(".")
     without_commas = bare.replace(",", "")
     return without_commas if _ANY_NUMBER.fullmatch(without_commas) else bare

@@ -1,4 +1,4 @@
-"""The user's own preference file: JSON Lines, JSON, Parquet or CSV; paired or unpaired; text or conversations."""
+"""The user's own preference file: JSON Lines, JSON, Parquet or CSV, paired or not, text or conversations."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from harness.tasks.splits import Overlap, assemble
 class Preferences(Task):
     """Preference data from a file, split by prompt into training, validation and test.
 
-    Columns are ``chosen`` and ``rejected`` (with ``prompt``, or with the prompt as their common beginning), or
-    ``prompt``, ``completion`` and ``label``. Each is text or a list of ``{"role", "content"}`` messages; in CSV,
-    TSV and Parquet the list may be JSON text.
+    Columns are ``chosen`` and ``rejected`` (with ``prompt``, or with the prompt as their common beginning),
+    or ``prompt``, ``completion`` and ``label``. Each is text or a list of ``{"role", "content"}`` messages;
+    in CSV, TSV and Parquet the list may be JSON text.
 
     Attributes:
         path: the file, by suffix: .jsonl, .ndjson, .json, .parquet, .csv or .tsv.
         eval_path: a held-out file; null holds prompts of ``path`` out.
         seed: governs the split.
-        held_out: share of the prompts held out where ``eval_path`` is null; half for validation, half for test.
+        held_out: share of the prompts held out where ``eval_path`` is null. One half of them is for
+            validation, one for test; ``eval_path`` is halved in the same way.
         columns: our column -> the file's, where the names differ.
         prompt_end: where a text prompt shared by chosen and rejected ends (the last such marker); null takes
             their longest common beginning, as TRL does.
         overlap: ``error`` refuses, ``drop`` leaves out training rows whose prompt is in ``eval_path``.
-        allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected) without an error.
+        allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected).
         max_rows: read only so many rows, from the top of each file.
     """
 
@@ -202,7 +203,7 @@ def _delimited(file: Path, *, delimiter: str) -> Numbered:
                 elif cells:
                     yield (
                         start,
-                        Malformed(f"must have {len(header)} cells as the header has, not {len(cells)}"),
+                        Malformed(f"must have {len(header)} cells as the header, not {len(cells)}"),
                     )
                 start = reader.line_num + 1  # a quoted cell may span lines: this is where the next row begins
     except csv.Error as error:

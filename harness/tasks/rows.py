@@ -1,7 +1,7 @@
-"""From a user's rows to ours: columns, formats, checks. Pure functions, no I/O; ``splits`` takes it from here.
+"""From a user's rows to ours: columns, formats, checks. Pure functions; ``splits`` takes it from here.
 
-A row takes one of three ways. It *passes*; it is *skipped*, when leaving it out is harmless (an empty completion)
-and counted in the notes; or it is *malformed*, and then the user hears of it before anything trains.
+A row goes one of three ways. It *passes*; it is *skipped* and counted in the notes, where leaving it out is
+harmless (an empty completion); or it is *malformed*, and then the user hears of it before anything trains.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from harness.tasks.base import Row, Text
 Kind = Literal["preferences", "unpaired", "prompts"]
 Column = Literal["prompt", "chosen", "rejected", "completion", "label"]
 
-COLUMNS: tuple[str, ...] = get_args(Column)
-REQUIRED = {
+COLUMNS: tuple[Column, ...] = get_args(Column)
+REQUIRED: Mapping[Kind, Sequence[Column]] = {
     "preferences": ("chosen", "rejected"),
     "unpaired": ("completion", "label"),
     "prompts": ("prompt",),
@@ -157,21 +157,21 @@ def layout_of(
     theirs = {ours: columns.get(ours, ours) for ours in COLUMNS}
     names = {ours: name for ours, name in theirs.items() if name in table.columns}
     kinds: tuple[Kind, ...] = (kind,) if kind else ("preferences", "unpaired")
-    fitting = next((k for k in kinds if all(ours in names for ours in REQUIRED[k])), None)
+    fitting: Kind | None = next((k for k in kinds if all(ours in names for ours in REQUIRED[k])), None)
     # A prompt may be implicit, but not where the user said which column it is.
     asked_prompt = columns.get("prompt", "prompt") != "prompt" and "prompt" not in names
     if fitting and not asked_prompt:
         return Layout(fitting, names, table.encoded, prompt_end)
-    wanted = [[theirs[ours] for ours in REQUIRED[k]] for k in kinds]
-    if fitting:
-        wanted = [[theirs["prompt"]]]
-    first = next(name for name in wanted[0] if name not in table.columns)
+    # Name first what the table comes closest to: with a completion and no label, label is what is missing.
+    nearest = sorted(kinds, key=lambda k: -sum(ours in names for ours in REQUIRED[k]))
+    wanted = [["prompt"]] if fitting else [REQUIRED[k] for k in nearest]
+    absent = next(ours for ours in wanted[0] if ours not in names)
     raise UserError(
-        f"the columns {' or '.join(' + '.join(names) for names in wanted)} are needed,"
-        f" and {first} is not there; found: {', '.join(table.columns) or 'none'}",
+        f"the columns {' or '.join(' + '.join(theirs[o] for o in need) for need in wanted)} are needed"
+        f" and {theirs[absent]} is not there; found: {', '.join(table.columns) or 'none'}",
         key=table.key,
         value=table.name,
-        fix="say which column is which: 'task.columns={prompt: question, chosen: better, rejected: worse}'",
+        fix=f"say which column it is: task.columns.{absent}=NAME",
     )
 
 
@@ -182,14 +182,16 @@ def pair(raw: Row, layout: Layout) -> Row:
     """One ``prompt, chosen, rejected`` row; the prompt may be implicit in the two completions."""
     chosen, rejected = layout.text(raw, "chosen"), layout.text(raw, "rejected")
     prompt = layout.text(raw, "prompt") if "prompt" in layout.names else None
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise Malformed("must be of the same format as the chosen one", column=layout.names["rejected"])
     if chosen == rejected:
         raise Skip(EQUAL)
-    if isinstance(chosen, str) or isinstance(rejected, str):
+    if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             cut = shared_prefix(chosen, rejected, layout.prompt_end)
             prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
+    elif isinstance(chosen, str) or isinstance(rejected, str):
+        raise Malformed(
+            "must be text where chosen is, messages where chosen is", column=layout.names["rejected"]
+        )
     elif isinstance(prompt, list):
         # Some exports repeat the prompt at the head of both conversations.
         if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
@@ -236,10 +238,10 @@ def label_of(value: Any, column: str) -> bool:
 def shared_prefix(chosen: _T, rejected: _T, prompt_end: str | None = None) -> int:
     """Length of the prompt that two completions share, in characters or messages.
 
-    Follows ``trl.extract_prompt``: the longest common prefix; a space before the point where texts part belongs
-    to the completions; where one completion is the beginning of the other, its last element stays with it.
-    With ``prompt_end`` a text prompt ends with the last such marker in the common prefix instead, since two
-    answers may well begin with the same words.
+    Follows ``trl.extract_prompt``: the longest common prefix; a space before the point where texts part
+    belongs to the completions; where one completion is the beginning of the other, its last element stays
+    with it. With ``prompt_end`` a text prompt ends with the last such marker in the common prefix instead,
+    since two answers may well begin with the same words.
     """
     shorter = min(len(chosen), len(rejected))
     low, high = 0, shorter
@@ -360,7 +362,8 @@ def check(table: Table, kind: Kind, parse: Callable[[Row], Row], *, allow_skippe
             fix="write every row in one format, or in two files",
         )
     notes = [
-        f"{table.name}: {len(n)} rows skipped, {why} ({_first(n, table.unit)})" for why, n in skipped.items()
+        f"{table.name}: {len(n)} row{'s' if len(n) > 1 else ''} skipped, {why} ({_first(n, table.unit)})"
+        for why, n in skipped.items()
     ]
     return Checked(table.name, table.key, kind, [row for _, row in passed], True in formats, notes)
 

@@ -24,7 +24,7 @@ class Held:
 
 
 def loose_key(prompt: Text) -> str:
-    """A prompt's identity with white space and case ignored: a copy that differs only there would still leak."""
+    """A prompt's identity, white space and case ignored: a copy that differs only there would still leak."""
     if isinstance(prompt, str):
         return " ".join(prompt.split()).casefold()
     return "\n".join(f"{m['role']}: {loose_key(m['content'])}" for m in prompt)
@@ -41,7 +41,7 @@ def hold_out(keys: Iterable[str], share: float, seed: int) -> Held:
     if share < 1:
         if len(ranked) < 3:
             raise UserError(
-                f"{len(ranked)} distinct prompts cannot be split: one each is needed to train, validate and test",
+                f"{len(ranked)} distinct prompts cannot be split: training, validation, test need one each",
                 key="task.held_out",
                 value=share,
                 fix="add rows with other prompts, or name a held-out file or split of their own",
@@ -111,7 +111,7 @@ def _outside(rows: Sequence[Row], split: Held) -> list[Row]:
 
 
 def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Overlap, eval_key: str) -> str:
-    """The note on training rows dropped; raises ``UserError`` where that was not asked for or leaves nothing."""
+    """The note on training rows dropped; a ``UserError`` where that was not asked for or leaves none."""
     both = {
         loose_key(row["prompt"]): row["prompt"]
         for row in train.rows
@@ -167,4 +167,4 @@ def _note_on_pairs(parts: Mapping[str, Sequence[Row]], pairs: Mapping[str, Seque
             f"none of the {prompts} held-out prompts has both a desirable and an undesirable completion:"
             " no preference accuracy"
         )
-    return f"{len(paired)} of {prompts} held-out prompts have completions of both labels and give preference pairs"
+    return f"{len(paired)} of {prompts} held-out prompts have completions of both labels, and give pairs"

@@ -6,7 +6,7 @@ them at every change of phase gives each phase its true peak.
 
 Price of a change of phase, measured (2 cores, a process of 1.1 GB with torch, transformers and trl loaded):
 24 us, without what ``emit`` does; two changes per rollout, so hundreds of rollouts cost milliseconds.
-``smaps_rollup`` (15 ms there) is read at most once a second and for at most 1 % of the time.
+``smaps_rollup`` (15 ms there) is read at most once a second and for at most 0.5 % of the time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ class PhasePeak:
 
     Attributes:
         host_peak_mb: private resident memory of the worker itself, its children left out: the highest
-            resident level minus the part shared with the forkserver. That part shrinks as pages are copied on
-            write, and it is measured after the peak: an upper bound, by at most what was copied within the
-            phase.
+            resident level minus the part shared with the forkserver, as last measured. That part shrinks as
+            pages are copied on write: off by at most what was copied between the peak and the measurement.
         allocated_peak_mb: CUDA tensors; over several devices the sum of each one's peak.
         reserved_peak_mb: what torch's allocator held on CUDA devices; over several devices likewise.
     """

@@ -91,7 +91,7 @@ def visible_gpus(devices: Sequence[Device], env: Mapping[str, str]) -> Visible:
         else:
             break
     if not uuids:
-        raise LensUnavailable(f"CUDA_VISIBLE_DEVICES={mask!r} shows no GPU")
+        raise LensUnavailable(_shows_none(mask))
     return Visible(list(dict.fromkeys(uuids)) if certain else everything, certain)
 
 
@@ -132,11 +132,14 @@ class NvmlLens:
         nvml: Any = None,
     ):
         """Open the driver."""
+        env = os.environ if env is None else env
+        if env.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # a trial on the CPU needs no driver
+            raise LensUnavailable(_shows_none(env["CUDA_VISIBLE_DEVICES"]))
         self._pid = pid
         self._nvml = _started(nvml)
         try:
             devices = _devices(self._nvml)
-            visible = visible_gpus(devices, os.environ if env is None else env)
+            visible = visible_gpus(devices, env)
             self._refuse_mig(device for device in devices if device.uuid in visible.uuids)
             self._levels = {**_levels(self._nvml, devices), **(levels or {})}
         except BaseException:
@@ -218,9 +221,10 @@ class NvmlLens:
             self._process_seen = True
         if not self._process_seen:
             return self._delta_bytes(), DELTA_LENS
-        if None in listed:
+        told = [used for used in listed if used is not None]
+        if len(told) < len(listed):
             raise SampleMissed("NVML: the process is listed without its memory")
-        return sum(listed), PROCESS_LENS  # not listed any more: it has let go of its context
+        return sum(told), PROCESS_LENS  # not listed any more: it has let go of its context
 
     def _process_bytes(self, uuid: str) -> list[int | None]:
         processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle(uuid))
@@ -321,6 +325,10 @@ def _named(entry: str, uuids: Sequence[str]) -> str | None:
     """The one UUID that an entry such as ``GPU-1a2b`` begins."""
     found = [uuid for uuid in uuids if _bare(uuid).startswith(_bare(entry))]
     return found[0] if entry.lower().startswith("gpu-") and len(found) == 1 else None
+
+
+def _shows_none(mask: str) -> str:
+    return f"CUDA_VISIBLE_DEVICES={mask!r} shows no GPU"
 
 
 def _said(error: Exception) -> str:

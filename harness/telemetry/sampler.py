@@ -8,7 +8,7 @@
 The runner hears of a change of phase a moment after it happened. Samples are therefore held back for a second
 and given to the phase that their own time falls into, so that a rollout's peak is not booked on training.
 
-Cost at 20 Hz of the host lens, ``python bench/sampler.py``: 1.2 % of one core for a worker of 1.1 GB.
+Cost at 20 Hz of the host lens, ``python bench/sampler.py``: 1.0-1.1 % of one core for a worker of 0.9 GB.
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""What the runner tells a trial's process. Standard library only: it is pickled across the forkserver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a trial.
+
+    Attributes:
+        folder: the trial's folder.
+        plain: composed configuration, resolved.
+        cache_dir: root of the stage cache.
+        mode: ``train`` everything, or ``evaluate`` what an earlier attempt saved.
+        resume_checkpoint: continue from the last checkpoint, if there is one.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: torch's threads; None leaves its default.
+        memory_limit_mb: cap on what the process may allocate beyond its start, in MB.
+        environment: variables for the child; it has the forkserver's, not the runner's.
+    """
+
+    folder: str
+    plain: Mapping[str, Any]
+    cache_dir: str
+    mode: Literal["train", "evaluate"] = "train"
+    resume_checkpoint: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    memory_limit_mb: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)

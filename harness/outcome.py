@@ -1,0 +1,133 @@
+"""What the journals of a trial say: outcome, metrics, result. Pure, but for reading the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import journal
+from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
+
+DELTA_FROM = ("baseline", "eval")
+
+
+def decide(
+    exit_code: int | None, events: Sequence[Event], *, timed_out: bool = False, interrupted: bool = False,
+    killed_for_memory: bool = False,
+) -> tuple[Outcome, str | None]:
+    """Outcome and one-line reason, from how the process ended and what it had said.
+
+    Args:
+        exit_code: the process's; negative is a signal, None not known.
+        events: the worker's, of this attempt.
+        timed_out: the runner ended it for time.
+        interrupted: the user did.
+        killed_for_memory: the kernel counted an out-of-memory kill meanwhile.
+    """
+    if any(e.kind == "done" for e in events) and exit_code in (0, None):
+        return Outcome.FINISHED, None
+    if timed_out:
+        return Outcome.TIMEOUT, "took longer than runner.timeout_s"
+    if interrupted:
+        return Outcome.INTERRUPTED, "interrupted by the user"
+    failure = next((e.data for e in reversed(events) if e.kind == "error"), None)
+    if failure is not None:
+        text = f"{failure['error']}: {failure['message']}".strip()
+        return (Outcome.OOM if failure.get("oom") else Outcome.FAILED), text
+    if exit_code is None:
+        return Outcome.INTERRUPTED, "the runner ended without saying how"
+    if exit_code == -9 and killed_for_memory:
+        return Outcome.OOM, "killed by the kernel, out of memory"
+    if exit_code < 0:
+        return Outcome.FAILED, f"the process was killed by signal {-exit_code}"
+    return Outcome.FAILED, f"the process exited with code {exit_code} and no error event (see worker.log)"
+
+
+def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, float]:
+    """The final metrics of an attempt: single values, the last point of each series, and the deltas."""
+    found: dict[str, float] = {}
+    for event in [*worker, *runner]:
+        if event.kind in ("metrics", "series"):
+            for name, value in event.data["values"].items():
+                number = journal.number(value)
+                if number is not None:
+                    found[name] = number
+                else:
+                    found.pop(name, None)  # the newest value is not a number: absent, not stale
+    base, trained = DELTA_FROM
+    for name in [n for n in found if n.startswith(f"{trained}/")]:
+        tail = name.removeprefix(f"{trained}/")
+        if f"{base}/{tail}" in found and not tail.endswith(("_stderr", "_low", "_high")):
+            found[f"delta/{tail}"] = found[name] - found[f"{base}/{tail}"]
+    return found
+
+
+def read_result(folder: Path) -> TrialResult | None:
+    """``result.json`` of a trial's folder; None where there is none that can be read."""
+    try:
+        data = json.loads((folder / "result.json").read_text())
+        return TrialResult(
+            trial_id=data["trial_id"],
+            outcome=Outcome(data["outcome"]),
+            reason=data["reason"],
+            config=data["config"],
+            metrics=data["metrics"],
+            digests=data["digests"],
+            environment=data["environment"],
+            schema_version=data["schema_version"],
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write_result(folder: Path, outcome: Outcome, reason: str | None, trial: Mapping[str, Any]) -> TrialResult:
+    """Write ``result.json`` from the journals, in one step.
+
+    Args:
+        folder: the trial's.
+        outcome: as decided.
+        reason: one line, None for a finished trial.
+        trial: what ``trial.json`` holds: id, effective configuration, digests, environment.
+    """
+    worker = journal.latest_attempt(journal.read(folder / "worker.jsonl"))
+    runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    result = TrialResult(
+        trial_id=trial["trial_id"],
+        outcome=outcome,
+        reason=reason,
+        config=trial["config"],
+        metrics=metrics_of(since_attempt(worker, runner), runner),
+        digests=trial["digests"],
+        environment=trial["environment"],
+    )
+    write_json(
+        folder / "result.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "trial_id": result.trial_id,
+            "outcome": str(result.outcome),
+            "reason": result.reason,
+            "config": dict(result.config),
+            "metrics": dict(result.metrics),
+            "digests": dict(result.digests),
+            "environment": dict(result.environment),
+        },
+    )
+    return result
+
+
+def since_attempt(worker: Sequence[Event], runner: Sequence[Event]) -> list[Event]:
+    """The worker's events since the runner's attempt began."""
+    began = runner[0].time if runner else 0.0
+    return [e for e in worker if e.time >= began - 1e-3]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    os.replace(draft, path)

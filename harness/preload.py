@@ -1,0 +1,56 @@
+"""Heavy imports, done once in the forkserver so that every trial starts in milliseconds.
+
+CUDA must not be initialised here: a forked child could not use it. Importing peft (and trl's trainers, which
+import it) imports bitsandbytes, which asks a visible GPU for its capabilities. So without a GPU everything is
+imported, with one only what stays CUDA-free; the trial's process imports the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra")
+REST = (
+    "peft",
+    "bitsandbytes",
+    "trl",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.kto_trainer",
+    "trl.trainer.grpo_trainer",
+    "trl.trainer.sft_trainer",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "transformers.models.llama.modeling_llama",
+    "harness.worker",
+)
+
+
+def wanted(gpu: bool) -> tuple[str, ...]:
+    """Modules to import ahead of trials."""
+    return CUDA_FREE if gpu else CUDA_FREE + REST
+
+
+def gpu_visible() -> bool:
+    """Whether an NVIDIA device node exists and is not hidden; asks neither torch nor the driver."""
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = mask is not None and mask.strip() in ("", "-1")
+    return not hidden and os.path.exists("/dev/nvidiactl")
+
+
+def missing() -> list[str]:
+    """Wanted modules that are not there: multiprocessing swallows a failing preload import."""
+    return [name for name in wanted(gpu_visible()) if name not in sys.modules]
+
+
+def cuda_is_clean() -> bool:
+    """Whether no CUDA context exists in this process."""
+    torch = sys.modules.get("torch")
+    return torch is None or not torch.cuda.is_initialized()
+
+
+if os.environ.get("HARNESS_PRELOAD") == "1":
+    # Only the forkserver sets this; a plain import of this module costs nothing.
+    for _name in wanted(gpu_visible()):
+        importlib.import_module(_name)

@@ -1,0 +1,329 @@
+"""Runs one trial: starts its process, watches and samples it, decides the outcome, keeps the books."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from harness import forkserver, identity, journal
+from harness.cache import default_dir
+from harness.display import Display
+from harness.job import Job
+from harness.journal import Journal, Tail
+from harness.outcome import decide, read_result, since_attempt, write_json, write_result
+from harness.records import Event, Outcome, Trial, TrialResult
+from harness.telemetry.sampler import MemorySampler, MemorySummary
+from harness.tracking import Projector
+from harness.trial import Setup, folder_of
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The ``runner`` group.
+
+    Attributes:
+        timeout_s: a trial that takes longer is ended with outcome ``timeout``.
+        threads: torch's threads in the trial; null leaves torch's default (all cores).
+        device: where trials compute; ``auto`` is CUDA where torch sees it.
+        sample_hz: memory samples per second.
+        fail_fast: stop the sweep at the first trial that does not finish.
+        skip_invalid: run the valid rest of a sweep in which some trials are impossible.
+        memory_limit_mb: cap on the address space a trial may claim beyond its start.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    timeout_s: Annotated[float, Gt(0)] | None = None
+    threads: Annotated[int, Gt(0)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    sample_hz: Annotated[float, Ge(1), Le(200)] = 20.0
+    fail_fast: bool = False
+    skip_invalid: bool = False
+    memory_limit_mb: Annotated[int, Gt(0)] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done about a trial, given what its folder holds.
+
+    Attributes:
+        mode: ``reuse``, ``evaluate`` or ``train``.
+        continues: whether the attempt builds on the one before.
+        from_checkpoint: whether training goes on from a checkpoint.
+        why: one line for the log.
+    """
+
+    mode: Literal["reuse", "evaluate", "train"]
+    continues: bool
+    from_checkpoint: bool
+    why: str
+
+
+def run_trial(
+    setup: Setup, trial: Trial, runner: Runner, projector: Projector | None, *, position: str = ""
+) -> tuple[Outcome, TrialResult]:
+    """Bring a trial to its end; an interruption by the user is recorded and raised again.
+
+    Returns:
+        the outcome of this start (``reused`` for a trial that was finished before) and the trial's result.
+    """
+    from filelock import FileLock
+
+    folder = folder_of(setup, trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    display = Display(f"{position} {trial.trial_id}".strip())
+    with FileLock(folder / ".lock"):
+        close_open_attempt(folder)
+        plan = make_plan(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
+        if plan.mode == "reuse":
+            result = read_result(folder)
+            assert result is not None
+            display.finish(f"reused: {plan.why}")
+            if projector is not None:
+                projector.follow(folder)
+                projector.flush()
+            return Outcome.REUSED, result
+        if plan.why != "first attempt":
+            display.say(f"{display.label} · {plan.why}")
+        return _attempt(setup, trial, runner, projector, folder, plan, display)
+
+
+def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan:
+    """Decide between reusing, evaluating, continuing and training."""
+    result = read_result(folder)
+    if result is None:
+        return Plan("train", False, False, "first attempt")
+    before = json.loads((folder / "trial.json").read_text())
+    if not resume:
+        return Plan("train", False, False, "trains again: resume=false")
+    same_training = before["train_key"] == trial.train_key
+    changed = identity.what_changed(before["why"], trial.why)
+    if result.outcome.succeeded:
+        if before["eval_key"] == trial.eval_key:
+            return Plan("reuse", False, False, "finished before in this sweep")
+        if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
+            return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
+        return Plan("train", False, False, f"trains again; changed: {changed}")
+    if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
+        return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
+    return Plan("train", False, False, f"was {result.outcome}; starts over")
+
+
+def close_open_attempt(folder: Path) -> bool:
+    """Give an attempt whose runner died the outcome ``interrupted``; the caller holds the folder's lock."""
+    events = journal.read(folder / "runner.jsonl")
+    last = next((e for e in reversed(events) if e.kind in ("attempt", "outcome")), None)
+    if last is None or last.kind == "outcome":
+        return False
+    worker = [e for e in journal.read(folder / "worker.jsonl") if e.time >= last.time]
+    book = Journal(folder / "runner.jsonl")
+    if any(e.kind == "done" for e in worker):
+        outcome, reason = Outcome.FINISHED, None  # only the books were left open
+    else:
+        outcome, reason = Outcome.INTERRUPTED, "the runner was killed"
+    _close_books(book, folder, worker, _summary_from(events), outcome, reason)
+    return True
+
+
+def _attempt(
+    setup: Setup, trial: Trial, runner: Runner, projector: Projector | None, folder: Path, plan: Plan, display: Display
+) -> tuple[Outcome, TrialResult]:
+    decided_at = time.time()
+    job = _job(setup, runner, folder, plan)
+    _describe(folder, setup, trial)
+    book = Journal(folder / "runner.jsonl")
+    book.write(
+        "attempt", mode=plan.mode, continues=plan.continues, why=plan.why, train_key=trial.train_key,
+        eval_key=trial.eval_key,
+    )
+    tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
+    if projector is not None:
+        projector.follow(folder)
+    kills_before = _kernel_kills()
+    from harness.child import main as child_main
+
+    process = forkserver.start(child_main, job, name=trial.trial_id)
+    watch = _Watch(book, tail, display, decided_at)
+    interrupted = timed_out = False
+    raised: BaseException | None = None
+    sampler = MemorySampler(
+        process.pid, emit=lambda row: book.write("sample", **row), env={**os.environ, **job.environment},
+        hz=runner.sample_hz,
+    )
+    try:
+        with sampler:
+            while process.is_alive():
+                process.join(POLL_S)
+                watch.look(sampler)
+                if runner.timeout_s is not None and time.time() - decided_at > runner.timeout_s:
+                    timed_out = True
+                    forkserver.end_group(process)
+    except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
+        raised, interrupted = error, True
+        forkserver.end_group(process)
+    watch.look(sampler)
+    if process.is_alive():
+        forkserver.end_group(process)
+    events = watch.events
+    outcome, reason = decide(
+        process.exitcode, events, timed_out=timed_out, interrupted=interrupted,
+        killed_for_memory=_kernel_kills() > kills_before,
+    )
+    if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
+        reason = f"the runner failed: {type(raised).__name__}: {raised}"
+    result = _close_books(book, folder, events, sampler.summary(), outcome, reason)
+    display.finish(_closing_line(outcome, reason, result))
+    if projector is not None:
+        projector.flush()
+    if raised is not None:
+        raise raised
+    return outcome, result
+
+
+class _Watch:
+    """Follows the worker's journal: phases to the sampler, progress to the display."""
+
+    def __init__(self, book: Journal, tail: Tail, display: Display, decided_at: float):
+        self.book, self.tail, self.display, self.decided_at = book, tail, display, decided_at
+        self.events: list[Event] = []
+        self.phase, self.what = "prepare", ""
+        self.step: int | None = None
+        self.total: int | None = None
+
+    def look(self, sampler: MemorySampler) -> None:
+        for event in self.tail.read():
+            self.events.append(event)
+            if event.kind == "start":
+                self.book.write("metrics", values={"time/start_s": event.time - self.decided_at})
+            elif event.kind == "phase":
+                sampler.enter(event.data["name"], event.time)
+                if event.data["name"] not in (None, "rollout", self.phase):
+                    self.phase = event.data["name"]
+                    self.step = self.total = None
+                    self.what = ""
+            elif event.kind == "device" and event.data.get("uuid"):
+                sampler.use_gpu(event.data["uuid"])
+            elif event.kind == "progress":
+                self.step, self.total = event.data["step"], event.data["total"]
+                self.what = event.data["what"] if event.data["what"] != self.phase else ""
+            elif event.kind == "note":
+                self.display.say(f"{self.display.label} · note: {event.data['message']}")
+        latest = getattr(sampler, "latest_mb", None)
+        self.display.update(self.phase, self.step, self.total, latest, self.what)
+
+
+def _close_books(
+    book: Journal, folder: Path, worker: list[Event], summary: MemorySummary | None, outcome: Outcome, reason: str | None
+) -> TrialResult:
+    """Memory and energy figures, the outcome, and ``result.json``."""
+    values = memory_metrics(worker, summary)
+    if summary is not None and summary.energy_j:
+        train = [summary.energy_j[p] for p in ("train", "rollout") if p in summary.energy_j]
+        if train:
+            values["energy/train_j"] = sum(train)
+    book.write("metrics", values=values)
+    if summary is not None:
+        book.write(
+            "memory", lens=summary.lens, samples=summary.samples, missed=summary.missed, reason=summary.reason,
+            high_water_phase=summary.high_water_phase,
+        )
+    book.write("outcome", outcome=str(outcome), reason=reason)
+    book.close()
+    return write_result(folder, outcome, reason, json.loads((folder / "trial.json").read_text()))
+
+
+def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[str, float]:
+    """Peaks per phase, in MB: the sampler's, raised to the kernel's own high-water mark where there is no GPU."""
+    peaks = dict(summary.phase_peak_mb) if summary is not None else {}
+    if summary is None or summary.lens == "private":
+        for event in worker:
+            previous, mark = event.data.get("previous"), journal.number(event.data.get("host_peak_mb"))
+            if event.kind == "phase" and previous and mark is not None:
+                peaks[previous] = max(peaks.get(previous, 0.0), mark)
+    metrics = {f"memory/{phase}_peak_mb": mb for phase, mb in peaks.items()}
+    if peaks:
+        metrics["memory/peak_mb"] = max(peaks.values())
+    return metrics
+
+
+def _summary_from(events: list[Event]) -> MemorySummary | None:
+    """Peaks from the sample rows of a journal whose runner died."""
+    rows = [e.data for e in journal.latest_attempt(events) if e.kind == "sample"]
+    if not rows:
+        return None
+    peaks: dict[str, float] = {}
+    for row in rows:
+        peaks[row["phase"]] = max(peaks.get(row["phase"], 0.0), float(row["used_mb"]))
+    return MemorySummary(
+        lens=rows[-1]["lens"], peak_mb=max(peaks.values()), phase_peak_mb=peaks,
+        high_water_phase=max(peaks, key=peaks.__getitem__), samples=sum(int(r["n"]) for r in rows), missed=0,
+        energy_j=None, reason="the runner was killed: from the rows it had written",
+    )
+
+
+def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
+    passed = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
+              "PYTORCH_CUDA_ALLOC_CONF", "HARNESS_CACHE")
+    return Job(
+        folder=str(folder.resolve()),
+        plain=setup.plain,
+        cache_dir=str(cache_dir(setup.plain)),
+        mode="evaluate" if plan.mode == "evaluate" else "train",
+        resume_checkpoint=plan.from_checkpoint,
+        device=runner.device,
+        threads=runner.threads,
+        memory_limit_mb=runner.memory_limit_mb,
+        environment={name: os.environ[name] for name in passed if name in os.environ},
+    )
+
+
+def cache_dir(plain: Mapping[str, Any]) -> Path:
+    """The stage cache of a configuration."""
+    chosen = (plain.get("cache") or {}).get("dir")
+    return Path(chosen).expanduser().resolve() if chosen else default_dir()
+
+
+def _describe(folder: Path, setup: Setup, trial: Trial) -> None:
+    """Write ``config.yaml`` and ``trial.json``: what the folder is about."""
+    import yaml
+
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(setup.plain), sort_keys=False))
+    write_json(folder / "trial.json", {**asdict(trial), "unused": setup.unused, "environment": identity.environment()})
+
+
+def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:
+    if outcome is Outcome.FINISHED:
+        seconds, peak = result.metrics.get("time/total_s"), result.metrics.get("memory/peak_mb")
+        return f"finished in {seconds:.0f} s" + (f", peak {peak:,.0f} MB" if peak is not None else "")
+    return f"{outcome}: {reason}"
+
+
+def _kernel_kills() -> int:
+    """Out-of-memory kills that the kernel counts, for this control group where it can be read."""
+    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
+        try:
+            for line in Path(path).read_text().splitlines():
+                if line.split()[0] == key:
+                    return int(line.split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # not this kernel's way of counting
+    return 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def attempt_events(folder: Path) -> tuple[list[Event], list[Event]]:
+    """(worker's, runner's) events of the latest attempt."""
+    runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    return since_attempt(journal.read(folder / "worker.jsonl"), runner), runner

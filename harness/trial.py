@@ -1,0 +1,321 @@
+"""From a composed configuration to a trial: components built, knobs injected, combinations checked, keys computed.
+
+Torch-free, so that everything wrong with a sweep is said before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import identity
+from harness.adapters import Adapter
+from harness.algorithms.base import Algorithm
+from harness.config import build
+from harness.errors import UserError, UserErrors
+from harness.evaluators.base import Eval
+from harness.models import Model
+from harness.records import Trial
+from harness.rewards.base import Reward
+from harness.tasks.base import Task, TaskData
+from harness.training import Train, fill_from_recipe
+
+GROUPS: dict[str, type] = {
+    "algo": Algorithm,
+    "adapter": Adapter,
+    "model": Model,
+    "task": Task,
+    "reward": Reward,
+    "train": Train,
+    "eval": Eval,
+}
+NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The components of one trial, built and checked.
+
+    Attributes:
+        reward: bound to the task; None where the algorithm takes none.
+        unused: knobs that this trial ignores, such as ``rank`` under full fine-tuning.
+        plain: the composed configuration it came from, for the worker to build again.
+    """
+
+    algo: Algorithm
+    adapter: Adapter
+    model: Model
+    task: Task
+    reward: Reward | None
+    train: Train
+    eval: Eval
+    seed: int
+    sweep: str
+    unused: tuple[str, ...]
+    plain: Mapping[str, Any]
+
+    @property
+    def rank(self) -> int | None:
+        """The adapter's rank, where it has one."""
+        return getattr(self.adapter, "rank", None) if self.algo.trains else None
+
+    @property
+    def beta(self) -> float | None:
+        """The algorithm's beta, where it has one."""
+        return self.algo.beta
+
+
+def assemble(plain: Mapping[str, Any]) -> Setup:
+    """Build all components of a composed configuration; raises ``UserErrors`` with everything wrong."""
+    nodes = {name: dict(plain[name]) if plain.get(name) else None for name in GROUPS}
+    errors: list[UserError] = []
+    unused: list[str] = []
+    _inject(nodes["algo"], "beta", plain.get("beta"), "algo", errors, unused, _class_default(nodes["algo"], "beta"))
+    _inject(nodes["adapter"], "rank", plain.get("rank"), "adapter", errors, unused, _class_default(nodes["adapter"], "rank"))
+
+    built: dict[str, Any] = {}
+    plugins = tuple(plain.get("plugins") or ())
+    for name in ("algo", "adapter", "model", "task", "reward", "eval"):
+        if nodes[name] is None:
+            built[name] = None
+            continue
+        try:
+            built[name] = build(nodes[name], path=name, plugins=plugins, base=GROUPS[name])
+        except UserErrors as found:
+            errors += found.errors
+    algo, adapter = built.get("algo"), built.get("adapter")
+    train_node = nodes["train"] or {}
+    if algo is not None and adapter is not None:
+        train_node = fill_from_recipe(train_node, algo.recipes, adapter.recipe)
+    try:
+        built["train"] = build(train_node, path="train", plugins=plugins, base=Train)
+    except UserErrors as found:
+        errors += found.errors
+    seed = plain.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        errors.append(UserError("must be a whole number of at least 0", key="seed", value=seed, fix="seed=0"))
+    if errors:
+        raise UserErrors(errors)
+
+    if algo.trains:
+        errors += _check_train(built["train"], algo)
+    reward = built["reward"] if algo.family == "online" else None
+    if algo.family == "online":
+        if reward is None:
+            errors.append(UserError(f"{algo.name} needs a reward", key="reward", value=None, fix="reward=verifier"))
+        else:
+            errors += reward.problems(built["task"])
+    elif plain.get("reward") is not None:
+        unused.append("reward")
+    errors += built["model"].problems()
+    if errors:
+        raise UserErrors(errors)
+    return Setup(
+        algo=algo,
+        adapter=adapter,
+        model=built["model"],
+        task=built["task"],
+        reward=None if reward is None else reward.bind(built["task"]),
+        train=built["train"],
+        eval=built["eval"],
+        seed=seed,
+        sweep=str(plain["sweep"]),
+        unused=tuple(unused),
+        plain=plain,
+    )
+
+
+def check_data(setup: Setup) -> TaskData:
+    """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
+    data = load_data(setup.task)
+    errors = setup.algo.problems(setup.task, data, setup.train)
+    for name, evaluator in setup.eval.active.items():
+        reason = evaluator.not_applicable(setup.task, data)
+        if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
+            errors.append(
+                UserError(f"the data has no such split, which {name} needs", key="eval.split", value=setup.eval.split)
+            )
+    if errors:
+        raise UserErrors(errors)
+    return data
+
+
+def load_data(task: Task) -> TaskData:
+    """The task's rows; read once per process for equal tasks and unchanged files."""
+    fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""  # type: ignore[attr-defined]
+    return _load_data(task, f"{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}{fingerprint}")
+
+
+class _Keyed:
+    """A task that hashes by its content, for the cache below (dataclasses with dictionaries do not hash)."""
+
+    def __init__(self, task: Task, key: str):
+        self.task, self.key = task, key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and other.key == self.key
+
+
+def _load_data(task: Task, key: str) -> TaskData:
+    return _load_keyed(_Keyed(task, key))
+
+
+@functools.lru_cache(maxsize=8)
+def _load_keyed(keyed: _Keyed) -> TaskData:
+    return keyed.task.load()
+
+
+def identify(setup: Setup, data: TaskData) -> Trial:
+    """The trial's id and keys."""
+    training = training_config(setup)
+    evaluation = {"eval": _plain_fields(setup.eval)}
+    plugins = identity.modules_of([setup.algo, setup.adapter, setup.model, setup.task, setup.reward, setup.train])
+    eval_plugins = identity.modules_of(setup.eval.active.values())
+    dataset = data.digest
+    base = setup.model.recipe_digest(setup.task)
+    code = identity.code_digest(identity.TRAINING_CODE, plugins)
+    eval_code = identity.code_digest(identity.EVALUATION_CODE, eval_plugins)
+    keyed = {g: {k: v for k, v in c.items() if k not in NOT_IN_TRAIN_KEY} if g == "train" else c for g, c in training.items()}
+    versions = identity.library_versions()
+    why = {
+        **{f"config.{k}": str(v) for k, v in identity.flatten(keyed).items()},
+        "data": dataset,
+        "base": base,
+        "training code": code,
+        **{f"version of {k}": v for k, v in versions.items()},
+    }
+    eval_why = {
+        **{k: str(v) for k, v in identity.flatten(evaluation).items()},
+        "evaluation code": eval_code,
+        "version of lm-eval": identity._version("lm_eval"),
+    }
+    return Trial(
+        trial_id=_trial_id(setup, keyed),
+        sweep=setup.sweep,
+        config={**training, **evaluation, "seed": setup.seed, "beta": setup.beta, "rank": setup.rank},
+        train_key=identity.digest(why),
+        eval_key=identity.digest({"train": identity.digest(why), **eval_why}),
+        digests={"dataset": dataset, "base": base, "code": code, "evaluators": identity.digest(eval_why)},
+        why={**why, **{f"evaluation: {k}": v for k, v in eval_why.items()}},
+    )
+
+
+def training_config(setup: Setup) -> dict[str, Any]:
+    """The effective configuration of training; knobs that the trial does not use are left out."""
+    adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
+    config: dict[str, Any] = {
+        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("recipes",))},
+        "adapter": adapter if setup.algo.trains else {"name": "none", "quantized": setup.adapter.quantized},
+        "model": {"name": setup.model.name, **_plain_fields(setup.model)},
+        "task": {"name": type(setup.task).__name__.lower(), **_plain_fields(setup.task)},
+    }
+    if setup.algo.trains:
+        config["train"] = _plain_fields(setup.train)
+        config["seed_of_training"] = setup.seed
+    if setup.reward is not None:
+        config["reward"] = {"name": type(setup.reward).__name__.lower(), **_plain_fields(setup.reward, leave_out=("task",))}
+    return {name: value if isinstance(value, dict) else {"value": value} for name, value in config.items()}
+
+
+def folder_of(setup: Setup, trial: Trial) -> Path:
+    """``outputs/<sweep>/<trial id>``."""
+    return Path(str(setup.plain.get("outputs", "outputs"))) / trial.sweep / trial.trial_id
+
+
+def _trial_id(setup: Setup, training: Mapping[str, Any]) -> str:
+    parts = [setup.algo.name, setup.adapter.name if setup.algo.trains or setup.adapter.quantized else ""]
+    if setup.beta is not None:
+        parts.append(f"b{setup.beta:g}")
+    if setup.rank is not None:
+        parts.append(f"r{setup.rank}")
+    if setup.algo.trains:
+        parts.append(f"s{setup.seed}")
+    parts.append(identity.digest(training, 8))
+    return "-".join(p for p in parts if p)
+
+
+def _inject(
+    node: dict[str, Any] | None, field: str, value: Any, group: str, errors: list[UserError], unused: list[str], default: Any
+) -> None:
+    """Move a top-level knob into the node it is about; null in the node means the class's own default."""
+    if node is None:
+        return
+    own = node.get(field)
+    has_knob = default is not None
+    if value is None:
+        if own is None and field in node and has_knob:
+            del node[field]
+        return
+    if not has_knob:
+        unused.append(field)
+    elif own is None or own == value:
+        node[field] = value
+    else:
+        errors.append(
+            UserError(
+                f"{field} and {group}.{field} are both set, to different values",
+                key=f"{group}.{field}",
+                value=f"{own} against {field}={value}",
+                fix=f"set {field} alone",
+            )
+        )
+
+
+def _class_default(node: dict[str, Any] | None, field: str) -> Any:
+    """Default of a field of the class that a node names; None where it has none or cannot be imported."""
+    from harness.config import import_component
+
+    try:
+        target = import_component((node or {}).get("_target_", ""), key="", plugins=(str((node or {}).get("_target_", "")).split(".")[0],))
+    except UserError:
+        return None
+    for item in fields(target) if is_dataclass(target) else ():
+        if item.name == field:
+            return item.default
+    return None
+
+
+def _check_train(train: Train, algo: Algorithm) -> list[UserError]:
+    errors = []
+    for key, example in (("learning_rate", "1e-6"), ("batch_size", "16")):
+        if getattr(train, key) is None:
+            errors.append(
+                UserError(
+                    f"the recipe {train.recipe!r} of algo={algo.name} gives no value", key=f"train.{key}", value=None,
+                    fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
+                )
+            )
+    if train.steps is None and train.epochs is None:
+        errors.append(UserError("the length of training is not set", key="train.steps", fix="train.steps=100 or train.epochs=1"))
+    if train.batch_size and train.micro_batch_size and train.batch_size % train.micro_batch_size:
+        errors.append(
+            UserError(
+                f"must divide train.batch_size ({train.batch_size})",
+                key="train.micro_batch_size",
+                value=train.micro_batch_size,
+                fix=f"train.micro_batch_size={train.batch_size}",
+            )
+        )
+    return errors
+
+
+def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A component's fields as plain containers, nested components with their class names."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return {"class": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return value
+
+    return {f.name: plain(getattr(component, f.name)) for f in fields(component) if f.name not in leave_out}
