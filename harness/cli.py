@@ -1,0 +1,122 @@
+"""The command line: sub-commands of our own, and the Hydra application for everything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from harness.errors import UserError
+
+OK, NOT_FINISHED, USER_ERROR = 0, 1, 2
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "report": ("harness.report.command", "markdown report with plots of a sweep, from MLflow alone"),
+    "ui": ("harness.commands", "start the MLflow UI on the store in use"),
+    "doctor": ("harness.doctor", "what this machine can do, with a fix for each thing that is wrong"),
+    "validate": ("harness.commands", "compose and build every YAML, or the given overrides; trains nothing"),
+    "sync": ("harness.commands", "rebuild MLflow from the trial folders"),
+    "cache": ("harness.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
+}
+INFO_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+
+HELP = """\
+Decide how to align a language model: sweep over algorithm, adapter, beta and rank.
+
+  python -m harness                               one trial: DPO with LoRA on the embedded model
+  python -m harness -m algo=dpo,grpo              a sweep (commas need -m)
+  python -m harness -m experiment=NAME            a named study
+  python -m harness --cfg job                     print the configuration, run nothing
+
+Groups (each a folder of conf/; `--config-dir DIR` adds your own):
+$APP_CONFIG_GROUPS
+Knobs: beta, rank, seed, sweep=NAME (name it again to resume), resume=false, outputs=DIR,
+  train.steps, train.save=adapter|full|none, runner.timeout_s, runner.skip_invalid=true, tracking.uri=URI
+
+Commands:
+{commands}
+
+Exit codes: 0 all well; 1 a trial did not finish; 2 the input is wrong.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            return _command(arguments[0])(arguments[1:])
+        if _flags(arguments) & INFO_FLAGS:
+            return _hydra_info(arguments)
+        from harness.launch import run_sweep
+
+        return run_sweep(arguments)
+    except UserError as error:
+        _complain(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return NOT_FINISHED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    import importlib
+
+    module = importlib.import_module(COMMANDS[name][0])
+    return getattr(module, name if COMMANDS[name][0] == "harness.commands" else "main")
+
+
+def _hydra_info(arguments: list[str]) -> int:
+    """``--help``, ``--cfg`` and their kin are Hydra's to answer."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from harness.config import as_user_error, conf_dir
+
+    commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+    text = HELP.format(commands=commands).replace("$APP", "$APP")
+
+    def never(_: Any) -> None:
+        return None
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
+    shown = sys.argv
+    sys.argv = [shown[0], *arguments, f"hydra.help.template='{_escaped(text)}'"] if _asks_help(arguments) else [
+        shown[0], *arguments
+    ]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(never)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from None
+    except SystemExit as ended:
+        return OK if ended.code in (None, 0) else USER_ERROR
+    finally:
+        sys.argv = shown
+    return OK
+
+
+def _asks_help(arguments: Sequence[str]) -> bool:
+    return bool({"--help", "-h"} & set(arguments))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _flags(arguments: Sequence[str]) -> set[str]:
+    return {a.split("=")[0] for a in arguments if a.startswith("-")}
+
+
+def _complain(error: UserError) -> None:
+    errors = getattr(error, "errors", [error])
+    for one in errors:
+        print(f"error: {one}", file=sys.stderr)
+    if len(errors) > 1:
+        print(f"{len(errors)} errors; nothing was run", file=sys.stderr)
+
+

@@ -1,0 +1,231 @@
+"""From a planned sweep to its table: track, launch through Hydra, read the folders, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import forkserver
+from harness.config import conf_dir
+from harness.errors import UserError, UserErrors
+from harness.outcome import read_result
+from harness.records import Outcome
+from harness.sweep import Sweep, plan_sweep, write_manifest
+from harness.tracking import Projector, SweepRun, Tracking, close_sweep, open_sweep
+
+STOP = ".stopped"
+
+
+def run_sweep(arguments: Sequence[str]) -> int:
+    """Run a Hydra command line; returns the exit code, derived from what is on disk afterwards."""
+    from harness.preflight import check
+
+    options = _parse(arguments)
+    overrides = list(options.overrides)
+    if not any(o.lstrip("+").startswith("sweep=") for o in overrides):
+        overrides.append(f"sweep={time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    config_dirs = [options.config_dir] if options.config_dir else []
+    sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
+    if sweep.own_process:
+        forkserver.warm_up()
+    started = time.time()
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    run = _track(sweep)
+    sweep = _without_unfit(sweep, check(sweep))
+    write_manifest(sweep, run)
+    _announce(sweep)
+    (sweep.folder / STOP).unlink(missing_ok=True)
+    interrupted = False
+    try:
+        _hydra(arguments, overrides, sweep)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if sweep.own_process:
+            forkserver.stop()
+    code = _conclude(sweep, run, started)
+    return 1 if interrupted else code
+
+
+def job(config: Any) -> None:
+    """One Hydra job: one trial. Failures are outcomes in the folder, never exceptions."""
+    from omegaconf import OmegaConf
+
+    from harness.config import build
+    from harness.runner import Runner, run_trial
+    from harness.trial import assemble, check_data, identify
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    plain = {str(k): v for k, v in plain.items()}
+    folder = Path(str(plain["outputs"])) / str(plain["sweep"])
+    if (folder / STOP).exists():
+        return
+    manifest = json.loads((folder / "sweep.json").read_text())
+    runner = build(plain["runner"], path="runner", base=Runner)
+    try:
+        setup = assemble(plain)
+        trial = identify(setup, check_data(setup))
+    except UserErrors as errors:
+        if not runner.skip_invalid:
+            print(f"error: {errors}", file=sys.stderr)
+        return
+    run = None if manifest["tracking"] is None else SweepRun(**manifest["tracking"])
+    known = manifest["trials"]
+    position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
+    projector = None if run is None else Projector(run)
+    outcome, _ = run_trial(setup, trial, runner, projector, position=position)
+    _remember(folder, trial.trial_id, outcome)
+    if projector is not None and projector.failure:
+        print(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up", file=sys.stderr)
+    if runner.fail_fast and not outcome.succeeded:
+        (folder / STOP).write_text(f"{trial.trial_id}: {outcome}")
+
+
+def _track(sweep: Sweep) -> SweepRun | None:
+    """Database and parent run, before any trial; importing MLflow runs beside the forkserver's imports."""
+    try:
+        return open_sweep(sweep.tracking, sweep.name, {"command": " ".join(sys.argv)})
+    except UserError as error:
+        if sweep.tracking.required:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return None
+
+
+def _without_unfit(sweep: Sweep, problems: dict[str, UserErrors]) -> Sweep:
+    """Drop the trials that the deeper check found impossible, or raise with all of it."""
+    if not problems:
+        return sweep
+    good = tuple(p for p in sweep.points if p.trial.trial_id not in problems)
+    bad = tuple((p.overrides, problems[p.trial.trial_id]) for p in sweep.points if p.trial.trial_id in problems)
+    if not (sweep.runner.skip_invalid and good):
+        raise UserErrors([e for _, errors in bad for e in errors.errors])
+    return replace(sweep, points=good, invalid=(*sweep.invalid, *bad))
+
+
+def _announce(sweep: Sweep) -> None:
+    """What is about to run, what is not and why."""
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    for overrides, errors in sweep.invalid:
+        say(f"skipped (invalid): {' '.join(overrides)}\n  {str(errors).replace(chr(10), chr(10) + '  ')}")
+    for overrides, twin in sweep.duplicates:
+        say(f"same trial: {' '.join(overrides)} is {twin}, runs once")
+    if sweep.expanded:
+        say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
+    for point in sweep.points:
+        setup, train = point.setup, point.setup.train
+        unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
+        recipe = (
+            f"recipe {train.recipe}: lr {train.learning_rate:g}, "
+            f"{f'{train.steps} steps' if train.steps else f'{train.epochs:g} epochs'} of {train.batch_size}"
+            if setup.algo.trains else "evaluates the model as it is"
+        )
+        say(f"  {point.trial.trial_id}  {recipe}{unused}")
+
+
+def _hydra(arguments: Sequence[str], overrides: Sequence[str], sweep: Sweep) -> None:
+    """Hand over to Hydra, which launches what it enumerates."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from harness.config import as_user_error
+
+    shown = sys.argv
+    extra = [o for o in overrides if o not in arguments]
+    sys.argv = [shown[0], *arguments, *extra]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from None
+    finally:
+        sys.argv = shown
+
+
+def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
+    """Table, report and the way to the UI; the exit code from the folders."""
+    from harness import results
+    from harness.report.leaderboard import render_terminal
+
+    known = [p.trial.trial_id for p in sweep.points] if sweep.expanded else _trials_on_disk(sweep.folder)
+    outcomes: dict[str, Outcome | None] = {}
+    for trial_id in known:
+        result = read_result(sweep.folder / trial_id)
+        fresh = result is not None and (sweep.folder / trial_id / "result.json").stat().st_mtime >= started - 1
+        outcomes[trial_id] = None if result is None else result.outcome
+        if result is not None and result.outcome.succeeded and not fresh:
+            outcomes[trial_id] = Outcome.REUSED
+    not_started = [t for t, o in outcomes.items() if o is None]
+    succeeded = bool(known) and all(o is not None and o.succeeded for o in outcomes.values())
+    if len(not_started) < len(known):
+        frame = results.from_folder(sweep.folder)
+        frame = frame[frame["trial_id"].isin(known)].copy()
+        frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
+        print(render_terminal(frame))
+    for trial_id in not_started:
+        print(f"not started: {trial_id}")
+    if run is not None:
+        _report(sweep, run, succeeded)
+    return 0 if succeeded else 1
+
+
+def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
+    """Catch up with MLflow, write the report, say where both are."""
+    from harness.report.markdown import write_report
+    from harness.tracking import project
+
+    try:
+        for folder in sorted(p.parent for p in sweep.folder.glob("*/trial.json")):
+            project(folder, run)
+        close_sweep(run, succeeded=succeeded)
+        path = write_report(run.uri, sweep.name, Path("reports") / sweep.name)
+        print(f"report:  {path}")
+    except UserError:
+        raise
+    except Exception as error:  # the trials are safe on disk; say what is missing and how to get it
+        print(f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`",
+              file=sys.stderr)
+    print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
+
+
+def ui_command(tracking: Tracking) -> str:
+    """The line that opens the MLflow UI on the store in use."""
+    default = Tracking().uri
+    return "mlflow ui" if tracking.uri == default else f"mlflow ui --backend-store-uri {tracking.uri}"
+
+
+def _trials_on_disk(folder: Path) -> list[str]:
+    return sorted(p.parent.name for p in folder.glob("*/trial.json"))
+
+
+def _remember(folder: Path, trial_id: str, outcome: Outcome) -> None:
+    """A trace of this start, for launchers whose jobs run elsewhere."""
+    with (folder / "starts.jsonl").open("a") as file:
+        file.write(json.dumps({"time": time.time(), "trial_id": trial_id, "outcome": str(outcome)}) + "\n")
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    try:
+        return parser.parse_args(list(arguments))
+    except SystemExit as ended:
+        if ended.code:
+            raise UserError("unknown option", fix="see `python -m harness --help`") from None
+        raise
+
+
+def _as_interrupt(*_: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""Checks that need transformers, made in a child before the first trial: tokenizer, context, targets."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError, UserErrors
+from harness.models import Tiny
+
+if TYPE_CHECKING:
+    from harness.sweep import Sweep
+
+
+def check(sweep: Sweep) -> dict[str, UserErrors]:
+    """Errors per trial id; trials on the embedded model are known to be well.
+
+    The checks import transformers, so they run in a child of the forkserver and the parent stays light.
+    """
+    asked = [p for p in sweep.points if not isinstance(p.setup.model, Tiny) or p.setup.plain.get("preflight")]
+    if not asked:
+        return {}
+    from harness import forkserver
+
+    receiver, sender = forkserver.context().Pipe(duplex=False)
+    plains = [json.dumps(dict(p.setup.plain)) for p in asked]
+    process = forkserver.start(_main, sender, plains, name="preflight")
+    sender.close()
+    try:
+        answers = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the checking process ended with code {process.exitcode}") from None
+    process.join()
+    return {
+        point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors
+    }
+
+
+def _main(sender: Any, plains: list[str]) -> None:
+    import os
+    import sys
+
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # library chatter; what matters is sent
+    cache: dict[str, list[UserError]] = {}
+    answers = []
+    for text in plains:
+        plain = json.loads(text)
+        key = json.dumps([plain[k] for k in ("model", "task", "adapter", "train")], sort_keys=True)
+        if key not in cache:
+            cache[key] = find_problems(plain)
+        answers.append(cache[key])
+    sender.send(answers)
+    sender.close()
+    os._exit(0)
+
+
+def find_problems(plain: dict[str, Any]) -> list[UserError]:
+    """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
+    from harness.trial import assemble, check_data
+
+    try:
+        setup = assemble(plain)
+        data = check_data(setup)
+        tokenizer = setup.model.tokenizer(None)
+        config = model_config(setup.model)
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    return [*_context_problems(setup, data, tokenizer, config), *_target_problems(setup, config)]
+
+
+def model_config(model: Any) -> Any:
+    """The transformers configuration of a model, without its weights."""
+    from harness.models import HF, Shape, _cannot_load
+
+    if isinstance(model, Shape):
+        return model.configuration()
+    if isinstance(model, HF):
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                str(model.local or model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise _cannot_load("configuration", model.path, error) from error
+    return None
+
+
+def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> list[UserError]:
+    """Limits within the model's context, and no prompt that fills it."""
+    from harness.conversation import encode, is_conversational, prepare_rows
+    from harness.models import PLAIN_TEMPLATE, context_length
+    from harness.tasks.base import text_of
+
+    limit = context_length(config)
+    found = []
+    if limit is not None and setup.train.max_length > limit:
+        found.append(
+            UserError(
+                f"is beyond the model's context of {limit} tokens", key="train.max_length",
+                value=setup.train.max_length, fix=f"train.max_length={limit}",
+            )
+        )
+    rows = [*data.train_pairs, *data.train_unpaired, *data.train_prompts]
+    rows += [row for split in (*data.eval_pairs.values(), *data.eval_prompts.values()) for row in split]
+    if not rows:
+        return found
+    chat = is_conversational(rows) or (bool(tokenizer.chat_template) and setup.model.chat_template == "auto")
+    if chat and not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    online = setup.algo.family == "online"
+    room = setup.train.max_length - (setup.train.max_completion_length if online else 1)
+    # The longest prompts by characters are the longest by tokens, near enough to look at a few hundred.
+    longest = sorted(rows, key=lambda r: -len(text_of(r["prompt"])))[:200]
+    too_long = []
+    for row in prepare_rows(longest, chat=chat):
+        tokens = len(encode(tokenizer, row["prompt"])[0])
+        if tokens > room:
+            too_long.append((tokens, text_of(row["prompt"])[:60]))
+    if too_long:
+        tokens, text = max(too_long)
+        found.append(
+            UserError(
+                f"leaves {room} tokens for a prompt, and the longest has {tokens} ({text!r})",
+                key="train.max_length",
+                value=setup.train.max_length,
+                fix=f"train.max_length={tokens + setup.train.max_length - room} (the context allows {limit}), "
+                "or shorten the prompts",
+            )
+        )
+    return found
+
+
+def _target_problems(setup: Any, config: Any) -> list[UserError]:
+    """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
+    if setup.adapter.recipe == "full" or config is None:
+        return []
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from harness.adapters import target_shapes
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return [UserError(f"cannot be built ({error})", key="model", value=setup.model.name)]
+    targets = setup.adapter.targets
+    if target_shapes(model, targets):
+        return []
+    return [
+        UserError(
+            "no linear layer of the model has such a name, so there is nothing to adapt",
+            key="adapter.targets",
+            value=targets,
+            fix="adapter.targets=all-linear, or names that the model has; adapter=full for a model without linear layers",
+        )
+    ]
