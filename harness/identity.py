@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "versions": {**library_versions(), "harness": _version("alignment-harness"), "mlflow": _version("mlflow")},
         "git_sha": git_sha(),
@@ -131,7 +131,8 @@ def _git(*arguments: str) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

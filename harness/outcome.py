@@ -12,6 +12,7 @@ from harness import journal
 from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 
 DELTA_FROM = ("baseline", "eval")
+NO_DELTA = ("preference_pairs", "preference_truncated", "length_only_accuracy")  # of the data, not of the model
 
 
 def decide(
@@ -61,6 +62,8 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
     for name in [n for n in found if n.startswith(f"{trained}/")]:
         tail = name.removeprefix(f"{trained}/")
         if f"{base}/{tail}" in found and not tail.endswith(("_stderr", "_low", "_high")):
+            if tail in NO_DELTA:
+                continue
             found[f"delta/{tail}"] = found[name] - found[f"{base}/{tail}"]
     return found
 

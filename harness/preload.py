@@ -50,7 +50,21 @@ def cuda_is_clean() -> bool:
     return torch is None or not torch.cuda.is_initialized()
 
 
+def import_all() -> None:
+    """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
+    saved = [os.dup(1), os.dup(2)]
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        for name in wanted(gpu_visible()):
+            importlib.import_module(name)
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(sink)
+
+
 if os.environ.get("HARNESS_PRELOAD") == "1":
-    # Only the forkserver sets this; a plain import of this module costs nothing.
-    for _name in wanted(gpu_visible()):
-        importlib.import_module(_name)
+    import_all()  # only the forkserver sets this; a plain import of this module costs nothing

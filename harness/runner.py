@@ -215,7 +215,7 @@ class _Watch:
             elif event.kind == "progress":
                 self.step, self.total = event.data["step"], event.data["total"]
                 self.what = event.data["what"] if event.data["what"] != self.phase else ""
-            elif event.kind == "note":
+            elif event.kind == "note" and "absent" not in event.data:
                 self.display.say(f"{self.display.label} · note: {event.data['message']}")
         latest = getattr(sampler, "latest_mb", None)
         self.display.update(self.phase, self.step, self.total, latest, self.what)

@@ -169,7 +169,7 @@ def placement(setup: Setup, wanted: str) -> tuple[str, torch.dtype, str]:
 def device_record(device: str) -> dict[str, Any]:
     """Name and identity of the device, so that the sampler can find it."""
     if device == "cpu":
-        return {"name": identity.environment()["processor"], "threads": torch.get_num_threads()}
+        return {"name": identity.processor(), "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(0)
     return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
 

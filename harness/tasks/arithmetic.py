@@ -142,11 +142,12 @@ class Arithmetic(Task):
 
     def _draw(self, rng: random.Random, rows: Sequence[Row]) -> Row:
         """One prompt, unanswerable with the configured probability."""
-        want = rng.random() < self.unanswerable
-        while True:
+        hollow = rng.random() < self.unanswerable
+        for _ in range(200):  # a tiny split may hold no prompt of the wanted kind
             row = rng.choice(rows)
-            if (row["answer"] is None) == want:
+            if (row["answer"] is None) == hollow:
                 return row
+        return rng.choice(rows)
 
     def _balanced(self, rng: random.Random, rows: Sequence[Row], count: int) -> list[Row]:
         """``count`` prompts without repeats while they last, with the configured share unanswerable."""
@@ -182,7 +183,7 @@ class Arithmetic(Task):
                 break
         prefer_first = gap > 0
         if noisy and rng.random() < self.label_noise:
-            prefer_first = rng.random() < 1 / (1 + math.exp(-gap / self.noise_temperature))
+            prefer_first = rng.random() < 0.5 * (1 + math.tanh(gap / self.noise_temperature / 2))  # sigmoid
         chosen, rejected = (first, second) if prefer_first else (second, first)
         return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
 

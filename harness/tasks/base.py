@@ -60,6 +60,7 @@ class TaskData:
             "train_prompts": list(self.train_prompts),
             "eval_pairs": {k: list(v) for k, v in self.eval_pairs.items()},
             "eval_prompts": {k: list(v) for k, v in self.eval_prompts.items()},
+            "retention": list(self.retention),
         }
         return digest_of(content)
 

@@ -1,0 +1,180 @@
+"""Small sub-commands: ui, validate, sync, cache."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.cache import Cache, default_dir
+from harness.config import build, compose, conf_dir, hydra_config
+from harness.errors import UserError, UserErrors
+from harness.tracking import Tracking
+
+MB = 10**6
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": MB, "GB": 10**9, "TB": 10**12}
+
+
+def tracking_from(overrides: Sequence[str]) -> Tracking:
+    """The tracking group under ``overrides`` (``tracking.uri=...``)."""
+    with hydra_config():
+        return build(compose(list(overrides))["tracking"], path="tracking", base=Tracking)
+
+
+def ui(argv: list[str]) -> int:
+    """``harness ui``: the MLflow UI on the store in use, on localhost alone."""
+    parser = argparse.ArgumentParser(prog="harness ui", description=ui.__doc__)
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("overrides", nargs="*", help="for example tracking.uri=sqlite:///elsewhere.db")
+    options = parser.parse_args(argv)
+    uri = tracking_from(options.overrides).resolved_uri
+    if uri.startswith(("http://", "https://")):
+        print(f"the store is a server with a UI of its own: {uri}")
+        return 0
+    print(f"MLflow UI on http://127.0.0.1:{options.port} (store {uri}); Ctrl-C ends it", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1",
+               "--port", str(options.port)]
+    return subprocess.call(command)
+
+
+def validate(argv: list[str]) -> int:
+    """``harness validate``: compose and build the given overrides, or every YAML of ``conf/``; train nothing."""
+    parser = argparse.ArgumentParser(prog="harness validate", description=validate.__doc__)
+    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
+    parser.add_argument("--config-dir", help="a folder with YAML of your own")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(argv)
+    folders = [options.config_dir] if options.config_dir else []
+    if options.overrides:
+        from harness.sweep import plan_sweep
+
+        sweep = plan_sweep(options.overrides, multirun=options.multirun, config_dirs=folders)
+        for point in sweep.points:
+            print(f"ok  {point.trial.trial_id}")
+        for overrides, errors in sweep.invalid:
+            print(f"invalid (skipped)  {' '.join(overrides)}: {errors}")
+        return 0
+    return _validate_all(folders)
+
+
+def _validate_all(folders: Sequence[str]) -> int:
+    """Every option of every group, composed into a whole configuration and built."""
+    from harness.trial import assemble
+
+    wrong = 0
+    for group, option in options_of(conf_dir(), *map(Path, folders)):
+        overrides = [f"{group}={option}"]
+        if group == "evaluator":
+            overrides = [f"+evaluator@eval.evaluators.{option}={option}"] if option not in _default_evaluators() else []
+        overrides += [f"{key}={value}" for key, value in _needed(group, option).items()]
+        try:
+            with hydra_config(folders):
+                assemble(compose(overrides))
+            print(f"ok  {group}={option}")
+        except UserErrors as errors:
+            # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
+            serious = [e for e in errors.errors if e.key not in ("reward", "task")]
+            wrong += bool(serious)
+            print(f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious))
+        except UserError as error:
+            wrong += 1
+            print(f"WRONG {group}={option}\n    {error}")
+    print(f"{wrong} wrong" if wrong else "all sound")
+    return 2 if wrong else 0
+
+
+def options_of(*roots: Path) -> list[tuple[str, str]]:
+    """(group, option) of every YAML below the configuration folders, the top-level file left out."""
+    found = []
+    for root in roots:
+        for file in sorted(root.rglob("*.yaml")):
+            group = file.relative_to(root).parent.as_posix()
+            if group == ".":
+                continue
+            head, _, tail = group.partition("/")
+            found.append((head, f"{tail}/{file.stem}" if tail else file.stem))
+    return found
+
+
+def _default_evaluators() -> set[str]:
+    return {p.stem for p in (conf_dir() / "evaluator").glob("*.yaml") if f": {p.stem}" in (
+        conf_dir() / "eval" / "default.yaml").read_text()}
+
+
+def _needed(group: str, option: str) -> dict[str, str]:
+    """Values that an option cannot do without: required fields, marked ??? in its YAML."""
+    text = (conf_dir() / group / f"{option}.yaml")
+    names = re.findall(r"^(\w+): \?\?\?", text.read_text(), flags=re.MULTILINE) if text.is_file() else []
+    return {f"{group}.{name}": "placeholder" for name in names}
+
+
+def sync(argv: list[str]) -> int:
+    """``harness sync``: close what a killed runner left open, and project the trial folders into MLflow."""
+    parser = argparse.ArgumentParser(prog="harness sync", description=sync.__doc__)
+    parser.add_argument("--outputs", default="outputs", help="the folder that holds the sweeps")
+    parser.add_argument("--sweep", help="one sweep; all without it")
+    parser.add_argument("overrides", nargs="*", help="for example tracking.uri=sqlite:///elsewhere.db")
+    options = parser.parse_args(argv)
+    from filelock import FileLock, Timeout
+
+    from harness.outcome import read_result
+    from harness.runner import close_open_attempt
+    from harness.tracking import close_sweep, open_sweep, project
+
+    root = Path(options.outputs)
+    sweeps = [root / options.sweep] if options.sweep else sorted(p.parent for p in root.glob("*/sweep.json"))
+    if not sweeps or not all(s.is_dir() for s in sweeps):
+        known = ", ".join(sorted(p.parent.name for p in root.glob("*/sweep.json"))) or "none"
+        raise UserError(f"no such sweep below {root}", key="--sweep", value=options.sweep, fix=f"known sweeps: {known}")
+    tracking = tracking_from(options.overrides)
+    for folder in sweeps:
+        run = open_sweep(tracking, folder.name)
+        done = all_well = 0
+        trials = sorted(p.parent for p in folder.glob("*/trial.json"))
+        busy = False
+        for trial in trials:
+            try:
+                with FileLock(trial / ".lock", timeout=0):
+                    if close_open_attempt(trial):
+                        print(f"{trial.name}: its runner was killed; closed")
+                    done += project(trial, run) is not None
+                    result = read_result(trial)
+                    all_well += bool(result and result.outcome.succeeded)
+            except Timeout:
+                busy = True
+                print(f"{trial.name}: in use by a runner, left alone")
+        if not busy:
+            close_sweep(run, succeeded=all_well == len(trials))
+        print(f"{folder.name}: {done} of {len(trials)} trials in {tracking.uri}")
+    return 0
+
+
+def cache(argv: list[str]) -> int:
+    """``harness cache``: list the stages that are kept, or delete the least recently used."""
+    parser = argparse.ArgumentParser(prog="harness cache", description=cache.__doc__)
+    parser.add_argument("--dir", help="default: $HARNESS_CACHE, else the user's cache folder")
+    parser.add_argument("--prune-to", metavar="SIZE", help="keep at most this much, for example 5GB or 0")
+    options = parser.parse_args(argv)
+    store = Cache(Path(options.dir) if options.dir else default_dir())
+    if options.prune_to is not None:
+        gone = store.prune(parse_size(options.prune_to))
+        print(f"deleted {len(gone)} entries, {sum(e['bytes'] for e in gone) / MB:,.1f} MB")
+    entries = store.entries()
+    for entry in entries:
+        print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}")
+    print(f"{sum(e['bytes'] for e in entries) / MB:10,.1f} MB  in {len(entries)} entries, {store.root}")
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """``5GB`` -> 5,000,000,000 bytes."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kKmMgGtT]?[bB]?)\s*", text)
+    unit = match.group(2).upper() if match else ""
+    if match is None or (unit and unit not in SIZES and unit + "B" not in SIZES):
+        raise UserError("is no size", key="--prune-to", value=text, fix="for example --prune-to 5GB")
+    return int(float(match.group(1)) * SIZES.get(unit, SIZES.get(unit + "B", 1)))
+
+
