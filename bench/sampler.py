@@ -47,12 +47,8 @@ def main() -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         memory, summary = resident(pid), sampler.summary()
         server.stdin.close()
-    print(
-        f"worker: {memory.resident_bytes / 1e6:.0f} MB resident, {memory.private_bytes / 1e6:.0f} MB private"
-    )
-    print(
-        f"seen:   peak {summary.peak_mb:.0f} MB ({summary.lens}), {summary.samples / wall:.1f} samples per s"
-    )
+    print(f"worker: {memory.resident_bytes / 1e6:.0f} MB resident, {memory.private_bytes / 1e6:.0f} MB private")
+    print(f"seen:   peak {summary.peak_mb:.0f} MB ({summary.lens}), {summary.samples / wall:.1f} samples per s")
     print(f"cost:   {cpu / wall:.4f} of one core")
 
 

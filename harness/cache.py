@@ -46,7 +46,12 @@ class Cache:
     root: Path
 
     def fetch(
-        self, stage: str, key: str, build: Callable[[Path], Mapping[str, Any] | None], *, inputs: Mapping[str, Any]
+        self,
+        stage: str,
+        key: str,
+        build: Callable[[Path], Mapping[str, Any] | None],
+        *,
+        inputs: Mapping[str, Any],
     ) -> Entry:
         """The entry of ``key``, built by ``build(folder)`` if it is not there.
 
@@ -97,9 +102,7 @@ class Cache:
         for mark in self.root.glob(f"*/*/{MARK}"):
             folder = mark.parent
             size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-            found.append(
-                {"stage": folder.parent.name, "key": folder.name, "bytes": size, "used": mark.stat().st_mtime}
-            )
+            found.append({"stage": folder.parent.name, "key": folder.name, "bytes": size, "used": mark.stat().st_mtime})
         return sorted(found, key=lambda e: -e["bytes"])
 
     def prune(self, keep_bytes: int) -> list[dict[str, Any]]:

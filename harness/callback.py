@@ -9,7 +9,14 @@ from transformers import TrainerCallback
 
 from harness.journal import Journal
 
-SKIPPED = ("epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+SKIPPED = (
+    "epoch",
+    "total_flos",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+)
 
 
 class JournalCallback(TrainerCallback):

@@ -19,7 +19,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sync": ("harness.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }
-INFO_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+INFO_FLAGS = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+}
 
 HELP = """\
 Decide how to align a language model: sweep over algorithm, adapter, beta and rank.
@@ -86,9 +97,11 @@ def _hydra_info(arguments: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
-    sys.argv = [shown[0], *arguments, f"hydra.help.template='{_escaped(text)}'"] if _asks_help(arguments) else [
-        shown[0], *arguments
-    ]
+    sys.argv = (
+        [shown[0], *arguments, f"hydra.help.template='{_escaped(text)}'"]
+        if _asks_help(arguments)
+        else [shown[0], *arguments]
+    )
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(never)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -118,5 +131,3 @@ def _complain(error: UserError) -> None:
         print(f"error: {one}", file=sys.stderr)
     if len(errors) > 1:
         print(f"{len(errors)} errors; nothing was run", file=sys.stderr)
-
-

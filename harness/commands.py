@@ -35,8 +35,18 @@ def ui(argv: list[str]) -> int:
         print(f"the store is a server with a UI of its own: {uri}")
         return 0
     print(f"MLflow UI on http://127.0.0.1:{options.port} (store {uri}); Ctrl-C ends it", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1",
-               "--port", str(options.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(options.port),
+    ]
     return subprocess.call(command)
 
 
@@ -100,13 +110,16 @@ def options_of(*roots: Path) -> list[tuple[str, str]]:
 
 
 def _default_evaluators() -> set[str]:
-    return {p.stem for p in (conf_dir() / "evaluator").glob("*.yaml") if f": {p.stem}" in (
-        conf_dir() / "eval" / "default.yaml").read_text()}
+    return {
+        p.stem
+        for p in (conf_dir() / "evaluator").glob("*.yaml")
+        if f": {p.stem}" in (conf_dir() / "eval" / "default.yaml").read_text()
+    }
 
 
 def _needed(group: str, option: str) -> dict[str, str]:
     """Values that an option cannot do without: required fields, marked ??? in its YAML."""
-    text = (conf_dir() / group / f"{option}.yaml")
+    text = conf_dir() / group / f"{option}.yaml"
     names = re.findall(r"^(\w+): \?\?\?", text.read_text(), flags=re.MULTILINE) if text.is_file() else []
     return {f"{group}.{name}": "placeholder" for name in names}
 
@@ -176,5 +189,3 @@ def parse_size(text: str) -> int:
     if match is None or (unit and unit not in SIZES and unit + "B" not in SIZES):
         raise UserError("is no size", key="--prune-to", value=text, fix="for example --prune-to 5GB")
     return int(float(match.group(1)) * SIZES.get(unit, SIZES.get(unit + "B", 1)))
-
-

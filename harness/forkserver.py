@@ -8,12 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
-
-
 
 
 def context() -> Any:
@@ -70,8 +67,13 @@ def stop() -> None:
 @contextmanager
 def _server_environment() -> Any:
     """The variables that the server inherits, if this call is what starts it."""
-    names = {"HARNESS_PRELOAD": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-             "TRL_EXPERIMENTAL_SILENCE": "1", "BITSANDBYTES_NOWELCOME": "1"}
+    names = {
+        "HARNESS_PRELOAD": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "BITSANDBYTES_NOWELCOME": "1",
+    }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: value for name, value in names.items() if before[name] is None})
     try:

@@ -127,7 +127,8 @@ def _announce(sweep: Sweep) -> None:
         recipe = (
             f"recipe {train.recipe}: lr {train.learning_rate:g}, "
             f"{f'{train.steps} steps' if train.steps else f'{train.epochs:g} epochs'} of {train.batch_size}"
-            if setup.algo.trains else "evaluates the model as it is"
+            if setup.algo.trains
+            else "evaluates the model as it is"
         )
         say(f"  {point.trial.trial_id}  {recipe}{unused}")
 
@@ -193,8 +194,10 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
     except UserError:
         raise
     except Exception as error:  # the trials are safe on disk; say what is missing and how to get it
-        print(f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`",
-              file=sys.stderr)
+        print(
+            f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`",
+            file=sys.stderr,
+        )
     print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
 
 

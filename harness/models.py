@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from harness.tasks.base import Task
 
+BASE_CODE = ("stages/sft.py", "tasks/arithmetic.py", "tasks/base.py", "models.py")
+"""Source files that can change the embedded base."""
+
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -105,7 +108,9 @@ class Tiny(Model):
             return []
         return [
             UserError(
-                f"must be a multiple of model.heads ({self.heads})", key="model.hidden", value=self.hidden,
+                f"must be a multiple of model.heads ({self.heads})",
+                key="model.hidden",
+                value=self.hidden,
                 fix=f"model.hidden={self.hidden // self.heads * self.heads or self.heads}",
             )
         ]
@@ -121,7 +126,7 @@ class Tiny(Model):
             {
                 "model": self.stage,
                 "task": {"class": type(task).__qualname__, **asdict(task)},
-                "code": identity.code_digest(("stages", "tasks", "models.py")),
+                "code": identity.code_digest(BASE_CODE, identity.modules_of([task])),
                 "versions": identity.library_versions(),
             }
         )
@@ -189,9 +194,7 @@ class HF(Model):
         if folder is None:
             return []
         if not folder.is_dir():
-            return [
-                UserError("no such directory", key="model.path", value=self.path, fix="name a model directory")
-            ]
+            return [UserError("no such directory", key="model.path", value=self.path, fix="name a model directory")]
         if not (folder / "config.json").is_file():
             return [
                 UserError(
@@ -222,7 +225,9 @@ class HF(Model):
         if self.pad_token is not None:
             if self.pad_token not in tokenizer.get_vocab():
                 raise UserError(
-                    "is no token of this model's vocabulary", key="model.pad_token", value=self.pad_token,
+                    "is no token of this model's vocabulary",
+                    key="model.pad_token",
+                    value=self.pad_token,
                     fix=f"for example model.pad_token='{tokenizer.eos_token}'",
                 )
             tokenizer.pad_token = self.pad_token

@@ -12,11 +12,19 @@ from harness import journal
 from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 
 DELTA_FROM = ("baseline", "eval")
-NO_DELTA = ("preference_pairs", "preference_truncated", "length_only_accuracy")  # of the data, not of the model
+NO_DELTA = (
+    "preference_pairs",
+    "preference_truncated",
+    "length_only_accuracy",
+)  # of the data, not of the model
 
 
 def decide(
-    exit_code: int | None, events: Sequence[Event], *, timed_out: bool = False, interrupted: bool = False,
+    exit_code: int | None,
+    events: Sequence[Event],
+    *,
+    timed_out: bool = False,
+    interrupted: bool = False,
     killed_for_memory: bool = False,
 ) -> tuple[Outcome, str | None]:
     """Outcome and one-line reason, from how the process ended and what it had said.

@@ -32,9 +32,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
         process.join()
         raise RuntimeError(f"the checking process ended with code {process.exitcode}") from None
     process.join()
-    return {
-        point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors
-    }
+    return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
 
 
 def _main(sender: Any, plains: list[str]) -> None:
@@ -82,7 +80,9 @@ def model_config(model: Any) -> Any:
 
         try:
             return AutoConfig.from_pretrained(
-                str(model.local or model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+                str(model.local or model.path),
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
             )
         except (OSError, ValueError) as error:
             raise _cannot_load("configuration", model.path, error) from error
@@ -100,8 +100,10 @@ def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> lis
     if limit is not None and setup.train.max_length > limit:
         found.append(
             UserError(
-                f"is beyond the model's context of {limit} tokens", key="train.max_length",
-                value=setup.train.max_length, fix=f"train.max_length={limit}",
+                f"is beyond the model's context of {limit} tokens",
+                key="train.max_length",
+                value=setup.train.max_length,
+                fix=f"train.max_length={limit}",
             )
         )
     rows = [*data.train_pairs, *data.train_unpaired, *data.train_prompts]

@@ -135,14 +135,24 @@ def close_open_attempt(folder: Path) -> bool:
 
 
 def _attempt(
-    setup: Setup, trial: Trial, runner: Runner, projector: Projector | None, folder: Path, plan: Plan, display: Display
+    setup: Setup,
+    trial: Trial,
+    runner: Runner,
+    projector: Projector | None,
+    folder: Path,
+    plan: Plan,
+    display: Display,
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
     job = _job(setup, runner, folder, plan)
     _describe(folder, setup, trial)
     book = Journal(folder / "runner.jsonl")
     book.write(
-        "attempt", mode=plan.mode, continues=plan.continues, why=plan.why, train_key=trial.train_key,
+        "attempt",
+        mode=plan.mode,
+        continues=plan.continues,
+        why=plan.why,
+        train_key=trial.train_key,
         eval_key=trial.eval_key,
     )
     tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
@@ -156,7 +166,9 @@ def _attempt(
     interrupted = timed_out = False
     raised: BaseException | None = None
     sampler = MemorySampler(
-        process.pid, emit=lambda row: book.write("sample", **row), env={**os.environ, **job.environment},
+        process.pid,
+        emit=lambda row: book.write("sample", **row),
+        env={**os.environ, **job.environment},
         hz=runner.sample_hz,
     )
     try:
@@ -175,7 +187,10 @@ def _attempt(
         forkserver.end_group(process)
     events = watch.events
     outcome, reason = decide(
-        process.exitcode, events, timed_out=timed_out, interrupted=interrupted,
+        process.exitcode,
+        events,
+        timed_out=timed_out,
+        interrupted=interrupted,
         killed_for_memory=_kernel_kills() > kills_before,
     )
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
@@ -222,7 +237,12 @@ class _Watch:
 
 
 def _close_books(
-    book: Journal, folder: Path, worker: list[Event], summary: MemorySummary | None, outcome: Outcome, reason: str | None
+    book: Journal,
+    folder: Path,
+    worker: list[Event],
+    summary: MemorySummary | None,
+    outcome: Outcome,
+    reason: str | None,
 ) -> TrialResult:
     """Memory and energy figures, the outcome, and ``result.json``."""
     values = memory_metrics(worker, summary)
@@ -233,7 +253,11 @@ def _close_books(
     book.write("metrics", values=values)
     if summary is not None:
         book.write(
-            "memory", lens=summary.lens, samples=summary.samples, missed=summary.missed, reason=summary.reason,
+            "memory",
+            lens=summary.lens,
+            samples=summary.samples,
+            missed=summary.missed,
+            reason=summary.reason,
             high_water_phase=summary.high_water_phase,
         )
     book.write("outcome", outcome=str(outcome), reason=reason)
@@ -264,15 +288,27 @@ def _summary_from(events: list[Event]) -> MemorySummary | None:
     for row in rows:
         peaks[row["phase"]] = max(peaks.get(row["phase"], 0.0), float(row["used_mb"]))
     return MemorySummary(
-        lens=rows[-1]["lens"], peak_mb=max(peaks.values()), phase_peak_mb=peaks,
-        high_water_phase=max(peaks, key=peaks.__getitem__), samples=sum(int(r["n"]) for r in rows), missed=0,
-        energy_j=None, reason="the runner was killed: from the rows it had written",
+        lens=rows[-1]["lens"],
+        peak_mb=max(peaks.values()),
+        phase_peak_mb=peaks,
+        high_water_phase=max(peaks, key=peaks.__getitem__),
+        samples=sum(int(r["n"]) for r in rows),
+        missed=0,
+        energy_j=None,
+        reason="the runner was killed: from the rows it had written",
     )
 
 
 def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
-    passed = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
-              "PYTORCH_CUDA_ALLOC_CONF", "HARNESS_CACHE")
+    passed = (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+        "OMP_NUM_THREADS",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "HARNESS_CACHE",
+    )
     return Job(
         folder=str(folder.resolve()),
         plain=setup.plain,
@@ -297,7 +333,10 @@ def _describe(folder: Path, setup: Setup, trial: Trial) -> None:
     import yaml
 
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(setup.plain), sort_keys=False))
-    write_json(folder / "trial.json", {**asdict(trial), "unused": setup.unused, "environment": identity.environment()})
+    write_json(
+        folder / "trial.json",
+        {**asdict(trial), "unused": setup.unused, "environment": identity.environment()},
+    )
 
 
 def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:

@@ -160,4 +160,3 @@ def _ours(error: Exception) -> UserError:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return as_user_error(error)
     raise error
-

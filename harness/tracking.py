@@ -112,7 +112,9 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
         found = api.get_experiment_by_name(tracking.experiment)
         experiment_id = found.experiment_id if found else api.create_experiment(tracking.experiment)
         existing = api.search_runs(
-            [experiment_id], filter_string=f"tags.kind = 'sweep' and tags.sweep = '{_quoted(sweep)}'", max_results=1
+            [experiment_id],
+            filter_string=f"tags.kind = 'sweep' and tags.sweep = '{_quoted(sweep)}'",
+            max_results=1,
         )
         if existing:
             api.update_run(existing[0].info.run_id, status="RUNNING")
@@ -263,9 +265,7 @@ def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Pat
         "eval_key": trial["eval_key"],
         "folder": str(folder),
     }
-    run = api.create_run(
-        sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags
-    )
+    run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
     params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(config).items())]
     for chunk in _chunks(params, 100):
         api.log_batch(run.info.run_id, params=chunk)
@@ -352,8 +352,13 @@ def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
         start_time=end - int(data["seconds"] * 1000),
         run_name=f"stage {data['stage']}",
         tags={
-            "mlflow.parentRunId": sweep.parent_id, "kind": "stage", "stage": data["stage"],
-            "stage_key": data["key"], "sweep": trial["sweep"], "built_for": trial["trial_id"], "why": data["why"],
+            "mlflow.parentRunId": sweep.parent_id,
+            "kind": "stage",
+            "stage": data["stage"],
+            "stage_key": data["key"],
+            "sweep": trial["sweep"],
+            "built_for": trial["trial_id"],
+            "why": data["why"],
         },
     )
     for name, value in {**(data.get("metrics") or {}), "time/total_s": data["seconds"]}.items():
@@ -387,7 +392,13 @@ def _describe(result: Mapping[str, Any]) -> str:
     metrics, lines = result["metrics"], [f"**{result['trial_id']}** — {result['outcome']}"]
     if result["reason"]:
         lines.append(f"reason: {result['reason']}")
-    for name in ("eval/true_reward", "delta/true_reward", "eval/preference_accuracy", "memory/peak_mb", "time/train_s"):
+    for name in (
+        "eval/true_reward",
+        "delta/true_reward",
+        "eval/preference_accuracy",
+        "memory/peak_mb",
+        "time/train_s",
+    ):
         if name in metrics:
             lines.append(f"- `{name}` {metrics[name]:.4g}")
     return "\n".join(lines)

@@ -74,8 +74,24 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     nodes = {name: dict(plain[name]) if plain.get(name) else None for name in GROUPS}
     errors: list[UserError] = []
     unused: list[str] = []
-    _inject(nodes["algo"], "beta", plain.get("beta"), "algo", errors, unused, _class_default(nodes["algo"], "beta"))
-    _inject(nodes["adapter"], "rank", plain.get("rank"), "adapter", errors, unused, _class_default(nodes["adapter"], "rank"))
+    _inject(
+        nodes["algo"],
+        "beta",
+        plain.get("beta"),
+        "algo",
+        errors,
+        unused,
+        _class_default(nodes["algo"], "beta"),
+    )
+    _inject(
+        nodes["adapter"],
+        "rank",
+        plain.get("rank"),
+        "adapter",
+        errors,
+        unused,
+        _class_default(nodes["adapter"], "rank"),
+    )
 
     built: dict[str, Any] = {}
     plugins = tuple(plain.get("plugins") or ())
@@ -87,7 +103,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
             built[name] = build(nodes[name], path=name, plugins=plugins, base=GROUPS[name])
         except UserErrors as found:
             errors += found.errors
-    algo, adapter = built.get("algo"), built.get("adapter")
+    algo: Any = built.get("algo")
+    adapter: Any = built.get("adapter")
     train_node = nodes["train"] or {}
     if algo is not None and adapter is not None:
         train_node = fill_from_recipe(train_node, algo.recipes, adapter.recipe)
@@ -137,7 +154,11 @@ def check_data(setup: Setup) -> TaskData:
         reason = evaluator.not_applicable(setup.task, data)
         if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
             errors.append(
-                UserError(f"the data has no such split, which {name} needs", key="eval.split", value=setup.eval.split)
+                UserError(
+                    f"the data has no such split, which {name} needs",
+                    key="eval.split",
+                    value=setup.eval.split,
+                )
             )
     if errors:
         raise UserErrors(errors)
@@ -182,7 +203,9 @@ def identify(setup: Setup, data: TaskData) -> Trial:
     base = setup.model.recipe_digest(setup.task)
     code = identity.code_digest(identity.TRAINING_CODE, plugins)
     eval_code = identity.code_digest(identity.EVALUATION_CODE, eval_plugins)
-    keyed = {g: {k: v for k, v in c.items() if k not in NOT_IN_TRAIN_KEY} if g == "train" else c for g, c in training.items()}
+    keyed = {
+        g: {k: v for k, v in c.items() if k not in NOT_IN_TRAIN_KEY} if g == "train" else c for g, c in training.items()
+    }
     versions = identity.library_versions()
     why = {
         **{f"config.{k}": str(v) for k, v in identity.flatten(keyed).items()},
@@ -220,7 +243,10 @@ def training_config(setup: Setup) -> dict[str, Any]:
         config["train"] = _plain_fields(setup.train)
         config["seed_of_training"] = setup.seed
     if setup.reward is not None:
-        config["reward"] = {"name": type(setup.reward).__name__.lower(), **_plain_fields(setup.reward, leave_out=("task",))}
+        config["reward"] = {
+            "name": type(setup.reward).__name__.lower(),
+            **_plain_fields(setup.reward, leave_out=("task",)),
+        }
     return {name: value if isinstance(value, dict) else {"value": value} for name, value in config.items()}
 
 
@@ -242,7 +268,13 @@ def _trial_id(setup: Setup, training: Mapping[str, Any]) -> str:
 
 
 def _inject(
-    node: dict[str, Any] | None, field: str, value: Any, group: str, errors: list[UserError], unused: list[str], default: Any
+    node: dict[str, Any] | None,
+    field: str,
+    value: Any,
+    group: str,
+    errors: list[UserError],
+    unused: list[str],
+    default: Any,
 ) -> None:
     """Move a top-level knob into the node it is about; null in the node means the class's own default."""
     if node is None:
@@ -273,7 +305,11 @@ def _class_default(node: dict[str, Any] | None, field: str) -> Any:
     from harness.config import import_component
 
     try:
-        target = import_component((node or {}).get("_target_", ""), key="", plugins=(str((node or {}).get("_target_", "")).split(".")[0],))
+        target = import_component(
+            (node or {}).get("_target_", ""),
+            key="",
+            plugins=(str((node or {}).get("_target_", "")).split(".")[0],),
+        )
     except UserError:
         return None
     for item in fields(target) if is_dataclass(target) else ():
@@ -288,12 +324,20 @@ def _check_train(train: Train, algo: Algorithm) -> list[UserError]:
         if getattr(train, key) is None:
             errors.append(
                 UserError(
-                    f"the recipe {train.recipe!r} of algo={algo.name} gives no value", key=f"train.{key}", value=None,
+                    f"the recipe {train.recipe!r} of algo={algo.name} gives no value",
+                    key=f"train.{key}",
+                    value=None,
                     fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
                 )
             )
     if train.steps is None and train.epochs is None:
-        errors.append(UserError("the length of training is not set", key="train.steps", fix="train.steps=100 or train.epochs=1"))
+        errors.append(
+            UserError(
+                "the length of training is not set",
+                key="train.steps",
+                fix="train.steps=100 or train.epochs=1",
+            )
+        )
     if train.batch_size and train.micro_batch_size and train.batch_size % train.micro_batch_size:
         errors.append(
             UserError(
@@ -311,7 +355,10 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return {"class": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+            return {
+                "class": type(value).__name__,
+                **{f.name: plain(getattr(value, f.name)) for f in fields(value)},
+            }
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}
         if isinstance(value, list | tuple):

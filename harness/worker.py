@@ -31,7 +31,7 @@ from harness.trial import Setup, assemble, check_data
 
 def run(job: Job, journal: Journal) -> None:
     """Prepare, judge the base, train, judge what came of it."""
-    clock = PhaseClock(lambda kind, data: journal.write(kind, **data))
+    clock = PhaseClock(lambda kind, data: _ignore(journal.write(kind, **data)))
     with clock.phase("prepare"):
         setup = assemble(job.plain)
         data = check_data(setup)
@@ -125,11 +125,16 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
             setup.task,
             cache,
             threads=torch.get_num_threads(),
-            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
+            progress=lambda step, total: _ignore(journal.write("progress", what="base SFT", step=step, total=total)),
         )
         note = cache.note(entry)
         journal.write(
-            "stage", stage="sft", key=entry.path.name, hit=entry.hit, why=entry.why, seconds=entry.seconds,
+            "stage",
+            stage="sft",
+            key=entry.path.name,
+            hit=entry.hit,
+            why=entry.why,
+            seconds=entry.seconds,
             metrics={k: float(v) for k, v in note.items()},
         )
         source, base_key = entry.path, entry.path.name
@@ -180,7 +185,10 @@ def choose_chat(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) 
     if is_conversational(some):
         if not tokenizer.chat_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
-            journal.write("note", message="the tokenizer has no chat template; rows are rendered as 'role: content' lines")
+            journal.write(
+                "note",
+                message="the tokenizer has no chat template; rows are rendered as 'role: content' lines",
+            )
         return True
     return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
 
@@ -214,7 +222,12 @@ def judge_base(ground: Ground, journal: Journal) -> None:
 
         entry = ground.cache.fetch(f"baseline-{name}", identity.digest(inputs), build, inputs=inputs)
         journal.write(
-            "stage", stage=f"baseline-{name}", key=entry.path.name, hit=entry.hit, why=entry.why, seconds=entry.seconds
+            "stage",
+            stage=f"baseline-{name}",
+            key=entry.path.name,
+            hit=entry.hit,
+            why=entry.why,
+            seconds=entry.seconds,
         )
         record(journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
     del model
@@ -274,8 +287,8 @@ def train(ground: Ground, model: Any, expected: int, clock: PhaseClock, journal:
     throughput = {}
     if callback.tokens:
         throughput["throughput/train_tokens_per_s"] = callback.tokens / (seconds["train"] + seconds.get("rollout", 0.0))
-    if getattr(trainer, "rollout_tokens", 0):
-        throughput["throughput/rollout_tokens_per_s"] = trainer.rollout_tokens / seconds["rollout"]
+    if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
+        throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
     journal.write("metrics", values=throughput)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trainer.optimizer = trainer.lr_scheduler = None
@@ -315,7 +328,10 @@ def keep(ground: Ground, model: Any, journal: Journal) -> None:
     journal.write("artifact", path="model")
     if save == "full" and ground.setup.adapter.peft_config() is not None:
         if ground.setup.adapter.quantized:
-            journal.write("note", message="train.save=full: 4-bit weights are not merged, which would lose precision; the adapter is kept")
+            journal.write(
+                "note",
+                message="train.save=full: 4-bit weights are not merged, which would lose precision; the adapter is kept",
+            )
             return
         merged = copy.deepcopy(model).merge_and_unload()
         merged.save_pretrained(ground.folder / "artifacts" / "merged")
@@ -341,7 +357,7 @@ def load_trained(ground: Ground, base: Any) -> Any:
 
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
     """Run every evaluator on the trained model."""
-    for name, evaluator in ground.setup.eval.active.items():
+    for evaluator in ground.setup.eval.active.values():
         if evaluator.not_applicable(ground.setup.task, ground.data) is not None:
             continue
         record(journal, "eval", evaluator.evaluate(ground.eval_context(model, reference)))
@@ -394,3 +410,7 @@ def _elements(parameter: Any) -> int:
     """Logical number of values: a 4-bit parameter packs two into a byte."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _ignore(_: object) -> None:
+    """For callbacks whose result nobody wants."""

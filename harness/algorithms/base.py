@@ -88,7 +88,8 @@ class Algorithm(ABC):
             found.append(
                 UserError(
                     f"{self.name} learns from pairs (chosen, rejected), and this data set has none",
-                    key="task", value=type(task).__name__,
+                    key="task",
+                    value=type(task).__name__,
                     fix="use algo=kto for unpaired rows, or data with chosen and rejected",
                 )
             )
@@ -107,6 +108,9 @@ def needs_positive_beta(algorithm: Algorithm) -> list[UserError]:
         return []
     return [
         UserError(
-            f"{algorithm.name} needs beta > 0", key="algo.beta", value=algorithm.beta, fix="for example beta=0.1"
+            f"{algorithm.name} needs beta > 0",
+            key="algo.beta",
+            value=algorithm.beta,
+            fix="for example beta=0.1",
         )
     ]

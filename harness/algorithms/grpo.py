@@ -76,8 +76,8 @@ class GRPO(Algorithm):
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer, with rollouts clocked as a phase of their own."""
-        from harness.algorithms.online import GRPOTrainerWithPhases, online_config, reward_function
         from harness.algorithms.arguments import to_dataset
+        from harness.algorithms.online import GRPOTrainerWithPhases, online_config, reward_function
 
         assert job.reward is not None
         prompts = [{"prompt": r["prompt"], "row": i} for i, r in enumerate(job.rows(job.data.train_prompts))]

@@ -39,13 +39,14 @@ class SFT(Algorithm):
         from harness.algorithms.arguments import common_arguments, to_dataset
 
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
-        rows += [
-            {"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]
-        ]
+        rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
         return SFTTrainer(
             model=job.model,
             args=SFTConfig(
-                **common_arguments(job), max_length=job.train.max_length, completion_only_loss=True, packing=False
+                **common_arguments(job),
+                max_length=job.train.max_length,
+                completion_only_loss=True,
+                packing=False,
             ),
             train_dataset=to_dataset(job.rows(rows), ("prompt", "completion")),
             processing_class=job.tokenizer,

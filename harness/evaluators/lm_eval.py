@@ -60,7 +60,9 @@ class LmEval(Evaluator):
         unknown = [n for n in names if n not in manager.all_tasks]
         if unknown:
             raise UserError(
-                "unknown to lm-eval", key="eval.evaluators.lm_eval.tasks", value=unknown,
+                "unknown to lm-eval",
+                key="eval.evaluators.lm_eval.tasks",
+                value=unknown,
                 fix="see `lm-eval ls tasks`, or set eval.evaluators.lm_eval.include_path",
             )
         training = context.model.training
@@ -87,7 +89,9 @@ class LmEval(Evaluator):
             )
         context.model.train(training)
         assert found is not None
-        return Evaluation(metrics=plain_metrics(found["results"], {n: d["effective"] for n, d in found["n-samples"].items()}))
+        return Evaluation(
+            metrics=plain_metrics(found["results"], {n: d["effective"] for n, d in found["n-samples"].items()})
+        )
 
 
 def plain_metrics(results: dict[str, dict[str, Any]], documents: dict[str, int]) -> dict[str, float]:

@@ -62,5 +62,3 @@ class Preference(Evaluator):
 def wins(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
     """1 where chosen scores higher, 0 where lower, 0.5 for a tie."""
     return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
-
-

@@ -34,14 +34,10 @@ def embedded_base(
     }
     from harness.identity import digest
 
-    return cache.fetch(
-        "sft", digest(inputs), lambda folder: _build(model, task, folder, progress), inputs=inputs
-    )
+    return cache.fetch("sft", digest(inputs), lambda folder: _build(model, task, folder, progress), inputs=inputs)
 
 
-def _build(
-    model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], None]
-) -> Mapping[str, Any]:
+def _build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -63,7 +59,7 @@ def _build(
             progress(state.global_step, state.max_steps)
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
+        trainer: Any = SFTTrainer(
             model=model.fresh(),
             args=SFTConfig(
                 output_dir=scratch,

@@ -147,9 +147,7 @@ class Hub(Task):
             values = {name: layout.value(raw, name) for name in template_fields(self.prompt_template)}
             for column, value in values.items():
                 if not isinstance(value, str | int | float):
-                    raise Malformed(
-                        "must be text or a number to stand in a template", column=column, value=value
-                    )
+                    raise Malformed("must be text or a number to stand in a template", column=column, value=value)
             if not any(str(value).strip() for value in values.values()):
                 raise Skip(EMPTY_PROMPT)
             prompt = self.prompt_template.format_map(values)

@@ -129,9 +129,7 @@ def _existing(path: str, key: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "the file does not exist"
-        raise UserError(
-            what, key=key, value=path, fix=f"give a path relative to {Path.cwd()}, or an absolute one"
-        )
+        raise UserError(what, key=key, value=path, fix=f"give a path relative to {Path.cwd()}, or an absolute one")
     return file
 
 
@@ -147,9 +145,7 @@ def _json_row(line: str) -> Row | Malformed:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        return Malformed(
-            f"is not JSON: {error.msg} at character {error.colno}", fix="one JSON object per line"
-        )
+        return Malformed(f"is not JSON: {error.msg} at character {error.colno}", fix="one JSON object per line")
     return _object(value)
 
 

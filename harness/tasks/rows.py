@@ -189,9 +189,7 @@ def pair(raw: Row, layout: Layout) -> Row:
             cut = shared_prefix(chosen, rejected, layout.prompt_end)
             prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     elif isinstance(chosen, str) or isinstance(rejected, str):
-        raise Malformed(
-            "must be text where chosen is, messages where chosen is", column=layout.names["rejected"]
-        )
+        raise Malformed("must be text where chosen is, messages where chosen is", column=layout.names["rejected"])
     elif isinstance(prompt, list):
         # Some exports repeat the prompt at the head of both conversations.
         if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
@@ -270,9 +268,7 @@ def _aligned(prompt: Text, *completions: Text) -> tuple[Text, list[Text]]:
     """Prompt and completions in one format, with something in each of them."""
     if isinstance(prompt, list) or any(isinstance(c, list) for c in completions):
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        completions = tuple(
-            [{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions
-        )
+        completions = tuple([{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions)
     if is_blank(prompt):
         raise Skip(EMPTY_PROMPT)
     if any(is_blank(c) for c in completions):
@@ -316,9 +312,7 @@ def _message(value: Any, column: str) -> dict[str, str]:
     if role not in ROLES:
         raise Malformed(f"the role must be one of {', '.join(ROLES)}", column=column, value=role)
     if not isinstance(content, str):
-        raise Malformed(
-            f"a message's content must be text, not {type(content).__name__}", column=column, value=content
-        )
+        raise Malformed(f"a message's content must be text, not {type(content).__name__}", column=column, value=content)
     return {"role": role, "content": content}
 
 
@@ -379,9 +373,7 @@ def _check_skipped(table: Table, skipped: Mapping[str, Sequence[int]], allowed: 
     count, total = sum(map(len, skipped.values())), len(table.rows)
     if count <= allowed * total and count < total:
         return
-    reasons = "; ".join(
-        f"{len(numbers)}: {why} ({_first(numbers, table.unit)})" for why, numbers in skipped.items()
-    )
+    reasons = "; ".join(f"{len(numbers)}: {why} ({_first(numbers, table.unit)})" for why, numbers in skipped.items())
     if count == total:
         raise UserError(f"no usable row among {total} ({reasons})", key=table.key, value=table.name)
     raise UserError(

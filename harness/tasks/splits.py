@@ -127,8 +127,7 @@ def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Ove
             + ("" if left else ", and no other prompt is left to train on"),
             key=eval_key,
             value=held.name,
-            fix="remove them from one of the two"
-            + (", or task.overlap=drop (from training)" if left else ""),
+            fix="remove them from one of the two" + (", or task.overlap=drop (from training)" if left else ""),
         )
     return f"{said}: {len(train.rows) - left} training rows dropped"
 

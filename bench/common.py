@@ -1,0 +1,58 @@
+"""What the benches share: a base on disk, timing, and one line per ratio."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def workdir() -> Path:
+    """A scratch folder."""
+    return Path(tempfile.mkdtemp(prefix="harness-bench-"))
+
+
+def harness(arguments: Sequence[str], cwd: Path, cache: Path) -> float:
+    """Run a harness command line; wall seconds."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=cwd,
+        env={**os.environ, "HARNESS_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"harness {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - started
+
+
+def base_model(cache: Path, cwd: Path) -> Path:
+    """Make sure that the embedded base is cached; its folder."""
+    harness(["algo=none", "eval=none", "sweep=base"], cwd, cache)
+    return next(p.parent for p in (cache / "sft").glob("*/config.json"))
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """Metrics of the one trial below a sweep's folder."""
+    return json.loads(next(folder.glob("*/result.json")).read_text())["metrics"]
+
+
+def ratio_line(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float) -> float:
+    """Print medians and the median of the paired ratios."""
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    print(
+        f"{name}: harness {statistics.median(ours):.2f} s, bare {statistics.median(theirs):.2f} s, "
+        f"ratio {ratio:.3f} (limit {limit}) {'ok' if ratio <= limit else 'MISSED'}  [{len(ours)} pairs]",
+        flush=True,
+    )
+    return ratio

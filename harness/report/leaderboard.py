@@ -1,0 +1,188 @@
+"""Trials -> leaderboard, for the terminal and for markdown. Pure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from io import StringIO
+from typing import Any
+
+import pandas as pd
+
+from harness.records import Outcome
+from harness.report import text
+
+COLUMNS = (
+    "trial",
+    "outcome",
+    "pref. acc.",
+    "true reward",
+    "Δ true reward",
+    "correct",
+    "peak MB",
+    "train s",
+    "tokens/s",
+)
+NOTE = "note"
+BASE_LABEL = "base (before training)"
+LENGTH_LABEL = "length alone (longer wins)"
+WIDTH = 100
+QUALITY = ("eval/true_reward", "eval/preference_accuracy")
+STYLES = {"finished": "green", "reused": "green", "oom": "magenta", "failed": "red", "timeout": "yellow"}
+
+
+def leaderboard(frame: pd.DataFrame) -> pd.DataFrame:
+    """The display columns of ``results.from_mlflow`` or ``from_folder``, as text, best trial first.
+
+    Two rows of reference stand on top where the trials agree on their figures: the base before training, and
+    what preferring the longer completion would score. Missing cells are ``–``; ``± `` is the standard error over
+    held-out pairs or prompts. The column ``note`` with the reasons is there only if a row has one.
+    """
+    rows = _reference_rows(frame) + [_row(trial) for trial in ranked(frame).to_dict("records")]
+    columns = [*COLUMNS, NOTE] if any(row[NOTE] for row in rows) else list(COLUMNS)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows in order: successful trials by true reward, else preference accuracy, then the rest by outcome and id.
+
+    Adds the column ``label`` (see ``labels``).
+    """
+    ordered = frame.assign(label=labels(frame))
+
+    def key(position: int) -> tuple[Any, ...]:
+        row = ordered.iloc[position]
+        if not succeeded(row["outcome"]):
+            return 1, str(row["outcome"]), row["trial_id"]
+        values = [value_of(row, name) for name in QUALITY]
+        return 0, *(float("inf") if v is None else -v for v in values), row["trial_id"]
+
+    return ordered.iloc[sorted(range(len(ordered)), key=key)].reset_index(drop=True)
+
+
+def labels(frame: pd.DataFrame) -> list[str]:
+    """What to call each trial: its id without the digest, and the settings in which namesakes differ."""
+    short = pd.Series([text.short_id(t) for t in frame["trial_id"]])
+    found = short.copy()
+    for _, group in short.groupby(short):
+        if len(group) == 1:
+            continue
+        settings = frame.iloc[group.index].filter(regex=r"^params\.(?!eval\.|seed)").astype("str")
+        varying = [c for c in settings if settings[c].nunique(dropna=False) > 1][:3]
+        for position, values in zip(group.index, settings[varying].itertuples(index=False), strict=True):
+            suffix = " ".join(f"{c.rpartition('.')[2]}={v}" for c, v in zip(varying, values, strict=True))
+            found[position] = f"{short[position]} {suffix}"
+        if found[group.index].nunique() < len(group):
+            found[group.index] = list(frame["trial_id"].iloc[group.index])
+    return list(found)
+
+
+def succeeded(outcome: object) -> bool:
+    """Whether a trial with this outcome has its numbers."""
+    return outcome in (Outcome.FINISHED, Outcome.REUSED)
+
+
+def quality_name(frame: pd.DataFrame) -> str | None:
+    """The metric that ranks: true reward where any successful trial has it, else preference accuracy."""
+    done = frame[[succeeded(o) for o in frame["outcome"]]]
+    return next((n for n in QUALITY if n in done and done[n].notna().any()), None)
+
+
+def value_of(row: Any, name: str) -> float | None:
+    """A number of a row (or of a mapping); None where it is missing."""
+    value = row.get(name)
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def shared_value(frame: pd.DataFrame, name: str) -> float | None:
+    """The one value that every trial which has ``name`` agrees on, if all have the same base and data; else None."""
+    if name not in frame or any(frame[d].dropna().nunique() != 1 for d in ("base_digest", "dataset_digest")):
+        return None
+    values = frame[name].dropna()
+    if values.empty or values.max() - values.min() > 1e-6 * max(1.0, abs(values.max())):
+        return None
+    return float(values.iloc[0])
+
+
+def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
+    """The leaderboard for a terminal; reasons stand below the table, where there is room for them.
+
+    Args:
+        frame: trials.
+        width: columns; None is the terminal's own, or 100 where the output is not a terminal.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    tty = sys.stdout.isatty()
+    board = leaderboard(frame)
+    width = width or (shutil.get_terminal_size((WIDTH, 24)).columns if tty else WIDTH)
+    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
+    for name in COLUMNS:
+        first = name in COLUMNS[:2]
+        header = name if first else "\n".join(name.replace("/", " /").rsplit(" ", 1))
+        grid.add_column(
+            header, justify="left" if first else "right", no_wrap=name != "trial", vertical="top",
+            overflow="fold", min_width=12 if name == "trial" else None,
+        )  # fmt: skip
+    for row in board.to_dict("records"):
+        style = STYLES.get(row["outcome"], "dim" if row["outcome"] == text.MISSING else "")
+        cells = [Text(text.printable(row[c]).replace(" ± ", "±")) for c in COLUMNS]
+        cells[1].stylize(style)
+        grid.add_row(*cells)
+    stream = StringIO()
+    console = Console(
+        file=stream,
+        width=width,
+        force_terminal=tty,
+        no_color=True if not tty or "NO_COLOR" in os.environ else None,
+    )
+    console.print(grid)
+    if NOTE in board:
+        for row in board[board[NOTE] != ""].to_dict("records"):
+            console.print(Text(f"{row['outcome']}: {row['trial']}: {text.printable(row[NOTE])}"))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def render_markdown(frame: pd.DataFrame) -> str:
+    """The leaderboard as a markdown table; nothing in a name or a reason is markup."""
+    board = leaderboard(frame)
+    rows = [[text.escape(c, limit=200) for c in row] for row in board.itertuples(index=False)]
+    table = text.table(list(board.columns), rows, left=2)
+    if NOTE in board:  # the last column is prose
+        head, rule, *body = table.split("\n")
+        table = "\n".join([head, rule.removesuffix("---: |") + ":--- |", *body])
+    return table
+
+
+def _row(trial: dict[Any, Any]) -> dict[str, str]:
+    def measured(name: str) -> str:
+        return text.with_error(value_of(trial, name), value_of(trial, f"{name}_stderr"))
+
+    reason = trial.get("reason")
+    return {
+        "trial": trial["label"],
+        "outcome": str(trial["outcome"]),
+        "pref. acc.": measured("eval/preference_accuracy"),
+        "true reward": measured("eval/true_reward"),
+        "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
+        "correct": measured("eval/correct"),
+        "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
+        "train s": text.seconds(value_of(trial, "time/train_s")),
+        "tokens/s": text.whole(value_of(trial, "throughput/train_tokens_per_s")),
+        NOTE: "" if reason is None or pd.isna(reason) else " ".join(str(reason).split()),
+    }
+
+
+def _reference_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+    def measured(name: str) -> str:
+        return text.with_error(shared_value(frame, name), shared_value(frame, f"{name}_stderr"))
+
+    empty = {**dict.fromkeys(COLUMNS, text.MISSING), NOTE: ""}
+    base = {"true reward": measured("baseline/true_reward"), "correct": measured("baseline/correct")}
+    length = {"pref. acc.": measured("eval/length_only_accuracy")}
+    rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, "trial": LENGTH_LABEL, **length}]
+    return [row for row in rows if any(row[c] != text.MISSING for c in COLUMNS[1:])]

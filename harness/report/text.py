@@ -1,0 +1,87 @@
+"""Numbers and foreign text, made fit for a table cell."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+MISSING = "–"
+ELLIPSIS = "…"
+_DIGEST = re.compile(r"-[0-9a-f]{8}$")
+_SEED = re.compile(r"-s\d+(?= |$)")
+
+# Everything that markdown, HTML or GitHub (mentions, mathematics) could act upon.
+_ACTIVE = {ord(c): f"&#{ord(c)};" for c in "|`*_[]\\~$@#!^"} | {
+    ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;",
+}  # fmt: skip
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals for small numbers, fewer for large ones; a missing one is an en dash."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    size = abs(value)
+    digits = 3 if size < 9.9995 else 1 if size < 999.95 else 0
+    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    return text.lstrip("+-") if not text.strip("+-0.,") else text  # no "-0.000"
+
+
+def with_error(value: float | None, stderr: float | None) -> str:
+    """``0.812 ± 0.020``; without the error where there is none."""
+    text = number(value)
+    return text if text == MISSING or number(stderr) == MISSING else f"{text} ± {number(stderr)}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds: one decimal below 100."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:,.1f}" if abs(value) < 99.95 else f"{value:,.0f}"
+
+
+def whole(value: float | None) -> str:
+    """A number of which the decimals do not matter: MB, tokens per second."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """One line of visible characters: line breaks as arrows, control and direction characters by their code.
+
+    Args:
+        text: anything, model output included.
+        limit: characters after which an ellipsis stands for the rest.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + ELLIPSIS
+    shown = text.replace("\r\n", "↵").replace("\n", "↵")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def escape(text: object, limit: int | None = None) -> str:
+    """Text as data in markdown: it shows as it is, and nothing in it is markup, not even in a table."""
+    return printable(str(text), limit).translate(_ACTIVE)
+
+
+def cell(text: str) -> str:
+    """A cell of our own making, which may hold markup but must not end the cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A markdown table of finished cells; the first ``left`` columns are flush left, the rest right."""
+    head = [cell(c) for c in columns]
+    rule = [":---" if i < left else "---:" for i in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *([cell(c) for c in row] for row in rows)))
+
+
+def short_id(trial_id: str) -> str:
+    """A trial id without its digest: ``dpo-lora-b0.1-r16-s0``."""
+    return _DIGEST.sub("", trial_id)
+
+
+def without_shared_seed(labels: Sequence[str]) -> list[str]:
+    """Labels without their ``-s0`` where all that have a seed share it and stay distinct; else as they are."""
+    seeds = {found.group() for label in labels if (found := _SEED.search(label))}
+    short = [_SEED.sub("", label) for label in labels]
+    return short if len(seeds) == 1 and len(set(short)) == len(set(labels)) else list(labels)

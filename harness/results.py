@@ -1,0 +1,271 @@
+"""Tracked runs or ``result.json`` files -> one tidy table, one row per trial (its latest attempt).
+
+Columns, the same from either source; what a trial does not have is missing (NaN or None), never 0:
+
+=============================  =========================================================================
+``trial_id`` ``sweep``         names; ``run_id`` is MLflow's, missing where the row comes from a folder
+``outcome`` ``reason``         as recorded; the reason is missing for trials that finished
+``algo`` ``adapter`` ...       the rest of ``TEXTS``: model, task, device, digests, commit
+``started``                    seconds since the epoch; missing where the row comes from a folder
+``beta`` ``rank`` ``seed``     numbers; missing where the trial has no such knob
+``eval/true_reward`` ...       every metric under its own name (they all contain a slash): the last point of a series
+``params.algo.beta`` ...       every configuration key as text, prefixed as in ``mlflow.search_runs``
+=============================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import journal
+from harness.errors import UserError
+from harness.identity import flatten
+from harness.outcome import read_result
+from harness.tracking import Tracking, check_reachable, client
+
+TEXTS = (
+    "trial_id", "sweep", "run_id", "outcome", "reason", "algo", "adapter", "model", "task", "device", "device_name",
+    "precision", "memory_lens", "git_sha", "dataset_digest", "base_digest", "train_key", "eval_key",
+)  # fmt: skip
+NUMBERS = ("beta", "rank", "seed")
+SERIES_COLUMNS = ("run_id", "name", "step", "time", "value")
+PAGE = 500
+SHOWN = 12
+
+
+def from_mlflow(uri: str, sweep: str | None = None, experiment: str = "harness") -> pd.DataFrame:
+    """The trials of a sweep, from MLflow.
+
+    Args:
+        uri: the store; a relative SQLite path is taken from the working directory.
+        sweep: its name; None is the sweep of the trial that started last.
+        experiment: MLflow experiment.
+
+    Raises:
+        UserError: no such store, experiment or sweep (the known ones are named), or a sweep without a trial.
+    """
+    api, experiment_id = _open(uri, experiment)
+    name = sweep if sweep is not None else _latest_sweep(api, experiment_id, experiment)
+    newest: dict[str, Any] = {}
+    for run in _search(api, experiment_id, f"tags.kind = 'trial' and tags.sweep = {_quote(name)}"):
+        newest.setdefault(run.data.tags["trial_id"], run)  # newest first: an earlier attempt was restored by hand
+    if not newest:
+        raise _no_trials(api, experiment_id, name)
+    return _table(_from_run(run) for _, run in sorted(newest.items()))
+
+
+def from_folder(path: str | Path) -> pd.DataFrame:
+    """The trials below ``outputs/<sweep>``, from their ``result.json`` files.
+
+    Raises:
+        UserError: the folder does not exist or holds no readable ``result.json``.
+    """
+    folder = Path(path)
+    rows = [row for p in sorted(folder.glob("*/result.json")) if (row := _from_files(p.parent)) is not None]
+    if not rows:
+        known = sorted(p.name for p in folder.parent.glob("*/") if any(p.glob("*/result.json")))
+        raise UserError(
+            "holds no <trial>/result.json" if folder.is_dir() else "is not a folder",
+            key="folder",
+            value=str(path),
+            fix=f"sweeps in {folder.parent}: {_listed(known)}" if known else "run a sweep first",
+        )
+    return _table(rows)
+
+
+def series(uri: str, run_ids: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """Every point of the named series, in long form.
+
+    Returns:
+        columns ``run_id``, ``name``, ``step``, ``time`` (seconds since the epoch) and ``value``, in the order of
+        the arguments and of time; no rows for a series that a run does not have.
+    """
+    api = _client(uri)
+    points = [
+        (run_id, name, point.step, point.timestamp / 1000, point.value)
+        for run_id in run_ids
+        for name in names
+        for point in sorted(api.get_metric_history(run_id, name), key=lambda p: (p.timestamp, p.step))
+    ]
+    return pd.DataFrame(points, columns=list(SERIES_COLUMNS))
+
+
+def tables(uri: str, run_id: str) -> dict[str, pd.DataFrame]:
+    """The tables of a run (``tables/<name>.json``), by name; empty where it has none that can be read."""
+    api = _client(uri)
+    names = [a.path for a in _quietly(lambda: api.list_artifacts(run_id, "tables"), []) if a.path.endswith(".json")]
+    found = {}
+    for name in names:
+        content = _artifact_json(api, run_id, name)
+        if content is not None and {"columns", "data"} <= content.keys():
+            found[Path(name).stem] = pd.DataFrame(content["data"], columns=content["columns"])
+    return found
+
+
+def result_document(uri: str, run_id: str) -> dict[str, Any]:
+    """The run's ``result.json``; empty where it has none (it is still running, or the files are gone)."""
+    return _artifact_json(_client(uri), run_id, "result.json") or {}
+
+
+def sweep_command(uri: str, sweep: str, experiment: str = "harness") -> str | None:
+    """The command line that opened a sweep, as the parent run recorded it."""
+    api, experiment_id = _open(uri, experiment)
+    found = _search(api, experiment_id, f"tags.kind = 'sweep' and tags.sweep = {_quote(sweep)}", limit=1)
+    return next((run.data.tags.get("command") for run in found), None)
+
+
+# -- rows ----------------------------------------------------------------------------------------------
+
+
+def _from_run(run: Any) -> dict[str, Any]:
+    tags, params = run.data.tags, run.data.params
+    row: dict[str, Any] = {name: tags.get(name) or None for name in TEXTS}
+    row["run_id"], row["started"] = run.info.run_id, run.info.start_time / 1000
+    row.update({name: params.get(name) for name in NUMBERS})
+    row.update({f"params.{name}": value for name, value in params.items()})
+    # The last sample of a memory series says nothing about the trial; ``series`` has them all.
+    row.update({name: value for name, value in run.data.metrics.items() if not name.startswith("system/")})
+    return row
+
+
+def _from_files(folder: Path) -> dict[str, Any] | None:
+    result = read_result(folder)
+    if result is None:
+        return None
+    trial, config = _read_json(folder / "trial.json") or {}, result.config
+    events = journal.read(folder / "worker.jsonl") + journal.read(folder / "runner.jsonl")
+    device = next((e.data for e in reversed(events) if e.kind == "device"), {})
+    row: dict[str, Any] = {
+        "trial_id": result.trial_id,
+        "sweep": trial.get("sweep") or folder.parent.name,
+        "outcome": str(result.outcome),
+        "reason": result.reason or None,
+        **{group: (config.get(group) or {}).get("name") for group in ("algo", "adapter", "model", "task")},
+        "device": device.get("device"),
+        "device_name": device.get("name"),
+        "precision": device.get("precision"),
+        "memory_lens": next((e.data["lens"] for e in reversed(events) if e.kind == "memory"), None),
+        "git_sha": result.environment.get("git_sha") or "unknown",
+        "dataset_digest": result.digests.get("dataset"),
+        "base_digest": result.digests.get("base"),
+        "train_key": trial.get("train_key"),
+        "eval_key": trial.get("eval_key"),
+        **{name: config.get(name) for name in NUMBERS},
+    }
+    row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
+    return {**row, **result.metrics}
+
+
+def _table(rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows))
+    fixed = [*TEXTS, "started", *NUMBERS]
+    rest = sorted((c for c in frame.columns if c not in fixed), key=lambda c: (c.startswith("params."), c))
+    frame = frame.reindex(columns=[*fixed, *rest])
+    for name in TEXTS:
+        frame[name] = frame[name].astype("str")  # an empty column too, so that sources agree
+    for name in ("started", *NUMBERS):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)  # MLflow keeps texts, "None" included
+    return frame
+
+
+# -- MLflow --------------------------------------------------------------------------------------------
+
+
+def _client(uri: str) -> Any:
+    """A client of a store that exists: MLflow would create a missing SQLite file without a word."""
+    tracking = Tracking(uri=uri)
+    resolved, prefix = tracking.resolved_uri, "sqlite:///"
+    if resolved.startswith(prefix) and not Path(resolved.removeprefix(prefix)).is_file():
+        raise UserError(
+            "there is no such MLflow store", key="tracking.uri", value=uri,
+            fix="run a sweep first, or name its store: tracking.uri=sqlite:////path/to/mlflow.db",
+        )  # fmt: skip
+    check_reachable(tracking)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return client(resolved)
+
+
+def _open(uri: str, experiment: str) -> tuple[Any, str]:
+    api = _client(uri)
+    found = api.get_experiment_by_name(experiment)
+    if found is None:
+        known = [e.name for e in api.search_experiments(max_results=SHOWN)]
+        raise UserError(
+            "no such MLflow experiment",
+            key="tracking.experiment",
+            value=experiment,
+            fix=f"known: {_listed(known)}",
+        )
+    return api, found.experiment_id
+
+
+def _search(api: Any, experiment_id: str, query: str, limit: int | None = None) -> Iterator[Any]:
+    """Runs that match, newest first, page by page."""
+    token: str | None = None
+    while True:
+        page = api.search_runs(
+            [experiment_id], query, max_results=limit or PAGE, order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )  # fmt: skip
+        yield from page
+        token = page.token
+        if limit or not token:
+            return
+
+
+def _latest_sweep(api: Any, experiment_id: str, experiment: str) -> str:
+    """Of the trial that started last, since a sweep that is resumed keeps its old start."""
+    for run in _search(api, experiment_id, "tags.kind = 'trial'", limit=1):
+        return run.data.tags["sweep"]
+    raise UserError("holds no trial yet", key="tracking.experiment", value=experiment, fix="run a sweep first")
+
+
+def _no_trials(api: Any, experiment_id: str, sweep: str) -> UserError:
+    known = list(dict.fromkeys(r.data.tags["sweep"] for r in _search(api, experiment_id, "tags.kind = 'sweep'")))
+    if sweep in known:
+        return UserError("no trial of this sweep has started", key="sweep", value=sweep, fix="run it, or name another")
+    fix = f"known, newest first: {_listed(known)}" if known else "run a sweep first"
+    return UserError("no such sweep", key="sweep", value=sweep, fix=fix)
+
+
+def _quote(text: str) -> str:
+    """A string in MLflow's filter grammar, which knows no escapes."""
+    if "'" in text and '"' in text:
+        raise UserError("a sweep's name cannot hold both kinds of quotes", key="sweep", value=text)
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _artifact_json(api: Any, run_id: str, path: str) -> dict[str, Any] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        local = _quietly(lambda: api.download_artifacts(run_id, path, folder), None)
+        return None if local is None else _read_json(Path(local))
+
+
+def _quietly(ask: Any, otherwise: Any) -> Any:
+    """What ``ask`` returns; ``otherwise`` where the artifact store has no such thing or cannot be reached."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except (MlflowException, OSError):
+        return otherwise
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return dict(content) if isinstance(content, Mapping) else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > SHOWN else shown

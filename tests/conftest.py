@@ -1,0 +1,46 @@
+"""Shared fixtures: an offline world, and a small base model that tests train once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.update(
+    {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
+)
+
+SMALL = ("model.steps=12", "model.batch_size=16", "model.layers=2", "model.hidden=32", "model.intermediate=64")
+"""A base that says nothing sensible but is made in a second."""
+
+QUICK = (*SMALL, "task.pairs=64", "task.eval_pairs=24", "task.eval_prompts=12", "train.steps=3", "train.batch_size=8",
+         "eval.evaluators.lm_eval=null")
+"""Overrides under which a whole trial takes about two seconds."""
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def compose() -> Any:
+    """``compose("algo=kto", ...)`` -> the resolved configuration, with a fixed sweep name."""
+    from harness.config import compose as compose_now
+    from harness.config import hydra_config
+
+    def call(*overrides: str) -> dict[str, Any]:
+        with hydra_config():
+            return compose_now(["sweep=test", *overrides])
+
+    return call
+
+
+@pytest.fixture
+def assemble(compose: Any) -> Any:
+    """``assemble("algo=kto", ...)`` -> a built and checked Setup."""
+    from harness.trial import assemble as assemble_now
+
+    return lambda *overrides: assemble_now(compose(*overrides))
