@@ -115,7 +115,8 @@ def _limit_memory(limit_mb: int | None) -> None:
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit_mb * 10**6,) * 2)
+    limit = pages * resource.getpagesize() + limit_mb * 10**6
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _check_preload(journal: Journal) -> None:

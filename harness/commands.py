@@ -134,8 +134,9 @@ def sync(argv: list[str]) -> int:
     from filelock import FileLock, Timeout
 
     from harness.outcome import read_result
+    from harness.projection import project
     from harness.runner import close_open_attempt
-    from harness.tracking import close_sweep, open_sweep, project
+    from harness.tracking import close_sweep, open_sweep
 
     root = Path(options.outputs)
     sweeps = [root / options.sweep] if options.sweep else sorted(p.parent for p in root.glob("*/sweep.json"))

@@ -39,9 +39,15 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
     try:
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
             if config_dirs:
-                search_path = GlobalHydra.instance().config_loader().get_search_path()
+                loader = GlobalHydra.instance().config_loader()
                 for path in config_dirs:
-                    search_path.append("command-line", str(Path(path).resolve()))
+                    if not Path(path).is_dir():
+                        raise UserError(
+                            "no such folder", key="--config-dir", value=path, fix="name a folder of YAML groups"
+                        )
+                    # Before the schema, which must be last, and read again: as Hydra's own command line does it.
+                    loader.get_search_path().prepend("command-line", f"file://{Path(path).resolve()}", "schema")
+                loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
             yield
     except (HydraException, OmegaConfBaseException) as error:
         raise as_user_error(error) from None

@@ -59,7 +59,7 @@ def stop() -> None:
     from multiprocessing import forkserver
 
     # multiprocessing offers no public way; it calls this itself in its own tests.
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         server._stop()
 

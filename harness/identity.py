@@ -27,6 +27,7 @@ TRAINING_CODE = (
     "stages",
     "tasks",
     "adapters.py",
+    "conversation.py",
     "models.py",
     "training.py",
     "worker.py",
@@ -49,7 +50,7 @@ def code_digest(parts: tuple[str, ...], extra_modules: tuple[str, ...] = ()) -> 
     files: list[Path] = []
     for part in parts:
         place = PACKAGE / part
-        files += sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        files += sorted([*place.rglob("*.py"), *place.rglob("*.yaml")]) if place.is_dir() else [place]
     for name in extra_modules:
         file = getattr(sys.modules.get(name), "__file__", None)
         if file:
@@ -57,7 +58,8 @@ def code_digest(parts: tuple[str, ...], extra_modules: tuple[str, ...] = ()) -> 
     hasher = hashlib.sha256()
     for file in files:
         hasher.update(file.name.encode())
-        hasher.update(_meaning(file.read_text()).encode())
+        text = file.read_text()
+        hasher.update((_meaning(text) if file.suffix == ".py" else text).encode())
     return hasher.hexdigest()[:16]
 
 

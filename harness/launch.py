@@ -17,9 +17,10 @@ from harness import forkserver
 from harness.config import conf_dir
 from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
+from harness.projection import Projector
 from harness.records import Outcome
 from harness.sweep import Sweep, plan_sweep, write_manifest
-from harness.tracking import Projector, SweepRun, Tracking, close_sweep, open_sweep
+from harness.tracking import SweepRun, Tracking, close_sweep, open_sweep
 
 STOP = ".stopped"
 
@@ -182,8 +183,8 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
     """Catch up with MLflow, write the report, say where both are."""
+    from harness.projection import project
     from harness.report.markdown import write_report
-    from harness.tracking import project
 
     try:
         for folder in sorted(p.parent for p in sweep.folder.glob("*/trial.json")):

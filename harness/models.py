@@ -136,7 +136,7 @@ class Tiny(Model):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        tokenizer = self.tokenizer(None)
+        tokenizer: Any = self.tokenizer(None)
         torch.manual_seed(self.seed)
         return LlamaForCausalLM(
             LlamaConfig(
@@ -343,7 +343,7 @@ def load_pretrained(
 
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_attention(model), **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_attention(model), **options)
     return loaded if quantization is not None else loaded.to(device)
 
 

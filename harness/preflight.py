@@ -158,6 +158,6 @@ def _target_problems(setup: Any, config: Any) -> list[UserError]:
             "no linear layer of the model has such a name, so there is nothing to adapt",
             key="adapter.targets",
             value=targets,
-            fix="adapter.targets=all-linear, or names that the model has; adapter=full for a model without linear layers",
+            fix="adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers",
         )
     ]

@@ -59,6 +59,11 @@ def import_all() -> None:
         os.dup2(sink, 2)
         for name in wanted(gpu_visible()):
             importlib.import_module(name)
+        # Digests of the code as it is imported now: a file edited while the sweep runs is not what trials ran.
+        from harness import identity
+
+        identity.code_digest(identity.TRAINING_CODE)
+        identity.code_digest(identity.EVALUATION_CODE)
     finally:
         for number, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, number)

@@ -18,9 +18,9 @@ from harness.display import Display
 from harness.job import Job
 from harness.journal import Journal, Tail
 from harness.outcome import decide, read_result, since_attempt, write_json, write_result
+from harness.projection import Projector
 from harness.records import Event, Outcome, Trial, TrialResult
 from harness.telemetry.sampler import MemorySampler, MemorySummary
-from harness.tracking import Projector
 from harness.trial import Setup, folder_of
 
 POLL_S = 0.05
@@ -167,7 +167,7 @@ def _attempt(
     raised: BaseException | None = None
     sampler = MemorySampler(
         process.pid,
-        emit=lambda row: book.write("sample", **row),
+        emit=lambda row: _ignore(book.write("sample", **row)),
         env={**os.environ, **job.environment},
         hz=runner.sample_hz,
     )
@@ -366,3 +366,7 @@ def attempt_events(folder: Path) -> tuple[list[Event], list[Event]]:
     """(worker's, runner's) events of the latest attempt."""
     runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
     return since_attempt(journal.read(folder / "worker.jsonl"), runner), runner
+
+
+def _ignore(_: object) -> None:
+    """For callbacks whose result nobody wants."""

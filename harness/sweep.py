@@ -132,10 +132,12 @@ def _expand(
     if not multirun:
         return [list(overrides)], None, BASIC_SWEEPER, BASIC_LAUNCHER
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # glob(*) looks the options up
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = parser.parse_overrides(list(overrides))
     except Exception as error:
         raise _ours(error) from None
     fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
@@ -145,7 +147,7 @@ def _expand(
     if sweeper["_target_"] != BASIC_SWEEPER:
         return [fixed], probe, sweeper["_target_"], launcher["_target_"]
     from_config = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
-    arguments = OverridesParser.create().parse_overrides([*from_config, *overrides])
+    arguments = parser.parse_overrides([*from_config, *overrides])
     batches = BasicSweeper.split_arguments(arguments, None)
     combinations = [list(job) for batch in batches for job in batch]
     return combinations, probe, sweeper["_target_"], launcher["_target_"]

@@ -98,6 +98,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     for name in ("algo", "adapter", "model", "task", "reward", "eval"):
         if nodes[name] is None:
             built[name] = None
+            if name != "reward":
+                errors.append(UserError("a choice is required", key=name, value=None, fix=f"see conf/{name}/"))
             continue
         try:
             built[name] = build(nodes[name], path=name, plugins=plugins, base=GROUPS[name])
@@ -115,7 +117,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     seed = plain.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         errors.append(UserError("must be a whole number of at least 0", key="seed", value=seed, fix="seed=0"))
-    if errors:
+    if errors or algo is None or adapter is None:
         raise UserErrors(errors)
 
     if algo.trains:

@@ -24,6 +24,7 @@ from harness.evaluators.base import EvalContext, Evaluation
 from harness.job import Job
 from harness.journal import Journal
 from harness.models import PLAIN_TEMPLATE, Tiny
+from harness.saved import keep, last_checkpoint, load_trained
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, assemble, check_data
@@ -317,44 +318,6 @@ def check_one_base(trainer: Any, policy: Any, setup: Setup) -> None:
         raise RuntimeError("an adapter trial holds a second model or adapter as its reference")
 
 
-def keep(ground: Ground, model: Any, journal: Journal) -> None:
-    """Save what was trained as safetensors: the adapter, or all weights; ``full`` adds a merged copy."""
-    save = ground.setup.train.save
-    if save == "none":
-        return
-    target = ground.folder / "artifacts" / "model"
-    model.save_pretrained(target)
-    ground.tokenizer.save_pretrained(target)
-    journal.write("artifact", path="model")
-    if save == "full" and ground.setup.adapter.peft_config() is not None:
-        if ground.setup.adapter.quantized:
-            journal.write(
-                "note",
-                message="train.save=full: 4-bit weights are not merged, which would lose precision; the adapter is kept",
-            )
-            return
-        merged = copy.deepcopy(model).merge_and_unload()
-        merged.save_pretrained(ground.folder / "artifacts" / "merged")
-        ground.tokenizer.save_pretrained(ground.folder / "artifacts" / "merged")
-        journal.write("artifact", path="merged")
-
-
-def load_trained(ground: Ground, base: Any) -> Any:
-    """The policy that an earlier attempt saved."""
-    folder = ground.folder / "artifacts" / "model"
-    if ground.setup.adapter.peft_config() is None:
-        del base
-        from harness.models import load_pretrained
-
-        return load_pretrained(
-            str(folder), dtype=ground.dtype, device=ground.device, quantization=None, model=ground.setup.model
-        ).eval()
-    from peft import PeftModel
-
-    # Without autocast the adapter keeps the dtype it was trained in, and gives the same numbers.
-    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
-
-
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
     """Run every evaluator on the trained model."""
     for evaluator in ground.setup.eval.active.values():
@@ -398,12 +361,6 @@ def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a killed trial."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
 def _elements(parameter: Any) -> int:

@@ -1,7 +1,8 @@
-"""Runs and result.json files -> one table. The store here is made by ``tracking.project`` from real journals."""
+"""Runs and result.json files -> one table. The store here is made by ``projection.project`` from real journals."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -17,8 +18,9 @@ import pytest
 from harness import results
 from harness.errors import UserError
 from harness.outcome import write_result
+from harness.projection import project
 from harness.records import Outcome
-from harness.tracking import SweepRun, Tracking, client, open_sweep, project
+from harness.tracking import SweepRun, Tracking, client, open_sweep
 
 BEGAN = 1_800_000_000.0
 INJECTION = "</td><script>alert(1)</script> | `ticks`\nsecond line"
@@ -105,9 +107,9 @@ class Fake:
         return folder
 
 
-def track(root: Path, fakes: Sequence[Fake]) -> str:
+def track(root: Path, fakes: Sequence[Fake], experiment: str = "harness") -> str:
     """Write the trials below ``root/outputs`` and project them into ``root/mlflow.db``; returns the store's URI."""
-    tracking = Tracking(uri=f"sqlite:///{root / 'mlflow.db'}")
+    tracking = Tracking(uri=f"sqlite:///{root / 'mlflow.db'}", experiment=experiment)
     runs: dict[str, SweepRun] = {}
     for fake in fakes:
         if fake.sweep not in runs:
@@ -192,16 +194,23 @@ STUDY = (
 )
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A folder with ``mlflow.db`` and ``outputs/``: an older sweep of one trial, and the study."""
-    root = tmp_path_factory.mktemp("store")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(root)  # MLflow puts artifacts below the working directory
+@functools.cache
+def study_root(factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``mlflow.db`` and ``outputs/``: an older sweep of one trial, and the study.
+
+    Made once for this module and ``test_report``, since MLflow takes seconds to create a database.
+    """
+    root = factory.mktemp("store")
     older = Fake("dpo-lora-b0.1-r16-s0-00000000", sweep="older", values=finished(0.2, 500.0), began=BEGAN - 9_000)
-    track(root, [older, *STUDY])
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # MLflow puts artifacts below the working directory
+        track(root, [older, *STUDY])
     return root
+
+
+@pytest.fixture
+def root(tmp_path_factory) -> Path:
+    return study_root(tmp_path_factory)
 
 
 @pytest.fixture
@@ -244,13 +253,14 @@ def test_a_folder_gives_the_same_table_as_mlflow(uri, root):
     assert read["run_id"].isna().all()
 
 
-def test_a_new_attempt_replaces_the_row_even_if_the_old_run_was_restored(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    uri = track(tmp_path, [Fake("a", values={"eval/true_reward": 0.1}, outcome=Outcome.FAILED, reason="once")])
-    first = results.from_mlflow(uri).iloc[0]
-    track(tmp_path, [Fake("a", values={"eval/true_reward": 0.9}, began=BEGAN + 50)])
+def test_a_new_attempt_replaces_the_row_even_if_the_old_run_was_restored(root, uri, monkeypatch):
+    monkeypatch.chdir(root)
+    once = Fake("a", sweep="twice", outcome=Outcome.FAILED, reason="once", values={"eval/true_reward": 0.1})
+    track(root, [once], experiment="retry")
+    first = results.from_mlflow(uri, experiment="retry").iloc[0]
+    track(root, [Fake("a", sweep="twice", values={"eval/true_reward": 0.9}, began=BEGAN + 50)], experiment="retry")
     client(uri).restore_run(first["run_id"])
-    frame = results.from_mlflow(uri)
+    frame = results.from_mlflow(uri, experiment="retry")
     assert frame[["outcome", "eval/true_reward"]].values.tolist() == [["finished", 0.9]]
 
 
@@ -264,14 +274,13 @@ def test_a_wrong_sweep_is_told_the_known_ones_newest_first(uri):
         results.from_mlflow(uri, "studdy")
 
 
-def test_a_sweep_without_trials_is_an_error_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tracking = Tracking(uri="sqlite:///mlflow.db")
-    open_sweep(tracking, "it's empty")
+def test_a_sweep_without_trials_is_an_error_of_its_own(root, uri, monkeypatch):
+    monkeypatch.chdir(root)
+    open_sweep(Tracking(uri=uri, experiment="empty"), "it's empty")
     with pytest.raises(UserError, match="no trial of this sweep has started"):
-        results.from_mlflow(tracking.uri, "it's empty")
+        results.from_mlflow(uri, "it's empty", experiment="empty")
     with pytest.raises(UserError, match="holds no trial yet"):
-        results.from_mlflow(tracking.uri)
+        results.from_mlflow(uri, experiment="empty")
 
 
 def test_a_missing_store_is_an_error_and_is_not_created(tmp_path):
@@ -286,7 +295,7 @@ def test_an_unknown_experiment_is_told_the_known_ones(uri):
 
 
 def test_a_folder_without_results_is_told_its_neighbours(root):
-    with pytest.raises(UserError, match="is not a folder\n  fix: sweeps in .*: older, study"):
+    with pytest.raises(UserError, match="is not a folder\n  fix: sweeps in .*older, study"):
         results.from_folder(root / "outputs" / "studdy")
 
 
@@ -324,5 +333,5 @@ def test_the_command_of_a_sweep_is_known(uri):
 
 
 def test_reading_results_imports_no_torch():
-    code = "import sys, harness.results, harness.report.markdown, harness.report.command; assert 'torch' not in sys.modules"
+    code = "import sys, harness.report.command, harness.report.markdown; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -42,7 +42,7 @@ class DPO(Algorithm):
             ref_model=job.reference,
             args=DPOConfig(
                 **common_arguments(job),
-                beta=self.beta,
+                beta=self.beta or 0.0,  # checked to be above zero
                 loss_type=[self.loss_type],
                 max_length=job.train.max_length,
             ),

@@ -74,7 +74,7 @@ class KTO(Algorithm):
             ref_model=job.reference,
             args=KTOConfig(
                 **common_arguments(job),
-                beta=self.beta,
+                beta=self.beta or 0.0,  # checked to be above zero
                 desirable_weight=self.desirable_weight,
                 undesirable_weight=self.undesirable_weight,
                 max_length=job.train.max_length,

@@ -45,13 +45,13 @@ class LmEval(Evaluator):
         """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in."""
         import torch
         from lm_eval.evaluator import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
+        from lm_eval.models import huggingface
         from lm_eval.tasks import TaskManager
 
-        names = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
+        names: list[Any] = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
         if not context.data.retention:
             names = [n for n in names if n not in EMBEDDED]
-        paths = [str(FOLDER)] + ([self.include_path] if self.include_path else [])
+        paths: Any = [str(FOLDER)] + ([self.include_path] if self.include_path else [])
         manager = TaskManager(
             include_path=paths,
             include_defaults=any(n not in EMBEDDED for n in names),
@@ -65,10 +65,11 @@ class LmEval(Evaluator):
                 value=unknown,
                 fix="see `lm-eval ls tasks`, or set eval.evaluators.lm_eval.include_path",
             )
+        wrapper: Any = huggingface.HFLM  # its metaclass hides the signature from type checkers
         training = context.model.training
         with torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []):
-            found = simple_evaluate(
-                model=HFLM(
+            found: Any = simple_evaluate(
+                model=wrapper(
                     pretrained=context.model,
                     tokenizer=context.tokenizer,
                     batch_size=context.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -114,7 +114,8 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             width = max(len(r) for r in rows)
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
-            out = context.model.generate(
+            generator: Any = context.model
+            out = generator.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=context.max_completion_length,
@@ -125,7 +126,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
                 kept = tokens if end is None else tokens[: end + 1]
-                text = tokenizer.decode(kept, skip_special_tokens=True)
+                text = str(tokenizer.decode(kept, skip_special_tokens=True))
                 found[j] = Sample(jobs[j], text, len(kept), ended=end is not None)
     return [found[j] for j in range(len(jobs))]
 
@@ -149,7 +150,7 @@ def with_stderr(name: str, values: Sequence[float]) -> Mapping[str, float]:
 
 def _end_tokens(context: EvalContext) -> set[int]:
     configured = getattr(context.model.generation_config, "eos_token_id", None)
-    ids = {context.tokenizer.eos_token_id}
+    ids: set[Any] = {cast(Any, context.tokenizer.eos_token_id)}
     if isinstance(configured, int):
         ids.add(configured)
     elif configured:

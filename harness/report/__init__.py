@@ -1,1 +1,1 @@
-"""Trials as a leaderboard, plots and a markdown report. Pure functions of tables; only ``markdown`` reads and writes."""
+"""Trials as leaderboard, plots and markdown report: pure functions of tables; only ``markdown`` does I/O."""

@@ -10,27 +10,34 @@ MISSING = "–"
 ELLIPSIS = "…"
 _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 _SEED = re.compile(r"-s\d+(?= |$)")
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # inside a word an underscore is one
 
-# Everything that markdown, HTML or GitHub (mentions, mathematics) could act upon.
-_ACTIVE = {ord(c): f"&#{ord(c)};" for c in "|`*_[]\\~$@#!^"} | {
+# Everything else that markdown, HTML or GitHub (mentions, mathematics) could act upon.
+_ACTIVE = {ord(c): f"&#{ord(c)};" for c in "|`*[]\\~$@#!^"} | {
     ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;",
 }  # fmt: skip
 
 
-def number(value: float | None, *, signed: bool = False) -> str:
-    """Three decimals for small numbers, fewer for large ones; a missing one is an en dash."""
+def number(value: float | None, *, signed: bool = False, like: float | None = None) -> str:
+    """Three decimals for small numbers, fewer for large ones; a missing one is an en dash.
+
+    Args:
+        value: the number.
+        signed: with a plus sign.
+        like: the number whose size sets the decimals; None is ``value`` itself.
+    """
     if value is None or not math.isfinite(value):
         return MISSING
-    size = abs(value)
+    size = abs(value if like is None else like)
     digits = 3 if size < 9.9995 else 1 if size < 999.95 else 0
-    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
-    return text.lstrip("+-") if not text.strip("+-0.,") else text  # no "-0.000"
+    shown = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    return shown if shown.strip("+-0.,") else shown.lstrip("+-")  # no "-0.000"
 
 
 def with_error(value: float | None, stderr: float | None) -> str:
-    """``0.812 ± 0.020``; without the error where there is none."""
-    text = number(value)
-    return text if text == MISSING or number(stderr) == MISSING else f"{text} ± {number(stderr)}"
+    """``0.812 ± 0.020``, both to the same decimals; without the error where there is none."""
+    shown = number(value)
+    return shown if MISSING in (shown, number(stderr)) else f"{shown} ± {number(stderr, like=value)}"
 
 
 def seconds(value: float | None) -> str:
@@ -60,7 +67,7 @@ def printable(text: str, limit: int | None = None) -> str:
 
 def escape(text: object, limit: int | None = None) -> str:
     """Text as data in markdown: it shows as it is, and nothing in it is markup, not even in a table."""
-    return printable(str(text), limit).translate(_ACTIVE)
+    return _EMPHASIS.sub("&#95;", printable(str(text), limit).translate(_ACTIVE))
 
 
 def cell(text: str) -> str:

@@ -1,0 +1,351 @@
+"""Projects the journals of a trial into its MLflow run; projecting twice changes nothing.
+
+What has been projected is remembered in the trial's ``tracking.json`` (run id and byte offsets), so a server that
+goes away delays the projection and loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import journal
+from harness.identity import flatten
+from harness.journal import Tail
+from harness.outcome import write_json
+from harness.records import Event, Outcome
+from harness.tracking import SweepRun, client
+
+BATCH = 900  # MLflow takes at most 1,000 metrics a call
+STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
+SYSTEM_NAMES = {
+    "private": {"used_mb": "system/system_memory_usage_megabytes"},
+    "gpu": {
+        "used_mb": "system/gpu_0_memory_usage_megabytes",
+        "utilisation_percent": "system/gpu_0_utilization_percentage",
+        "power_w": "system/gpu_0_power_usage_watts",
+        "host_mb": "system/system_memory_usage_megabytes",
+    },
+}
+
+
+@dataclass
+class _State:
+    """What has been projected of a trial's folder."""
+
+    run_id: str = ""
+    attempt: float = 0.0
+    worker: int = 0
+    runner: int = 0
+    samples: int = 0
+    stages: dict[str, str] = field(default_factory=dict)
+
+
+class Projector:
+    """Projects one trial's folder at a time, in the background while the trial runs.
+
+    Args:
+        sweep: where runs hang.
+        every_s: seconds between two projections.
+    """
+
+    def __init__(self, sweep: SweepRun, every_s: float = 2.0):
+        """Connect lazily: importing MLflow takes seconds that the trial need not wait for."""
+        self.sweep, self.every_s = sweep, every_s
+        self.failure: str | None = None
+        self._folder: Path | None = None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def follow(self, folder: Path) -> None:
+        """Project ``folder`` every few seconds from now on."""
+        self._folder = folder
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> bool:
+        """Stop following and project what is left; False if the store is not reachable now."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self._try()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self._try()
+
+    def _try(self) -> bool:
+        with self._lock:
+            if self._folder is None:
+                return True
+            try:
+                project(self._folder, self.sweep)
+                self.failure = None
+                return True
+            except Exception as error:  # kept and shown; the journals hold everything for the next try
+                self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                return False
+
+
+def project(folder: Path, sweep: SweepRun) -> str | None:
+    """Bring MLflow up to date with one trial's journals; returns the run id (None before the first attempt).
+
+    Safe to repeat: points carry the journal's own time stamps, and offsets advance only after success.
+    """
+    runner_events = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    if not runner_events or runner_events[0].kind != "attempt":
+        return None
+    api = client(sweep.uri)
+    state_path = folder / "tracking.json"
+    state = _load_state(state_path, sweep.uri)
+    trial = json.loads((folder / "trial.json").read_text())
+    began = runner_events[0].time
+    if state.run_id and not _exists(api, state.run_id):
+        state = _State()  # another database, or a deleted run: project everything anew
+    if state.attempt != began:
+        _retire(api, state.run_id)
+        state = _State(
+            run_id=_create_run(api, sweep, trial, folder, began),
+            attempt=began,
+            worker=_offset_at(folder / "worker.jsonl", began),
+            runner=_offset_at(folder / "runner.jsonl", began),
+        )
+        _save_state(state_path, state, sweep.uri)
+    worker_tail = Tail(folder / "worker.jsonl", state.worker)
+    runner_tail = Tail(folder / "runner.jsonl", state.runner)
+    worker, runner = worker_tail.read(), runner_tail.read()
+    if not worker and not runner:
+        return state.run_id
+    _log_points(api, state, worker, runner)
+    for event in worker:
+        _log_event(api, sweep, state, event, trial)
+    for event in runner:
+        _log_event(api, sweep, state, event, trial)
+    closing = [e for e in runner if e.kind == "outcome"]
+    if closing:
+        _finish_run(api, state.run_id, folder, closing[-1])
+    elif any(e.kind == "attempt" for e in runner):
+        api.update_run(state.run_id, status="RUNNING")
+    state.worker, state.runner = worker_tail.offset, runner_tail.offset
+    _save_state(state_path, state, sweep.uri)
+    return state.run_id
+
+
+# -- pieces --------------------------------------------------------------------------------------------
+
+
+def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Path, began: float) -> str:
+    from mlflow.entities import Param
+
+    config, environment = trial["config"], trial["environment"]
+    tags = {
+        "mlflow.parentRunId": sweep.parent_id,
+        "kind": "trial",
+        "trial_id": trial["trial_id"],
+        "sweep": trial["sweep"],
+        "outcome": "running",
+        "algo": config["algo"]["name"],
+        "adapter": config["adapter"]["name"],
+        "model": config["model"]["name"],
+        "task": config["task"]["name"],
+        "git_sha": environment["git_sha"] or "unknown",
+        "dataset_digest": trial["digests"]["dataset"],
+        "base_digest": trial["digests"]["base"],
+        "train_key": trial["train_key"],
+        "eval_key": trial["eval_key"],
+        "folder": str(folder),
+    }
+    run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
+    params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(config).items())]
+    for chunk in _chunks(params, 100):
+        api.log_batch(run.info.run_id, params=chunk)
+    _log_dataset(api, run.info.run_id, trial)
+    return run.info.run_id
+
+
+def _log_dataset(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    task = trial["config"]["task"]
+    dataset = Dataset(
+        name=str(task.get("path") or task.get("name")),
+        digest=trial["digests"]["dataset"],
+        source_type="harness",
+        source=json.dumps(task, default=str)[:60000],
+    )
+    api.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequence[Event]) -> None:
+    from mlflow.entities import Metric
+
+    points: list[Any] = []
+    for event in sorted([*worker, *runner], key=lambda e: e.time):
+        stamp = int(event.time * 1000)
+        if event.kind in ("metrics", "series"):
+            step = int(event.data.get("step", 0))
+            points += [
+                Metric(name, number, stamp, step)
+                for name, value in event.data["values"].items()
+                if (number := journal.number(value)) is not None
+            ]
+        elif event.kind == "sample":
+            names = SYSTEM_NAMES["private" if event.data["lens"] == "private" else "gpu"]
+            points += [
+                Metric(label, number, int(event.data["t"] * 1000), state.samples)
+                for key, label in names.items()
+                if (number := journal.number(event.data.get(key))) is not None
+            ]
+            state.samples += 1
+    for chunk in _chunks(points, BATCH):
+        api.log_batch(state.run_id, metrics=chunk)
+
+
+def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any]) -> None:
+    data = event.data
+    if event.kind == "table":
+        _log_table(api, state.run_id, data["name"], data["rows"])
+    elif event.kind == "device":
+        api.set_tag(state.run_id, "device", data["device"])
+        api.set_tag(state.run_id, "device_name", str(data.get("name")))
+        api.set_tag(state.run_id, "precision", data["precision"])
+    elif event.kind == "memory":
+        api.set_tag(state.run_id, "memory_lens", data["lens"])
+    elif event.kind == "stage" and not data["hit"]:
+        _log_stage(api, sweep, state, event, trial)
+    elif event.kind == "attempt":
+        api.set_tag(state.run_id, "train_key", data["train_key"])
+        api.set_tag(state.run_id, "eval_key", data["eval_key"])
+
+
+def _log_table(api: Any, run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table that MLflow's UI shows; written whole, so that repeating changes nothing (log_table appends)."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    file = f"tables/{name}.json"
+    api.log_dict(run_id, {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows]}, file)
+    tag = "mlflow.loggedArtifacts"
+    listed = json.loads(api.get_run(run_id).data.tags.get(tag, "[]"))
+    if {"path": file, "type": "table"} not in listed:
+        api.set_tag(run_id, tag, json.dumps([*listed, {"path": file, "type": "table"}]))
+
+
+def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any]) -> None:
+    """One run per built stage, next to the trials of its sweep."""
+    data = event.data
+    if data["stage"].startswith("baseline-") or data["key"] in state.stages:
+        return  # the baseline's figures are on the trial itself
+    end = int(event.time * 1000)
+    run = api.create_run(
+        sweep.experiment_id,
+        start_time=end - int(data["seconds"] * 1000),
+        run_name=f"stage {data['stage']}",
+        tags={
+            "mlflow.parentRunId": sweep.parent_id,
+            "kind": "stage",
+            "stage": data["stage"],
+            "stage_key": data["key"],
+            "sweep": trial["sweep"],
+            "built_for": trial["trial_id"],
+            "why": data["why"],
+        },
+    )
+    for name, value in {**(data.get("metrics") or {}), "time/total_s": data["seconds"]}.items():
+        number = journal.number(value)
+        if number is not None:
+            api.log_metric(run.info.run_id, name, number, timestamp=end)
+    api.set_terminated(run.info.run_id, end_time=end)
+    state.stages[data["key"]] = run.info.run_id
+
+
+def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:
+    from mlflow.entities import Metric
+
+    outcome = Outcome(closing.data["outcome"])
+    result = json.loads((folder / "result.json").read_text())
+    stamp = int(closing.time * 1000)
+    deltas = [Metric(k, float(v), stamp, 0) for k, v in result["metrics"].items() if k.startswith("delta/")]
+    for chunk in _chunks(deltas, BATCH):
+        api.log_batch(run_id, metrics=chunk)
+    api.set_tag(run_id, "outcome", str(outcome))
+    api.set_tag(run_id, "reason", closing.data["reason"] or "")
+    api.set_tag(run_id, "mlflow.note.content", _describe(result))
+    for name in ("config.yaml", "result.json", "worker.log"):
+        if (folder / name).is_file():
+            api.log_artifact(run_id, str(folder / name))
+    api.set_terminated(run_id, status=STATUS.get(outcome, "FAILED"), end_time=stamp)
+
+
+def _describe(result: Mapping[str, Any]) -> str:
+    """Headline numbers, as markdown for the run's page."""
+    metrics, lines = result["metrics"], [f"**{result['trial_id']}** — {result['outcome']}"]
+    if result["reason"]:
+        lines.append(f"reason: {result['reason']}")
+    for name in (
+        "eval/true_reward",
+        "delta/true_reward",
+        "eval/preference_accuracy",
+        "memory/peak_mb",
+        "time/train_s",
+    ):
+        if name in metrics:
+            lines.append(f"- `{name}` {metrics[name]:.4g}")
+    return "\n".join(lines)
+
+
+def _retire(api: Any, run_id: str) -> None:
+    """An attempt that a newer one replaces leaves the table; MLflow can restore it."""
+    if run_id:
+        api.set_tag(run_id, "superseded", "true")
+        api.delete_run(run_id)
+
+
+def _exists(api: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        return api.get_run(run_id).info.lifecycle_stage == "active"
+    except (RestException, MlflowException) as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _offset_at(path: Path, moment: float) -> int:
+    """Byte offset of the first event at or after ``moment``."""
+    offset = 0
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                if json.loads(line)["time"] >= moment - 1e-3:
+                    return offset
+            except (ValueError, KeyError, TypeError):
+                pass  # a torn line carries no event
+            offset += len(line)
+    return offset
+
+
+def _load_state(path: Path, uri: str) -> _State:
+    try:
+        data = json.loads(path.read_text())
+        return _State(**data["state"]) if data["uri"] == uri else _State()
+    except (OSError, ValueError, KeyError, TypeError):
+        return _State()
+
+
+def _save_state(path: Path, state: _State, uri: str) -> None:
+    write_json(path, {"uri": uri, "state": vars(state), "time": time.time()})
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

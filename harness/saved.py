@@ -1,0 +1,56 @@
+"""What a trial leaves on disk of its policy, and how it comes back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.journal import Journal
+
+if TYPE_CHECKING:
+    from harness.worker import Ground
+
+
+def keep(ground: Ground, model: Any, journal: Journal) -> None:
+    """Save what was trained as safetensors: the adapter, or all weights; ``full`` adds a merged copy."""
+    save = ground.setup.train.save
+    if save == "none":
+        return
+    target = ground.folder / "artifacts" / "model"
+    model.save_pretrained(target)
+    ground.tokenizer.save_pretrained(target)
+    journal.write("artifact", path="model")
+    if save == "full" and ground.setup.adapter.peft_config() is not None:
+        if ground.setup.adapter.quantized:
+            journal.write(
+                "note",
+                message="train.save=full: 4-bit weights are not merged (it would cost precision); the adapter is kept",
+            )
+            return
+        merged = copy.deepcopy(model).merge_and_unload()
+        merged.save_pretrained(ground.folder / "artifacts" / "merged")
+        ground.tokenizer.save_pretrained(ground.folder / "artifacts" / "merged")
+        journal.write("artifact", path="merged")
+
+
+def load_trained(ground: Ground, base: Any) -> Any:
+    """The policy that an earlier attempt saved."""
+    folder = ground.folder / "artifacts" / "model"
+    if ground.setup.adapter.peft_config() is None:
+        del base
+        from harness.models import load_pretrained
+
+        return load_pretrained(
+            str(folder), dtype=ground.dtype, device=ground.device, quantization=None, model=ground.setup.model
+        ).eval()
+    from peft import PeftModel
+
+    # Without autocast the adapter keeps the dtype it was trained in, and gives the same numbers.
+    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a killed trial."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
