@@ -73,6 +73,8 @@ def _server_environment() -> Any:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "BITSANDBYTES_NOWELCOME": "1",
+        # Trials end by os._exit; the resource tracker cleans up after them and need not tell.
+        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
     }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: value for name, value in names.items() if before[name] is None})

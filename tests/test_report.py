@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_results import BEGAN, INJECTION, STUDY, study_root
 
 from harness import results
 from harness.errors import UserError
@@ -15,6 +14,7 @@ from harness.report import plots, text
 from harness.report.command import main
 from harness.report.leaderboard import labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import differences, shown_command, summary, write_report
+from tests.test_results import BEGAN, INJECTION, STUDY, study_root
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RUN = {"base_digest": "b", "dataset_digest": "d", "algo": "dpo", "adapter": "lora", "reason": None, "seed": 0.0}
@@ -33,7 +33,7 @@ OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB &#124; &lt;b&gt;no
 
 @pytest.fixture
 def uri(tmp_path_factory) -> str:
-    return f"sqlite:///{study_root(tmp_path_factory) / 'mlflow.db'}"
+    return f"sqlite:///{study_root(tmp_path_factory.getbasetemp()) / 'mlflow.db'}"
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_leaderboard_in_markdown_is_the_golden_one(study):
 
 
 def test_a_folder_gives_the_same_leaderboard(study, tmp_path_factory):
-    folder = study_root(tmp_path_factory) / "outputs" / "study"
+    folder = study_root(tmp_path_factory.getbasetemp()) / "outputs" / "study"
     assert render_markdown(results.from_folder(folder)) == render_markdown(study)
 
 
@@ -265,7 +265,7 @@ def test_the_command_writes_the_latest_sweep_below_reports_and_prints_where(uri,
 
 
 def test_the_command_reads_a_folder_without_mlflow(tmp_path_factory, tmp_path, capsys):
-    folder = study_root(tmp_path_factory) / "outputs" / "study"
+    folder = study_root(tmp_path_factory.getbasetemp()) / "outputs" / "study"
     assert main(["--from-folder", str(folder), "--out", str(tmp_path / "r")]) == 0
     written = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
     assert GOLDEN in written

@@ -195,12 +195,13 @@ STUDY = (
 
 
 @functools.cache
-def study_root(factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``mlflow.db`` and ``outputs/``: an older sweep of one trial, and the study.
+def study_root(session: Path) -> Path:
+    """A folder in the session's with ``mlflow.db`` and ``outputs/``: an older sweep of one trial, and the study.
 
     Made once for this module and ``test_report``, since MLflow takes seconds to create a database.
     """
-    root = factory.mktemp("store")
+    root = session / "study-store"
+    root.mkdir()
     older = Fake("dpo-lora-b0.1-r16-s0-00000000", sweep="older", values=finished(0.2, 500.0), began=BEGAN - 9_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)  # MLflow puts artifacts below the working directory
@@ -210,7 +211,7 @@ def study_root(factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(tmp_path_factory) -> Path:
-    return study_root(tmp_path_factory)
+    return study_root(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

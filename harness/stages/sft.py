@@ -77,7 +77,7 @@ def _build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int],
                 bf16=False,
                 use_cpu=True,  # one recipe, one place: the same base on machines with and without a GPU
                 seed=model.seed,
-                logging_steps=50,
+                logging_steps=max(1, model.steps // 20),
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
