@@ -88,7 +88,8 @@ class LoRA(Adapter):
             r=self.rank,
             lora_alpha=max(1, round(self.alpha_over_rank * self.rank)),
             lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            # A lone name goes as a list: peft reads any text but all-linear as a regular expression.
+            target_modules="all-linear" if self.targets == "all-linear" else list(_listed(self.targets)),
             use_rslora=self.rslora,
         )
 

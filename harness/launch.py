@@ -20,7 +20,7 @@ from harness.outcome import read_result
 from harness.projection import Projector
 from harness.records import Outcome
 from harness.sweep import Sweep, plan_sweep, write_manifest
-from harness.tracking import SweepRun, Tracking, close_sweep, open_sweep
+from harness.tracking import SweepRun, Tracking, client, close_sweep, open_sweep
 
 STOP = ".stopped"
 
@@ -191,6 +191,7 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
             project(folder, run)
         close_sweep(run, succeeded=succeeded)
         path = write_report(run.uri, sweep.name, Path("reports") / sweep.name)
+        client(run.uri).log_artifacts(run.parent_id, str(path.parent), "report")
         print(f"report:  {path}")
     except UserError:
         raise

@@ -171,7 +171,8 @@ def _table(rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> pd.Data
     for name in TEXTS:
         frame[name] = frame[name].astype("str")  # an empty column too, so that sources agree
     for name in ("started", *NUMBERS):
-        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)  # MLflow keeps texts, "None" included
+        numbers: Any = pd.to_numeric(frame[name], errors="coerce")  # MLflow keeps texts, "None" included
+        frame[name] = numbers.astype(float)
     return frame
 
 

@@ -20,6 +20,7 @@ from harness.journal import Journal, Tail
 from harness.outcome import decide, read_result, since_attempt, write_json, write_result
 from harness.projection import Projector
 from harness.records import Event, Outcome, Trial, TrialResult
+from harness.telemetry.nvml import device_levels
 from harness.telemetry.sampler import MemorySampler, MemorySummary
 from harness.trial import Setup, folder_of
 
@@ -158,7 +159,7 @@ def _attempt(
     tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
     if projector is not None:
         projector.follow(folder)
-    kills_before = _kernel_kills()
+    kills_before, levels = _kernel_kills(), device_levels()
     from harness.child import main as child_main
 
     process = forkserver.start(child_main, job, name=trial.trial_id)
@@ -170,6 +171,7 @@ def _attempt(
         emit=lambda row: _ignore(book.write("sample", **row)),
         env={**os.environ, **job.environment},
         hz=runner.sample_hz,
+        levels=levels,
     )
     try:
         with sampler:
@@ -232,8 +234,7 @@ class _Watch:
                 self.what = event.data["what"] if event.data["what"] != self.phase else ""
             elif event.kind == "note" and "absent" not in event.data:
                 self.display.say(f"{self.display.label} · note: {event.data['message']}")
-        latest = getattr(sampler, "latest_mb", None)
-        self.display.update(self.phase, self.step, self.total, latest, self.what)
+        self.display.update(self.phase, self.step, self.total, sampler.latest_mb, self.what)
 
 
 def _close_books(
@@ -309,6 +310,9 @@ def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
         "PYTORCH_CUDA_ALLOC_CONF",
         "HARNESS_CACHE",
     )
+    environment = {name: os.environ[name] for name in passed if name in os.environ}
+    if runner.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # neither torch nor the sampler is to look at a GPU
     return Job(
         folder=str(folder.resolve()),
         plain=setup.plain,
@@ -318,7 +322,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
         device=runner.device,
         threads=runner.threads,
         memory_limit_mb=runner.memory_limit_mb,
-        environment={name: os.environ[name] for name in passed if name in os.environ},
+        environment=environment,
     )
 
 

@@ -242,14 +242,13 @@ def training_config(setup: Setup) -> dict[str, Any]:
         "task": {"name": type(setup.task).__name__.lower(), **_plain_fields(setup.task)},
     }
     if setup.algo.trains:
-        config["train"] = _plain_fields(setup.train)
-        config["seed_of_training"] = setup.seed
+        config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
     if setup.reward is not None:
         config["reward"] = {
             "name": type(setup.reward).__name__.lower(),
             **_plain_fields(setup.reward, leave_out=("task",)),
         }
-    return {name: value if isinstance(value, dict) else {"value": value} for name, value in config.items()}
+    return config
 
 
 def folder_of(setup: Setup, trial: Trial) -> Path:

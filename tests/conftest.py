@@ -9,14 +9,26 @@ from typing import Any
 import pytest
 
 os.environ.update(
-    {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
+    {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 )
 
 SMALL = ("model.steps=12", "model.batch_size=16", "model.layers=2", "model.hidden=32", "model.intermediate=64")
 """A base that says nothing sensible but is made in a second."""
 
-QUICK = (*SMALL, "task.pairs=64", "task.eval_pairs=24", "task.eval_prompts=12", "train.steps=3", "train.batch_size=8",
-         "eval.evaluators.lm_eval=null")
+QUICK = (
+    *SMALL,
+    "task.pairs=64",
+    "task.eval_pairs=24",
+    "task.eval_prompts=12",
+    "train.steps=3",
+    "train.batch_size=8",
+    "eval.evaluators.lm_eval=null",
+)
 """Overrides under which a whole trial takes about two seconds."""
 
 

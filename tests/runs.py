@@ -26,18 +26,30 @@ class Sandbox:
     def environment(self, **extra: str) -> dict[str, str]:
         return {**os.environ, "HARNESS_CACHE": str(self.cache), "COLUMNS": "140", "OMP_NUM_THREADS": "1", **extra}
 
-    def run(self, *arguments: str, quick: bool = True, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, quick: bool = True, timeout: float = 300, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         """``python -m harness ...``; ``quick`` adds the overrides that make a trial take two seconds."""
         return subprocess.run(
             [sys.executable, "-m", "harness", *arguments, *(QUICK if quick else ())],
-            cwd=self.cwd, env=self.environment(**extra), capture_output=True, text=True, timeout=timeout, check=False,
+            cwd=self.cwd,
+            env=self.environment(**extra),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The same, in the background and in a session of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "harness", *arguments, *QUICK], cwd=self.cwd, env=self.environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            [sys.executable, "-m", "harness", *arguments, *QUICK],
+            cwd=self.cwd,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
     def folders(self, sweep: str) -> list[Path]:
@@ -45,7 +57,9 @@ class Sandbox:
 
     def results(self, sweep: str) -> dict[str, dict[str, Any]]:
         """Algorithm (or trial id where ambiguous) -> result.json."""
-        found = [json.loads((f / "result.json").read_text()) for f in self.folders(sweep) if (f / "result.json").exists()]
+        found = [
+            json.loads((f / "result.json").read_text()) for f in self.folders(sweep) if (f / "result.json").exists()
+        ]
         return {r["trial_id"]: r for r in found}
 
     def events(self, folder: Path, name: str) -> list[dict[str, Any]]:
@@ -60,7 +74,9 @@ class Sandbox:
         experiment = client.get_experiment_by_name("harness")
         assert experiment is not None
         return list(
-            client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}' and tags.sweep = '{sweep}'", max_results=500)
+            client.search_runs(
+                [experiment.experiment_id], f"tags.kind = '{kind}' and tags.sweep = '{sweep}'", max_results=500
+            )
         )
 
 

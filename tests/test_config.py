@@ -14,7 +14,7 @@ from harness import commands
 from harness.config import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
 from harness.errors import UserError, UserErrors
 
-PLUGINS = (__name__,)
+PLUGIN = __name__.split(".")[0]
 
 NO_KEY_NEEDED = {
     "Verifier.task": "bound to the trial's task by the harness",
@@ -51,7 +51,7 @@ CAR = f"{__name__}.Car"
 
 def errors_of(node: Any, **options: Any) -> list[UserError]:
     with pytest.raises(UserErrors) as caught:
-        build(node, path="car", **{"plugins": PLUGINS, **options})
+        build(node, path="car", **{"plugins": (PLUGIN,), **options})
     return caught.value.errors
 
 
@@ -67,12 +67,12 @@ def options() -> list[tuple[str, str]]:
 
 
 def test_a_node_becomes_the_component_that_it_names():
-    assert build(wheel(rim="alloy"), path="wheel", plugins=PLUGINS, base=Wheel) == Wheel(15, "alloy")
+    assert build(wheel(rim="alloy"), path="wheel", plugins=(PLUGIN,), base=Wheel) == Wheel(15, "alloy")
 
 
 def test_components_nest_in_fields_and_in_lists():
     node = {"_target_": CAR, "wheels": [wheel(), wheel(size=16)], "spare": wheel(size=3)}
-    assert build(node, path="car", plugins=PLUGINS) == Car([Wheel(15), Wheel(16)], Wheel(3))
+    assert build(node, path="car", plugins=(PLUGIN,)) == Car([Wheel(15), Wheel(16)], Wheel(3))
 
 
 def test_an_unknown_key_is_refused_and_the_known_ones_are_named():
@@ -124,8 +124,8 @@ def test_all_errors_of_nested_components_are_reported_at_once():
 def test_a_class_outside_the_harness_is_refused_unless_its_package_is_a_plugin():
     (error,) = errors_of(wheel(), plugins=())
     assert (error.key, error.value) == ("car._target_", WHEEL)
-    assert error.fix == f"plugins=[{__name__}]"
-    assert import_component(WHEEL, key="car", plugins=PLUGINS) is Wheel
+    assert error.fix == f"plugins=[{PLUGIN}]"
+    assert import_component(WHEEL, key="car", plugins=(PLUGIN,)) is Wheel
 
 
 def test_a_package_whose_name_only_begins_like_ours_is_outside():

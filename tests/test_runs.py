@@ -48,8 +48,16 @@ def test_a_sweep_trains_judges_tracks_and_reports_every_trial(sandbox: Sandbox) 
     assert {r["outcome"] for r in results.values()} == {"finished"} and len(results) == 2
     for result in results.values():
         metrics = result["metrics"]
-        for name in ("eval/true_reward", "baseline/true_reward", "delta/true_reward", "memory/peak_mb",
-                     "memory/train_peak_mb", "time/train_s", "throughput/train_tokens_per_s", "params/trainable"):
+        for name in (
+            "eval/true_reward",
+            "baseline/true_reward",
+            "delta/true_reward",
+            "memory/peak_mb",
+            "memory/train_peak_mb",
+            "time/train_s",
+            "throughput/train_tokens_per_s",
+            "params/trainable",
+        ):
             assert name in metrics, (result["trial_id"], name)
         assert "baseline/preference_accuracy" not in metrics
     for folder in sandbox.folders("main"):
@@ -80,7 +88,9 @@ def test_a_named_sweep_resumes_reuses_and_evaluates_without_training(sandbox: Sa
     (full,) = [f for f in folders if "full" in f.name]
     attempts = [e for e in sandbox.events(full, "runner.jsonl") if e["kind"] == "attempt"]
     assert [a["mode"] for a in attempts] == ["train", "evaluate"] and attempts[1]["continues"]
-    assert sum(e["kind"] == "series" for e in sandbox.events(full, "worker.jsonl")) == before[full.name].count('"series"')
+    assert sum(e["kind"] == "series" for e in sandbox.events(full, "worker.jsonl")) == before[full.name].count(
+        '"series"'
+    )
     assert len(sandbox.runs("again")) == 3, "the same run, evaluated anew"
 
     forced = sandbox.run("adapter=full", "sweep=again", "resume=false", "eval.evaluators.true_reward.samples=2")
@@ -141,7 +151,9 @@ def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_m
     # Shorter than the checkpoint's distance would be another training, so the same configuration must continue.
     again = sandbox.start("-m", "algo=sft,dpo", "sweep=orphan", *steps)
     wait_for(
-        lambda: any("continues from checkpoint" in e.get("message", "") for e in sandbox.events(folder, "worker.jsonl")),
+        lambda: any(
+            "continues from checkpoint" in e.get("message", "") for e in sandbox.events(folder, "worker.jsonl")
+        ),
         what="the resumed trial",
     )
     again.send_signal(signal.SIGINT)
@@ -157,8 +169,18 @@ def test_timeout_and_out_of_memory_are_rows_with_their_high_water_mark(sandbox: 
     assert result["outcome"] == "timeout" and result["metrics"]["memory/peak_mb"] > 0
 
     big = sandbox.run(
-        "-m", "algo=sft", "model=shape/llama-10m,shape/llama-1b", "sweep=big", "runner.memory_limit_mb=2500", "eval=none",
-        "task.pairs=16", "train.steps=2", "train.batch_size=4", "train.max_length=96", "train.save=none", quick=False,
+        "-m",
+        "algo=sft",
+        "model=shape/llama-10m,shape/llama-1b",
+        "sweep=big",
+        "runner.memory_limit_mb=2500",
+        "eval=none",
+        "task.pairs=16",
+        "train.steps=2",
+        "train.batch_size=4",
+        "train.max_length=96",
+        "train.save=none",
+        quick=False,
     )
     assert big.returncode == 1, big.stderr
     results = {r["config"]["model"]["label"]: r for r in sandbox.results("big").values()}
@@ -176,9 +198,26 @@ def test_a_tracking_server_that_goes_away_loses_nothing(sandbox: Sandbox) -> Non
 
     def serve() -> subprocess.Popen[bytes]:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{sandbox.cwd}/server.db", "--artifacts-destination", str(sandbox.cwd / "a")],
-            cwd=sandbox.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{sandbox.cwd}/server.db",
+                "--artifacts-destination",
+                str(sandbox.cwd / "a"),
+            ],
+            cwd=sandbox.cwd,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         wait_for(lambda: _answers(port), 90, "the server")
         return server
@@ -192,7 +231,9 @@ def test_a_tracking_server_that_goes_away_loses_nothing(sandbox: Sandbox) -> Non
 
     server = serve()
     try:
-        process = sandbox.start("algo=sft", "sweep=outage", f"tracking.uri={uri}", "train.steps=60", "train.logging_steps=1")
+        process = sandbox.start(
+            "algo=sft", "sweep=outage", f"tracking.uri={uri}", "train.steps=60", "train.logging_steps=1"
+        )
         worker_pid(sandbox, "outage")
         stop(server)
         time.sleep(3)
@@ -208,7 +249,9 @@ def test_a_tracking_server_that_goes_away_loses_nothing(sandbox: Sandbox) -> Non
         (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
         (folder,) = sandbox.folders("outage")
         written = [e for e in sandbox.events(folder, "worker.jsonl") if e["kind"] == "series"]
-        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == sum("train/loss" in e["values"] for e in written)
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == sum(
+            "train/loss" in e["values"] for e in written
+        )
         assert run.data.tags["outcome"] == "finished"
     finally:
         stop(server)

@@ -164,9 +164,7 @@ def test_without_label_noise_no_label_is_wrong(truth):
 @pytest.mark.parametrize(("noise", "expected"), [(1.0, 0.5), (0.2, 0.1)])
 def test_at_a_high_temperature_half_of_the_noisy_labels_are_wrong(truth, noise, expected):
     # sigmoid(gap / T) -> 1/2 as T grows; four standard errors of 4,000 labels are at most 0.032.
-    assert flipped_share(truth, label_noise=noise, noise_temperature=1e6) == pytest.approx(
-        expected, abs=0.032
-    )
+    assert flipped_share(truth, label_noise=noise, noise_temperature=1e6) == pytest.approx(expected, abs=0.032)
 
 
 def test_at_a_low_temperature_bradley_terry_labels_are_rarely_wrong(truth):

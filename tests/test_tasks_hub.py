@@ -215,9 +215,7 @@ def test_a_hub_out_of_reach_says_how_to_work_offline():
 
 def test_a_split_subset_or_file_that_does_not_exist_is_named(tmp_path):
     name = folder(tmp_path / "d", train=pairs(range(4)))
-    with pytest.raises(
-        UserError, match=r'task.split=nope: Unknown split "nope". Should be one of \[\'train\'\]'
-    ):
+    with pytest.raises(UserError, match=r'task.split=nope: Unknown split "nope". Should be one of \[\'train\'\]'):
         Hub(name, split="nope").load()
     with pytest.raises(UserError, match="task.eval_split=dev: Unknown split"):
         Hub(name, eval_split="dev").load()
@@ -235,9 +233,7 @@ def test_columns_that_do_not_exist_are_named_with_those_that_do(tmp_path):
     name = folder(tmp_path / "d", train=problems(range(4)))
     with pytest.raises(UserError, match="chosen is not there; found: question, answer, level"):
         Hub(name).load()
-    with pytest.raises(
-        UserError, match="task.prompt_template=.*the columns text are not there; found: question"
-    ):
+    with pytest.raises(UserError, match="task.prompt_template=.*the columns text are not there; found: question"):
         Hub(name, kind="prompts", prompt_template="{text}").load()
     with pytest.raises(UserError, match="task.answer_column=.*the columns gold are not there"):
         Hub(name, kind="prompts", columns={"prompt": "question"}, answer_column="gold").load()

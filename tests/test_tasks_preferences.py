@@ -176,9 +176,7 @@ def test_the_shared_prefix_agrees_with_trl():
 
 def test_prompt_end_keeps_shared_first_words_in_the_answers(tmp_path):
     head = "\n\nHuman: {}\n\nAssistant:"
-    rows = [
-        {"chosen": head.format(i) + " I can.", "rejected": head.format(i) + " I cannot."} for i in range(3)
-    ]
+    rows = [{"chosen": head.format(i) + " I can.", "rejected": head.format(i) + " I cannot."} for i in range(3)]
     rows.append({"chosen": head.format(0), "rejected": head.format(0) + " Hm."})
     path = write(tmp_path / "d.jsonl", rows)
     data = Preferences(path, prompt_end="\n\nAssistant:", allow_skipped=0.5).load()
@@ -220,16 +218,12 @@ def test_unpaired_rows_without_both_labels_say_that_there_is_no_preference_accur
     data = load(tmp_path, rows)
     assert data.eval_pairs == {"validation": [], "test": []}
     assert data.notes == [
-        "none of the 2 held-out prompts has both a desirable and an undesirable completion:"
-        " no preference accuracy"
+        "none of the 2 held-out prompts has both a desirable and an undesirable completion: no preference accuracy"
     ]
 
 
 def test_the_prompt_of_an_unpaired_conversation_is_all_but_its_last_reply(tmp_path):
-    rows = [
-        {"completion": [user(f"{i}"), assistant("a"), user("b"), assistant("c")], "label": 1}
-        for i in range(3)
-    ]
+    rows = [{"completion": [user(f"{i}"), assistant("a"), user("b"), assistant("c")], "label": 1} for i in range(3)]
     row = load(tmp_path, rows).train_unpaired[0]
     assert row["prompt"][1:] == [assistant("a"), user("b")]
     assert row["completion"] == [assistant("c")]
@@ -255,9 +249,7 @@ def test_the_split_is_by_prompt_and_each_side_gets_its_share(tmp_path):
 
 
 def test_prompts_that_differ_in_case_and_white_space_alone_are_on_one_side(tmp_path):
-    rows = [
-        preference(form, "a", "b") for i in range(20) for form in (f"say q{i}", f"Say  q{i} ", f"say\nQ{i}")
-    ]
+    rows = [preference(form, "a", "b") for i in range(20) for form in (f"say q{i}", f"Say  q{i} ", f"say\nQ{i}")]
     data = load(tmp_path, rows, held_out=0.3)
     train, validation, test = sides(data)
     assert len(train | validation | test) == 20

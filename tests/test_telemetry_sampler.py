@@ -36,9 +36,7 @@ class Worker:
 
     def __init__(self):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", WORKER], stdin=pipe, stdout=pipe, text=True
-        )
+        self.process = subprocess.Popen([sys.executable, "-S", "-c", WORKER], stdin=pipe, stdout=pipe, text=True)
         self.pid = self.process.pid
         self.tell("drop 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -18,6 +19,19 @@ from harness.trial import assemble as assemble_now
 from harness.trial import check_data, identify, load_data
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
+
+
+@functools.cache
+def composed(*overrides):
+    """The configuration as text: composing is what takes time here."""
+    with hydra_config():
+        return json.dumps(compose_now(["sweep=test", *overrides]))
+
+
+@pytest.fixture
+def assemble():
+    """``assemble("algo=kto", ...)`` -> a built and checked Setup."""
+    return lambda *overrides: assemble_now(json.loads(composed(*overrides)))
 
 
 @pytest.fixture
@@ -363,19 +377,15 @@ def test_a_seed_is_a_whole_number_of_at_least_0(complaints, seed):
 
 
 @pytest.mark.parametrize("override", ["resume=maybe", "sweep=null", "sweep=../elsewhere"])
-def test_a_top_level_value_that_makes_no_sense_is_refused(override):
-    with hydra_config():
-        plain = compose_now(["sweep=test", override])
+def test_a_top_level_value_that_makes_no_sense_is_refused(assemble, override):
     with pytest.raises(UserErrors, match=override.partition("=")[0]):
-        assemble_now(plain)
+        assemble(override)
 
 
 @pytest.mark.parametrize("group", ["algo", "adapter", "model", "task", "eval"])
-def test_a_group_that_was_removed_is_an_error_that_names_it(group):
-    with hydra_config():
-        plain = compose_now(["sweep=test", f"~{group}"])
+def test_a_group_that_was_removed_is_an_error_that_names_it(assemble, group):
     with pytest.raises(UserErrors) as caught:
-        assemble_now(plain)
+        assemble(f"~{group}")
     assert caught.value.errors[0].key == group
 
 

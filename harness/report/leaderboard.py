@@ -28,6 +28,8 @@ NOTE = "note"
 BASE_LABEL = "base (before training)"
 LENGTH_LABEL = "length alone (longer wins)"
 WIDTH = 100
+NARROWEST_TRIAL = 20
+DROPPED_FIRST = ("tokens/s", "correct", "Δ true reward", "train s", "pref. acc.", "outcome", "peak MB", "true reward")
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 STYLES = {"finished": "green", "reused": "green", "oom": "magenta", "failed": "red", "timeout": "yellow"}
 
@@ -73,7 +75,7 @@ def labels(frame: pd.DataFrame) -> list[str]:
         for position, values in zip(group.index, settings[varying].itertuples(index=False), strict=True):
             suffix = " ".join(f"{c.rpartition('.')[2]}={v}" for c, v in zip(varying, values, strict=True))
             found[position] = f"{short[position]} {suffix}"
-        if found[group.index].nunique() < len(group):
+        if len(set(found[group.index])) < len(group):
             found[group.index] = list(frame["trial_id"].iloc[group.index])
     return list(found)
 
@@ -83,26 +85,35 @@ def succeeded(outcome: object) -> bool:
     return outcome in (Outcome.FINISHED, Outcome.REUSED)
 
 
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of successful trials."""
+    return pd.DataFrame(frame[[succeeded(o) for o in frame["outcome"]]])
+
+
+def known(frame: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column that are not missing; none where there is no such column."""
+    column: Any = frame[name] if name in frame else pd.Series(dtype=float)
+    return column.dropna().tolist()
+
+
 def quality_name(frame: pd.DataFrame) -> str | None:
     """The metric that ranks: true reward where any successful trial has it, else preference accuracy."""
-    done = frame[[succeeded(o) for o in frame["outcome"]]]
-    return next((n for n in QUALITY if n in done and done[n].notna().any()), None)
+    done = finished(frame)
+    return next((n for n in QUALITY if known(done, n)), None)
 
 
 def value_of(row: Any, name: str) -> float | None:
     """A number of a row (or of a mapping); None where it is missing."""
     value = row.get(name)
-    return None if value is None or pd.isna(value) else float(value)
+    return None if value is None or bool(pd.isna(value)) else float(value)
 
 
 def shared_value(frame: pd.DataFrame, name: str) -> float | None:
     """The one value that every trial which has ``name`` agrees on, if all have the same base and data; else None."""
-    if name not in frame or any(frame[d].dropna().nunique() != 1 for d in ("base_digest", "dataset_digest")):
+    values = known(frame, name)
+    if not values or any(len(set(known(frame, d))) != 1 for d in ("base_digest", "dataset_digest")):
         return None
-    values = frame[name].dropna()
-    if values.empty or values.max() - values.min() > 1e-6 * max(1.0, abs(values.max())):
-        return None
-    return float(values.iloc[0])
+    return float(values[0]) if max(values) - min(values) <= 1e-6 * max(1.0, abs(max(values))) else None
 
 
 def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
@@ -118,21 +129,17 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
     from rich.text import Text
 
     tty = sys.stdout.isatty()
-    board = leaderboard(frame)
     width = width or (shutil.get_terminal_size((WIDTH, 24)).columns if tty else WIDTH)
-    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
-    for name in COLUMNS:
-        first = name in COLUMNS[:2]
-        header = name if first else "\n".join(name.replace("/", " /").rsplit(" ", 1))
-        grid.add_column(
-            header, justify="left" if first else "right", no_wrap=name != "trial", vertical="top",
-            overflow="fold", min_width=12 if name == "trial" else None,
-        )  # fmt: skip
+    board = leaderboard(frame).map(lambda c: text.printable(c).replace(" ± ", "±"))
+    shown = _columns_that_fit(board, width)
+    roomy = board["trial"].str.len().max() + 80 <= width  # two spaces between columns, else one
+    grid = Table(box=box.SIMPLE, padding=(0, int(roomy), 0, 0), pad_edge=False, show_edge=False)
+    for name in shown:
+        flush, wraps = "left" if name in COLUMNS[:2] else "right", name == "trial"
+        grid.add_column(_header(name), justify=flush, no_wrap=not wraps, overflow="fold")
     for row in board.to_dict("records"):
         style = STYLES.get(row["outcome"], "dim" if row["outcome"] == text.MISSING else "")
-        cells = [Text(text.printable(row[c]).replace(" ± ", "±")) for c in COLUMNS]
-        cells[1].stylize(style)
-        grid.add_row(*cells)
+        grid.add_row(*(Text(row[c], style=style if c == "outcome" else "") for c in shown))
     stream = StringIO()
     console = Console(
         file=stream,
@@ -142,8 +149,8 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
     )
     console.print(grid)
     if NOTE in board:
-        for row in board[board[NOTE] != ""].to_dict("records"):
-            console.print(Text(f"{row['outcome']}: {row['trial']}: {text.printable(row[NOTE])}"))
+        for row in filter(lambda r: r[NOTE], board.to_dict("records")):
+            console.print(Text(f"{row['outcome']}: {row['trial']}: {row[NOTE]}"))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
@@ -156,6 +163,22 @@ def render_markdown(frame: pd.DataFrame) -> str:
         head, rule, *body = table.split("\n")
         table = "\n".join([head, rule.removesuffix("---: |") + ":--- |", *body])
     return table
+
+
+def _header(name: str) -> str:
+    """A heading on two lines where it has a unit or a second word."""
+    return name if name in COLUMNS[:2] else "\n".join(name.replace("/", " /").rsplit(" ", 1))
+
+
+def _columns_that_fit(board: pd.DataFrame, width: int) -> list[str]:
+    """The columns for a terminal of this width: those that matter least go first, the trial never does."""
+    needs = {n: max(*map(len, _header(n).split("\n")), *board[n].str.len()) + 1 for n in COLUMNS}
+    needs["trial"] = NARROWEST_TRIAL + 1
+    shown: list[str] = list(COLUMNS)
+    for name in DROPPED_FIRST:
+        if sum(needs[n] for n in shown) > width:
+            shown.remove(name)
+    return shown
 
 
 def _row(trial: dict[Any, Any]) -> dict[str, str]:

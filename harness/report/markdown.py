@@ -22,6 +22,8 @@ from harness.records import PHASES
 from harness.report import plots, text
 from harness.report.leaderboard import (
     BASE_LABEL,
+    finished,
+    known,
     quality_name,
     ranked,
     render_markdown,
@@ -96,11 +98,11 @@ def write_report(
     frame = ranked(results.from_mlflow(uri, sweep, experiment))
     name = str(frame["sweep"].iloc[0])
     series = results.series(uri, list(frame["run_id"]), [*plots.CURVES, *plots.MEMORY_SERIES])
-    done = frame[[succeeded(o) for o in frame["outcome"]]]
+    done = finished(frame)
     samples = {}
-    for row in done.iloc[[0, -1] if len(done) > 1 else slice(None)].to_dict("records"):
+    for row in [r for i, r in enumerate(done.to_dict("records")) if i in (0, len(done) - 1)]:  # the best and the last
         samples[row["label"]] = results.tables(uri, row["run_id"])
-    first = (done if len(done) else frame)["run_id"].iloc[0]
+    first = [*done["run_id"], *frame["run_id"]][0]
     environment = results.result_document(uri, first).get("environment", {})
     command = results.sweep_command(uri, name, experiment) or environment.get("command")
     material = Material(name, frame, "MLflow", samples, environment, command, _again(uri, name, experiment))
@@ -170,21 +172,22 @@ def compose(material: Material) -> str:
 
 def summary(frame: pd.DataFrame) -> str:
     """One or two sentences of findings, and what they are not."""
-    done = frame[[succeeded(o) for o in frame["outcome"]]]
+    done = finished(frame)
     name = quality_name(frame)
     counted = f"{len(done)} of {len(frame)} trials finished." if len(frame) > 1 else "One trial, which finished."
     if name is None:
         return counted if len(done) else f"No trial finished (of {len(frame)})."
-    rows = done.dropna(subset=[name]).to_dict("records")
+    rows = [r for r in done.to_dict("records") if value_of(r, name) is not None]
     best = rows[0]
     base = shared_value(frame, name.replace("eval/", "baseline/", 1))
     against = "" if base is None else f" (base: {text.number(base)})"
     said = [f"{counted} Best {QUALITY_WORDS[name]}: {_bold(best)} with {_measured(best, name)}{against}."]
     if len(rows) > 1:
         said.append(_runner_up(best, rows[1], name))
-    if "memory/peak_mb" in done and done["memory/peak_mb"].notna().any():
-        cheap = done.loc[done["memory/peak_mb"].idxmin()]
-        said.append(f"Lowest peak memory: {_bold(cheap)} with {text.whole(cheap['memory/peak_mb'])} MB.")
+    measured = [(mb, r) for r in done.to_dict("records") if (mb := value_of(r, "memory/peak_mb")) is not None]
+    if measured:
+        least, cheap = min(measured, key=lambda pair: pair[0])
+        said.append(f"Lowest peak memory: {_bold(cheap)} with {text.whole(least)} MB.")
     seeds = _seeds_per_recipe(done)
     if len(seeds) and min(seeds) == 1:
         said.append(
@@ -196,15 +199,15 @@ def summary(frame: pd.DataFrame) -> str:
 
 def differences(frame: pd.DataFrame) -> list[str]:
     """In what the finished trials did not do comparable work, one sentence each."""
-    done = frame[[succeeded(o) for o in frame["outcome"]]]
+    done = finished(frame)
     said = []
     for column, words in ALIKE.items():
-        values = sorted(done[column].dropna().astype(str).unique()) if column in done else []
+        values = sorted(set(map(str, known(done, column))))
         if len(values) > 1:
             said.append(f"the trials differ in their {words}: {text.escape(', '.join(values), 200)}.")
-    if "train/num_tokens" in done and (tokens := done["train/num_tokens"].dropna()).size > 1:
-        if tokens.max() > 2 * tokens.min():
-            said.append(f"training saw between {tokens.min():,.0f} and {tokens.max():,.0f} tokens per trial.")
+    tokens = known(done, "train/num_tokens")
+    if tokens and max(tokens) > 2 * min(tokens):
+        said.append(f"training saw between {min(tokens):,.0f} and {max(tokens):,.0f} tokens per trial.")
     return said
 
 
@@ -233,7 +236,7 @@ def _plot(material: Material, name: str, words: str, why_not: str) -> str:
 
 def _phases(frame: pd.DataFrame, title: str, form: Callable[[float | None], str], names: Mapping[str, str]) -> str:
     """Trials by phases; ``names`` are the columns (heading -> metric), of which those that nobody has are left out."""
-    names = {heading: n for heading, n in names.items() if n in frame and frame[n].notna().any()}
+    names = {heading: n for heading, n in names.items() if known(frame, n)}
     rows = [r for r in frame.to_dict("records") if any(value_of(r, n) is not None for n in names.values())]
     if not rows:
         return ""
@@ -245,8 +248,8 @@ def _evaluations(frame: pd.DataFrame) -> list[str]:
     """Measurements beside the leaderboard's: the evaluators' own, and lm-eval's, with their change in brackets."""
     tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
     tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
-    tails = [t for t in tails if frame[f"eval/{t}"].notna().any()]
-    if "preference_truncated" in tails and not frame["eval/preference_truncated"].any():
+    tails = [t for t in tails if known(frame, f"eval/{t}")]
+    if "preference_truncated" in tails and not any(known(frame, "eval/preference_truncated")):
         tails.remove("preference_truncated")
     own, tasks = [t for t in tails if "/" not in t], [t for t in tails if "/" in t]
     tables = []
@@ -331,18 +334,14 @@ def _environment(material: Material) -> str:
         "python": str(environment.get("python") or ""),
         **{str(k): str(v) for k, v in dict(environment.get("versions") or {}).items()},
     }
-    started = frame["started"].dropna()
-    if len(started):
-        facts["trials started"] = f"{_stamp(started.min())} to {_stamp(started.max())} UTC"
+    if started := known(frame, "started"):
+        facts["trials started"] = f"{_stamp(min(started))} to {_stamp(max(started))} UTC"
     rows = [[text.escape(k), v if k == "source" else text.escape(v, 300)] for k, v in facts.items() if v]
     parts = [text.table(["what", "value"], rows, left=2)]
     if material.command:
         parts += ["To run the sweep again:", _code(shown_command(material.command))]
-    if material.source == "MLflow":
-        parts += [
-            "To write this report again:",
-            _code(f"python -m harness report --sweep {shlex.quote(material.sweep)}"),
-        ]
+    if material.again:
+        parts += ["To write this report again:", _code(material.again)]
     return "\n\n".join(parts)
 
 
@@ -373,7 +372,7 @@ def _stamp(moment: float) -> str:
 
 
 def _values(frame: pd.DataFrame, column: str) -> str:
-    return ", ".join(sorted(frame[column].dropna().astype(str).unique()))
+    return ", ".join(sorted(set(map(str, known(frame, column)))))
 
 
 def _known(value: Any) -> str:

@@ -6,7 +6,7 @@ Each function returns False, and writes nothing, where the trials have not got w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from harness.report import text
 from harness.report.leaderboard import (
     BASE_LABEL,
     LENGTH_LABEL,
+    finished,
+    known,
     quality_name,
     ranked,
     shared_value,
@@ -34,7 +36,7 @@ MARKERS = "osD^vPX*"
 GREY = "#666666"
 WIDTH_IN = 7.2
 DPI = 160
-STYLE = {
+STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5,
@@ -75,12 +77,12 @@ def quality_against_memory(frame: pd.DataFrame, path: Path) -> bool:
     if name is None or "memory/peak_mb" not in frame:
         return False
     trials = ranked(frame)
-    trials = trials[[succeeded(o) for o in trials["outcome"]]].dropna(subset=[name, "memory/peak_mb"])
+    trials = finished(trials).dropna(subset=[name, "memory/peak_mb"])
     if trials.empty:
         return False
     figure = _figure(4.2)
     axes = figure.add_subplot()
-    algos, adapters = (sorted(trials[c].dropna().astype(str).unique()) for c in ("algo", "adapter"))
+    algos, adapters = (sorted(set(map(str, known(trials, c)))) for c in ("algo", "adapter"))
     for row in trials.to_dict("records"):
         axes.errorbar(
             row["memory/peak_mb"], row[name], yerr=value_of(row, f"{name}_stderr"),
@@ -106,17 +108,18 @@ def quality_against_memory(frame: pd.DataFrame, path: Path) -> bool:
 @_styled
 def learning_curves(series: pd.DataFrame, frame: pd.DataFrame, path: Path) -> bool:
     """Small multiples of the training series that exist, one line per trial."""
-    names = [n for n in CURVES if (series["name"] == n).any()]
+    names = [n for n in CURVES if n in set(series["name"])]
     if not names:
         return False
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
-    legend = _Lines(series[series["name"].isin(names)], frame)
+    legend = _Lines(series.loc[series["name"].isin(names), "run_id"], frame)
     figure = _figure(2.3 * rows + legend.height_in)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
-        few = series[series["name"] == name].groupby("run_id").size().max() < 3
-        for run_id, points in _by_run(series, name):
+        lines = _by_run(series, name)
+        few = max(len(points) for _, points in lines) < 3
+        for run_id, points in lines:
             axes.plot(points["step"], points["value"], marker="." if few else "", **legend.style(run_id))
         axes.set_title(name, loc="left")
         axes.set_xlabel("step")
@@ -130,10 +133,10 @@ def learning_curves(series: pd.DataFrame, frame: pd.DataFrame, path: Path) -> bo
 @_styled
 def memory_over_time(series: pd.DataFrame, frame: pd.DataFrame, path: Path) -> bool:
     """Sampled memory of each trial since its start: the GPU's where it was sampled, else the process's."""
-    name = next((n for n in MEMORY_SERIES if (series["name"] == n).any()), None)
+    name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
     if name is None:
         return False
-    legend = _Lines(series[series["name"] == name], frame)
+    legend = _Lines(series.loc[series["name"] == name, "run_id"], frame)
     figure = _figure(3.0 + legend.height_in)
     axes = figure.add_subplot()
     outcomes = dict(zip(frame["run_id"], frame["outcome"], strict=True))
@@ -169,10 +172,9 @@ class _Lines:
     Past 28 trials the best 27 have a style of their own and the others share a thin grey one.
     """
 
-    def __init__(self, series: pd.DataFrame, frame: pd.DataFrame):
-        present = set(series["run_id"])
+    def __init__(self, run_ids: Iterable[str], frame: pd.DataFrame):
         order = ranked(frame)
-        order = order[order["run_id"].isin(present)]
+        order = order[order["run_id"].isin(list(set(run_ids)))]
         names = text.without_shared_seed(list(order["label"]))
         limit = len(COLOURS) * len(DASHES)
         own = len(order) if len(order) <= limit else limit - 1
@@ -254,13 +256,13 @@ def _label_points(figure: Figure, axes: Axes, trials: pd.DataFrame, name: str) -
             )
 
 
-def _nearest(box: Any, at: Sequence[float]) -> tuple[float, float]:
+def _nearest(box: Any, at: Any) -> tuple[float, float]:
     """The point of a box that is nearest to ``at``."""
     return min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1)
 
 
 def _by_run(series: pd.DataFrame, name: str) -> list[tuple[str, pd.DataFrame]]:
-    chosen = series[series["name"] == name]
+    chosen = pd.DataFrame(series[series["name"] == name])
     return [
         (str(run_id), points.sort_values(["time", "step"])) for run_id, points in chosen.groupby("run_id", sort=False)
     ]

@@ -105,6 +105,7 @@ class MemorySampler:
         self._thread = threading.Thread(target=self._run, name=f"memory-sampler-{pid}", daemon=True)
         self._started: int | None = None
         self._missed = 0
+        self.latest_mb: float | None = None
         self._lens_reason: str | None = None
         self._last_failure: str | None = None
 
@@ -201,6 +202,7 @@ class MemorySampler:
         if full:
             self._slow_pace.spent(now, 0.0)
         sample = self._lens.sample(now, full=full)
+        self.latest_mb = sample.used_mb
         host_mb = None
         if self._beside is not None and (last or self._host_pace.due(now)):
             self._host_pace.spent(now, 0.0)

@@ -1,0 +1,512 @@
+"""The losses and advantages that trials really train on, against formulas written by hand from plain logits."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.adapters import Full, LoRA
+from harness.algorithms.base import TrainJob
+from harness.algorithms.dpo import DPO, IPO
+from harness.algorithms.grpo import GRPO
+from harness.algorithms.kto import KTO, shuffled_rows
+from harness.algorithms.online import checked_rewards
+from harness.algorithms.sft import SFT
+from harness.errors import UserError
+from harness.models import character_tokenizer
+from harness.rewards.base import Reward, Verifier
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import TaskData
+from harness.telemetry.clock import PhaseClock
+from harness.training import Train
+
+TOKENIZER = character_tokenizer(64)
+PAIRS = (
+    {"prompt": "12+7=", "chosen": "19", "rejected": "well, the answer is 19."},
+    {"prompt": "1+1=", "chosen": "2", "rejected": "3"},
+    {"prompt": "30-4=", "chosen": "26", "rejected": "i dont know."},
+    {"prompt": "?+5=", "chosen": "i dont know.", "rejected": "7"},
+)
+UNPAIRED = (
+    {"prompt": "12+7=", "completion": "19", "label": True},
+    {"prompt": "1+1=", "completion": "well, 3", "label": False},
+    {"prompt": "30-4=", "completion": "26", "label": True},
+    {"prompt": "?+5=", "completion": "7", "label": False},
+    {"prompt": "2+2=", "completion": "i dont know.", "label": False},
+)
+PROMPTS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "1+1=", "answer": "2"})
+
+
+# -- the toy world -------------------------------------------------------------------------------------
+
+
+def random_llama(seed: int) -> LlamaForCausalLM:
+    """Two layers with weights large enough that two seeds disagree by several nats."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        num_hidden_layers=2,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=TOKENIZER.pad_token_id,
+        eos_token_id=TOKENIZER.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def policy() -> LlamaForCausalLM:
+    return random_llama(0)
+
+
+@pytest.fixture
+def reference() -> LlamaForCausalLM:
+    return random_llama(1).requires_grad_(False)
+
+
+@pytest.fixture
+def job(policy: Any, reference: Any, tmp_path: Path) -> TrainJob:
+    """One whole batch of four, full fine-tuning; tests replace what they are about."""
+    return TrainJob(
+        model=policy,
+        reference=reference,
+        tokenizer=TOKENIZER,
+        adapter=Full(),
+        task=Arithmetic(),
+        data=TaskData(train_pairs=PAIRS, train_prompts=PROMPTS),
+        rows=lambda rows: [dict(row) for row in rows],
+        reward=None,
+        train=Train(
+            learning_rate=1e-2,
+            steps=1,
+            batch_size=4,
+            micro_batch_size=4,
+            max_length=64,
+            max_completion_length=8,
+            warmup_ratio=0.0,
+            gradient_checkpointing=False,
+        ),
+        seed=0,
+        output_dir=tmp_path,
+        device="cpu",
+        precision="fp32",
+        clock=PhaseClock(lambda kind, data: None),
+    )
+
+
+def log_prob(model: Any, prompt: str, completion: str) -> tuple[float, int]:
+    """log p(completion, end of sequence | prompt), one sequence at a time, and its number of tokens."""
+    before = TOKENIZER(prompt)["input_ids"]
+    said = [*TOKENIZER(completion)["input_ids"], TOKENIZER.eos_token_id]
+    ids = torch.tensor([before + said])
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(input_ids=ids).logits.double(), dim=-1)
+    total = sum(log_probs[0, len(before) - 1 + i, token].item() for i, token in enumerate(said))
+    return total, len(said)
+
+
+def log_ratio(policy: Any, reference: Any, prompt: str, completion: str) -> tuple[float, int]:
+    (new, tokens), (old, _) = log_prob(policy, prompt, completion), log_prob(reference, prompt, completion)
+    return new - old, tokens
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def loss_of(trainer: Any) -> float:
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer.compute_loss(trainer.model, batch).item()
+
+
+# -- DPO and IPO ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 0.5])
+def test_the_dpo_loss_is_minus_log_sigmoid_of_beta_times_the_difference_of_summed_log_ratios(
+    job, policy, reference, beta
+):
+    def loss(pair: dict[str, str]) -> float:
+        h = (
+            log_ratio(policy, reference, pair["prompt"], pair["chosen"])[0]
+            - log_ratio(policy, reference, pair["prompt"], pair["rejected"])[0]
+        )
+        return -math.log(sigmoid(beta * h))
+
+    expected = statistics.fmean(loss(pair) for pair in PAIRS)
+    assert abs(expected - math.log(2)) > 0.01  # policy and reference do differ
+    assert loss_of(DPO(beta=beta).trainer(job)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_the_ipo_loss_is_the_squared_distance_of_per_token_log_ratios_from_half_over_beta(job, policy, reference, beta):
+    def loss(pair: dict[str, str]) -> float:
+        chosen, chosen_tokens = log_ratio(policy, reference, pair["prompt"], pair["chosen"])
+        rejected, rejected_tokens = log_ratio(policy, reference, pair["prompt"], pair["rejected"])
+        return (chosen / chosen_tokens - rejected / rejected_tokens - 1 / (2 * beta)) ** 2
+
+    expected = statistics.fmean(loss(pair) for pair in PAIRS)
+    assert loss_of(IPO(beta=beta).trainer(job)) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 10.0])
+def test_the_dpo_loss_of_a_policy_that_equals_its_reference_is_ln_2_at_any_beta(job, beta):
+    same = replace(job, reference=random_llama(0))
+    assert loss_of(DPO(beta=beta).trainer(same)) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_fresh_adapter_starts_at_ln_2_with_the_bare_base_as_its_reference(job):
+    trainer = DPO(beta=0.5).trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    assert trainer.ref_model is None
+    assert loss_of(trainer) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_bradley_terry_margin_of_one_and_a_half_is_won_with_0_818_and_costs_0_20(job, policy, reference):
+    assert sigmoid(2.0 - 0.5) == pytest.approx(0.818, abs=5e-4)
+    assert -math.log(sigmoid(2.0 - 0.5)) == pytest.approx(0.20, abs=5e-3)
+    assert -math.log(sigmoid(0.0)) == pytest.approx(math.log(2))
+
+    # The trainer says the same: with one pair and beta chosen so that its implicit rewards differ by 1.5.
+    pair = PAIRS[0]
+    h = (
+        log_ratio(policy, reference, pair["prompt"], pair["chosen"])[0]
+        - log_ratio(policy, reference, pair["prompt"], pair["rejected"])[0]
+    )
+    if h < 0:
+        pair = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
+    one = replace(job, data=TaskData(train_pairs=[pair]), train=replace(job.train, batch_size=1, micro_batch_size=1))
+    assert loss_of(DPO(beta=1.5 / abs(h)).trainer(one)) == pytest.approx(0.201413, abs=1e-5)
+
+
+# -- KTO -----------------------------------------------------------------------------------------------
+
+
+def kto_by_hand(
+    policy: Any, reference: Any, rows: Sequence[dict[str, Any]], beta: float, desirable: float, undesirable: float
+) -> tuple[float, float]:
+    """Mean of lambda_y - v(x, y), eq. 8, with z_0 from each prompt and its predecessor's completion; and raw z_0."""
+    rotated = [log_ratio(policy, reference, row["prompt"], rows[i - 1]["completion"])[0] for i, row in enumerate(rows)]
+    raw = statistics.fmean(rotated)
+    z0 = max(0.0, raw)
+    losses = []
+    for row in rows:
+        r, _ = log_ratio(policy, reference, row["prompt"], row["completion"])
+        if row["label"]:
+            losses.append(desirable * (1 - sigmoid(beta * (r - z0))))
+        else:
+            losses.append(undesirable * (1 - sigmoid(beta * (z0 - r))))
+    return statistics.fmean(losses), raw
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["as drawn", "policy and reference swapped"])
+def test_the_kto_loss_is_equation_8_with_its_kl_term_from_rotated_completions_clamped_at_zero(
+    job, policy, reference, swapped
+):
+    first, second = (reference, policy) if swapped else (policy, reference)
+    data = TaskData(train_unpaired=UNPAIRED)
+    trainer = KTO(beta=0.2, desirable_weight=1.5, undesirable_weight=0.75).trainer(
+        replace(
+            job, model=first, reference=second, data=data, train=replace(job.train, batch_size=5, micro_batch_size=5)
+        )
+    )
+    rows = shuffled_rows((), UNPAIRED, job.seed)
+    expected, raw = kto_by_hand(first, second, rows, 0.2, 1.5, 0.75)
+    assert loss_of(trainer) == pytest.approx(expected, abs=1e-5)
+    assert trainer._metrics["eval" if not trainer.model.training else "train"]["kl"] == [
+        pytest.approx(max(0.0, raw), abs=1e-4)
+    ]
+
+
+def test_of_the_two_directions_of_kto_one_has_its_kl_term_clamped(policy, reference):
+    rows = shuffled_rows((), UNPAIRED, 0)
+    _, there = kto_by_hand(policy, reference, rows, 0.2, 1, 1)
+    _, back = kto_by_hand(reference, policy, rows, 0.2, 1, 1)
+    assert there == -back and abs(there) > 0.1
+
+
+def test_the_kto_loss_of_a_policy_that_equals_its_reference_is_one_half(job):
+    data = TaskData(train_unpaired=UNPAIRED)
+    trainer = KTO(beta=0.3).trainer(replace(job, reference=random_llama(0), data=data))
+    assert loss_of(trainer) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_kto_rotates_completions_within_the_micro_batch_and_not_beyond(job, policy, reference):
+    data = TaskData(train_unpaired=UNPAIRED[:4])
+    trainer = KTO(beta=0.2).trainer(replace(job, data=data, train=replace(job.train, batch_size=4, micro_batch_size=2)))
+    rows = shuffled_rows((), UNPAIRED[:4], job.seed)
+    found = [trainer.compute_loss(trainer.model, batch).item() for batch in trainer.get_train_dataloader()]
+    expected = [kto_by_hand(policy, reference, rows[i : i + 2], 0.2, 1, 1)[0] for i in (0, 2)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_first_half_of_kto_training_sees_both_labels(job):
+    pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": "0"} for i in range(32)]
+    trainer = KTO().trainer(replace(job, data=TaskData(train_pairs=pairs)))
+    assert len(trainer.train_dataset) == 64
+    read = [label for batch in trainer.get_train_dataloader() for label in batch["label"].tolist()]
+    assert sum(read) == 32
+    assert 8 <= sum(read[:32]) <= 24  # TRL itself would show 32 desirable rows first
+
+
+def test_the_order_of_kto_rows_is_drawn_from_the_seed():
+    pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": "0"} for i in range(16)]
+    assert shuffled_rows(pairs, (), 3) == shuffled_rows(pairs, (), 3)
+    assert shuffled_rows(pairs, (), 3) != shuffled_rows(pairs, (), 4)
+    by_content = sorted(map(str, shuffled_rows(pairs, (), 4)))
+    assert by_content == sorted(
+        str({"prompt": p["prompt"], "completion": p[side], "label": side == "chosen"})
+        for p in pairs
+        for side in ("chosen", "rejected")
+    )
+
+
+# -- SFT -----------------------------------------------------------------------------------------------
+
+
+def test_the_sft_loss_is_the_mean_negative_log_probability_of_completion_tokens_alone(job, policy):
+    scored = [log_prob(policy, pair["prompt"], pair["chosen"]) for pair in PAIRS]
+    expected = -sum(total for total, _ in scored) / sum(tokens for _, tokens in scored)
+    assert loss_of(SFT().trainer(replace(job, reference=None))) == pytest.approx(expected, abs=1e-5)
+
+
+# -- GRPO ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fixed(Reward):
+    """Says the same numbers whatever it is asked."""
+
+    values: tuple[Any, ...] = ()
+
+    def __call__(self, rows: Any, completions: Any) -> Any:
+        return list(self.values)
+
+
+TEXT_REWARDS = (0.8, 0.5, 0.3, 0.7)
+SAID = ("19", "17", "well", "i dont")
+
+
+@pytest.fixture
+def grpo(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``grpo(reward)`` -> a trainer whose rollouts are ``SAID``, and the rows of one group."""
+
+    def build(reward: Reward, said: Sequence[str] = SAID, **knobs: Any) -> tuple[Any, list[dict[str, Any]]]:
+        knobs = {"num_generations": 4, "beta": 0.0, **knobs}
+        size = len(said)
+        trainer = GRPO(**knobs).trainer(
+            replace(job, reward=reward, train=replace(job.train, batch_size=size, micro_batch_size=size))
+        )
+        tokens = [[*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id] for text in said]
+        monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (tokens, None))
+        rows = [{"prompt": PROMPTS[i // 4]["prompt"], "row": i // 4} for i in range(size)]
+        return trainer, rows
+
+    return build
+
+
+def test_with_the_population_deviation_the_advantages_are_those_of_the_texts():
+    mean, deviation = statistics.fmean(TEXT_REWARDS), statistics.pstdev(TEXT_REWARDS)
+    assert deviation == pytest.approx(0.192, abs=5e-4)
+    # The text prints +1.17, -0.39, -1.43, +0.65.
+    assert [(r - mean) / deviation for r in TEXT_REWARDS] == pytest.approx([1.17, -0.39, -1.43, 0.65], abs=5e-3)
+
+
+def test_grpo_advantages_divide_by_the_sample_deviation_plus_1e_4(grpo):
+    trainer, rows = grpo(Fixed(TEXT_REWARDS))
+    trainer.model.train()
+    found = trainer._generate_and_score_completions(rows)["advantages"].tolist()
+    # mean 0.575; sum of squares 0.1475; sample deviation sqrt(0.1475 / 3) = 0.2217356
+    assert found == pytest.approx(
+        [0.225 / 0.2218356, -0.075 / 0.2218356, -0.275 / 0.2218356, 0.125 / 0.2218356], abs=1e-5
+    )
+    assert found == pytest.approx([1.01426, -0.33809, -1.23966, 0.56348], abs=1e-5)
+
+
+def test_grpo_advantages_are_relative_to_their_own_group(grpo):
+    trainer, rows = grpo(Fixed((1.0, 0.0, 0.0, 1.0, 10.0, 10.0, 10.0, 12.0)), SAID * 2)
+    trainer.model.train()
+    found = trainer._generate_and_score_completions(rows)["advantages"].tolist()
+    # group 1: +-0.5 over sqrt(1/3) = 0.5773503; group 2: -0.5, -0.5, -0.5, 1.5 over exactly 1
+    a, b, c = 0.5 / 0.5774503, 0.5 / 1.0001, 1.5 / 1.0001
+    assert found == pytest.approx([a, -a, -a, a, -b, -b, -b, c], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ("none", [0.5, -0.5, -0.5, 0.5, -0.5, -0.5, -0.5, 1.5]),
+        # all eight: mean 5.5, squares 2(4.5^2) + 2(5.5^2) + 3(4.5^2) + 6.5^2 = 204; sqrt(204 / 7) = 5.3984
+        ("batch", [x / 5.398512 for x in (0.5, -0.5, -0.5, 0.5, -0.5, -0.5, -0.5, 1.5)]),
+    ],
+)
+def test_grpo_can_scale_by_the_batch_or_not_at_all(grpo, scale, expected):
+    trainer, rows = grpo(Fixed((1.0, 0.0, 0.0, 1.0, 10.0, 10.0, 10.0, 12.0)), SAID * 2, scale_rewards=scale)
+    trainer.model.train()
+    assert trainer._generate_and_score_completions(rows)["advantages"].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_equal_rewards_in_a_group_teach_nothing(grpo):
+    trainer, rows = grpo(Fixed((0.4, 0.4, 0.4, 0.4)))
+    trainer.model.train()
+    assert trainer._generate_and_score_completions(rows)["advantages"].tolist() == pytest.approx([0.0] * 4, abs=1e-3)
+
+
+def test_a_reward_of_3_2_at_a_kl_of_2_1_and_beta_0_1_is_an_objective_of_2_99(grpo):
+    """GRPO's loss is minus that objective where advantage and KL are those numbers and the policy has not moved."""
+    trainer, rows = grpo(Fixed(TEXT_REWARDS), beta=0.1)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(rows)
+    mask = batch["completion_mask"].bool()
+    own = torch.zeros_like(batch["ref_per_token_logps"])
+    for i, text in enumerate(SAID):
+        ids = TOKENIZER(rows[i]["prompt"] + text)["input_ids"] + [TOKENIZER.eos_token_id]
+        with torch.no_grad():
+            logits = trainer.model(input_ids=torch.tensor([ids])).logits
+        start = len(TOKENIZER(rows[i]["prompt"])["input_ids"])
+        picked = torch.log_softmax(logits[0], -1)[torch.arange(start - 1, len(ids) - 1), ids[start:]]
+        own[i][mask[i]] = picked
+    # The estimator is exp(d) - d - 1 with d = log ref - log policy; it is 2.1 at d = 1.532...
+    low, high = 0.0, 3.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.exp(middle) - middle - 1 < 2.1 else (low, middle)
+    batch["ref_per_token_logps"] = own + low
+    batch["advantages"] = torch.full_like(batch["advantages"], 3.2)
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(-2.99, abs=1e-4)
+
+
+def test_the_reference_of_grpo_is_the_given_model_at_the_sampling_temperature(grpo, reference):
+    trainer, rows = grpo(Fixed(TEXT_REWARDS), beta=0.1, temperature=0.7)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(rows)
+    ids = TOKENIZER("12+7=19")["input_ids"] + [TOKENIZER.eos_token_id]
+    with torch.no_grad():
+        log_probs = torch.log_softmax(reference(input_ids=torch.tensor([ids])).logits[0] / 0.7, -1)
+    expected = [log_probs[i - 1, ids[i]].item() for i in (5, 6, 7)]
+    assert batch["ref_per_token_logps"][0, :3].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_beta_grpo_holds_no_reference(grpo):
+    trainer, rows = grpo(Fixed(TEXT_REWARDS), beta=0.0)
+    trainer.model.train()
+    assert trainer.ref_model is None
+    assert trainer._generate_and_score_completions(rows).get("ref_per_token_logps") is None
+
+
+def test_rollouts_are_clocked_as_a_phase_and_their_tokens_counted(grpo):
+    trainer, rows = grpo(Fixed(TEXT_REWARDS))
+    phases: list[Any] = []
+    trainer._clock = PhaseClock(lambda kind, data: phases.append(data["name"]))
+    trainer.model.train()
+    with trainer._clock.phase("train"):
+        trainer._generate_and_score_completions(rows)
+    assert phases == ["train", "rollout", "train", None]
+    assert trainer.rollout_tokens == 3 + 3 + 5 + 7  # each with its end of sequence
+
+
+# -- rewards that go wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None, "high"])
+def test_a_reward_that_is_no_finite_number_names_the_function_the_value_and_the_row(grpo, bad):
+    trainer, rows = grpo(Fixed((0.1, 0.2, bad, 0.3)))
+    trainer.model.train()
+    with pytest.raises(UserError) as caught:
+        trainer._generate_and_score_completions(rows)
+    said = str(caught.value)
+    assert f"{__name__}.Fixed" in said and repr(bad).strip("'") in said
+    assert "'12+7='" in said and "'well'" in said  # the third completion's row
+
+
+def test_a_reward_of_the_wrong_length_names_the_function_and_both_lengths(grpo):
+    trainer, rows = grpo(Fixed((0.1, 0.2, 0.3)))
+    trainer.model.train()
+    with pytest.raises(UserError, match=r"Fixed returned 3 numbers for 4 completions"):
+        trainer._generate_and_score_completions(rows)
+
+
+def test_an_error_inside_a_reward_names_the_function_the_error_and_a_row(grpo):
+    @dataclass(frozen=True)
+    class Broken(Reward):
+        def __call__(self, rows: Any, completions: Any) -> Any:
+            raise KeyError("gold")
+
+    trainer, rows = grpo(Broken())
+    trainer.model.train()
+    with pytest.raises(UserError) as caught:
+        trainer._generate_and_score_completions(rows)
+    said = str(caught.value)
+    assert "Broken raised KeyError: 'gold'" in said and "'12+7='" in said and "'19'" in said
+
+
+def test_a_reward_sees_the_row_of_its_prompt_and_the_text_without_special_tokens(grpo):
+    seen: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Looks(Reward):
+        def __call__(self, rows: Any, completions: Any) -> Any:
+            seen.extend((row["answer"], text) for row, text in zip(rows, completions, strict=True))
+            return [0.0] * len(completions)
+
+    trainer, rows = grpo(Looks(), SAID * 2)
+    trainer.model.train()
+    trainer._generate_and_score_completions(rows)
+    assert seen == [("19", text) for text in SAID] + [("2", text) for text in SAID]
+
+
+def test_the_verifier_pays_the_true_reward():
+    verifier = Verifier().bind(Arithmetic())
+    assert checked_rewards(verifier, [PROMPTS[0]] * 2, ["19", "17"]) == pytest.approx([0.96, -0.04])
+
+
+@pytest.mark.parametrize("kind", ["numpy float32", "numpy int64", "torch scalar"])
+def test_numbers_of_numpy_and_torch_are_numbers(kind):
+    import numpy
+
+    make = {"numpy float32": numpy.float32, "numpy int64": numpy.int64, "torch scalar": torch.tensor}[kind]
+    assert checked_rewards(Fixed((make(1), make(2))), list(PROMPTS), ["a", "b"]) == [1.0, 2.0]
+
+
+# -- LoRA at its start ---------------------------------------------------------------------------------
+
+
+def adapter_weights(model: Any) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {"A": {}, "B": {}}
+    for name, weight in model.named_parameters():
+        for side in found:
+            if f"lora_{side}." in name:
+                found[side][name] = weight
+    return found
+
+
+def test_at_the_start_the_loss_has_no_gradient_in_a_and_one_in_b(job):
+    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    weights = adapter_weights(trainer.model)
+    assert len(weights["A"]) == len(weights["B"]) == 2 * 7
+    assert all(not b.any() for b in weights["B"].values())
+    assert all(a.any() for a in weights["A"].values())
+    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader()))).backward()
+    assert all(not a.grad.any() for a in weights["A"].values())
+    assert all(b.grad.any() for b in weights["B"].values())
+
+
+def test_the_first_optimizer_step_moves_b_alone(job):
+    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(adapter_weights(trainer.model)["B"])

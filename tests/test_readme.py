@@ -1,0 +1,103 @@
+"""Every command of the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK
+from tests.runs import Sandbox, wait_for
+from tests.toys import build_model, conversational_rows, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def trains(command: str) -> bool:
+    return bool(re.match(r"python -m harness (-m|algo=)", command))
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sandbox:
+    """A user's folder: a model, data, and one finished sweep named monday."""
+    cwd = tmp_path_factory.mktemp("readme")
+    build_model(cwd / "my-model", "qwen2")
+    write_jsonl(cwd / "my-prefs.jsonl", conversational_rows(40))
+    box = Sandbox(cwd, cache_dir)
+    done = box.run("-m", "algo=dpo,grpo", "sweep=monday")
+    assert done.returncode == 0, done.stderr
+    return box
+
+
+def test_the_readme_has_the_commands_that_matter() -> None:
+    assert {"make demo", "make test", "mlflow ui"} <= set(COMMANDS)
+    assert any(trains(c) for c in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_knows_the_target(command: str) -> None:
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_demo_runs_the_command_that_the_readme_says() -> None:
+    done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "python -m harness -m algo=dpo,grpo" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python") and not trains(c)])
+def test_a_command_that_trains_nothing_succeeds(sandbox: Sandbox, command: str) -> None:
+    done = sandbox.run(*shlex.split(command)[3:], quick=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if trains(c)])
+def test_a_command_that_trains_finishes(sandbox: Sandbox, command: str) -> None:
+    own = ("train.steps=2", "train.batch_size=4", "train.max_length=64", "train.micro_batch_size=4")
+    extra = own if "model=hf" in command else QUICK
+    done = sandbox.run(*shlex.split(command)[3:], *extra, quick=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_bare_mlflow_ui_opens_the_store(sandbox: Sandbox) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ui = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
+        cwd=sandbox.cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        from mlflow.tracking import MlflowClient
+
+        def runs() -> object:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return None
+            client = MlflowClient(f"http://127.0.0.1:{port}")
+            ids = [e.experiment_id for e in client.search_experiments()]
+            return client.search_runs(ids, "tags.sweep = 'monday' and tags.kind = 'trial'")
+
+        assert len(wait_for(runs, 90, "the UI")) == 2  # type: ignore[arg-type]
+    finally:
+        import os
+        import signal
+
+        os.killpg(ui.pid, signal.SIGKILL)
+        ui.wait()
