@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,14 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     """Compose one configuration and resolve it to plain containers. Call inside ``hydra_config``."""
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
 
-    config = hydra_compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    try:
+        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    except OmegaConfBaseException:
+        raise  # some of these are ValueErrors too
+    except ValueError as error:  # Hydra's own, for example for a group set to null
+        raise as_user_error(error) from None
     hydra_node: dict[str, Any] = {}
     if with_hydra:
         with open_dict(config):
@@ -141,20 +148,33 @@ def _validate(
     target: type, fields: dict[str, Any], path: str, errors: list[UserError], *, ignore_missing: bool = False
 ) -> Any:
     from pydantic import TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
 
+    if not is_dataclass(target) or inspect.isabstract(target):
+        rule = "names an abstract class, which cannot be built" if is_dataclass(target) else "names no dataclass"
+        errors.append(UserError(rule, key=f"{path}._target_", value=target.__name__, fix="name a component's class"))
+        return None
     try:
         return TypeAdapter(target).validate_python(fields)
     except ValidationError as failure:
+        found: dict[str | None, UserError] = {}
         for item in failure.errors():
             if ignore_missing and item["type"] == "missing":
                 continue
-            errors.append(_explain(item, target, path))
+            error = _explain(item, target, path)
+            found.setdefault(error.key, error)  # of the members of a union, each complains: one is enough
+        errors += found.values()
+    except (TypeError, PydanticUserError) as failure:
+        text = str(failure).splitlines()[0]
+        errors.append(UserError(f"cannot be built ({text})", key=path, fix="check _target_ and the fields"))
     return None
 
 
 def _explain(item: Any, target: type, path: str) -> UserError:
     """One pydantic error as key, value, rule and fix."""
-    location = ".".join(str(part) for part in item["loc"] if part != "dataclass")
+    # Of a union, pydantic adds the member it tried to the location ("str", "tuple[str, ...]").
+    names = [part for part in item["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    location = ".".join(str(part) for part in names if part not in ("dataclass", "str", "int", "float", "bool"))
     key = f"{path}.{location}" if location else path
     rule = item["msg"][:1].lower() + item["msg"][1:]
     known = [name for name in inspect.signature(target).parameters]

@@ -12,6 +12,8 @@ from harness import journal
 from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 
 DELTA_FROM = ("baseline", "eval")
+SUMMED = ("time/train_s", "time/rollout_s", "energy/train_j")
+"""Over the attempts of a trial that was continued from a checkpoint; of memory the highest counts."""
 NO_DELTA = (
     "preference_pairs",
     "preference_truncated",
@@ -58,14 +60,20 @@ def decide(
 def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, float]:
     """The final metrics of an attempt: single values, the last point of each series, and the deltas."""
     found: dict[str, float] = {}
-    for event in [*worker, *runner]:
-        if event.kind in ("metrics", "series"):
-            for name, value in event.data["values"].items():
-                number = journal.number(value)
-                if number is not None:
-                    found[name] = number
-                else:
-                    found.pop(name, None)  # the newest value is not a number: absent, not stale
+    for events in _by_attempt(worker, runner):
+        part = _last_values(events)
+        for name, value in part.items():
+            if name in found and name.startswith("memory/"):
+                found[name] = max(found[name], value)
+            elif name in found and name in SUMMED:
+                found[name] += value
+            else:
+                found[name] = value
+        for name in _not_numbers(events) - set(part):
+            found.pop(name, None)  # the newest value is not a number: absent, not stale
+    phases = [v for k, v in found.items() if k.startswith("time/") and k not in ("time/total_s", "time/start_s")]
+    if phases:
+        found["time/total_s"] = sum(phases)
     base, trained = DELTA_FROM
     for name in [n for n in found if n.startswith(f"{trained}/")]:
         tail = name.removeprefix(f"{trained}/")
@@ -74,6 +82,46 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
                 continue
             found[f"delta/{tail}"] = found[name] - found[f"{base}/{tail}"]
     return found
+
+
+def _by_attempt(worker: Sequence[Event], runner: Sequence[Event]) -> list[list[Event]]:
+    """All events, split where an attempt that continues the one before begins."""
+    parts: list[list[Event]] = [[]]
+    for event in sorted([*worker, *runner], key=lambda e: e.time):
+        if event.kind == "attempt" and parts[-1]:
+            parts.append([])
+        parts[-1].append(event)
+    return parts
+
+
+def _last_values(events: Sequence[Event]) -> dict[str, float]:
+    """The last number of every name; seconds per phase from the phase events where the worker was killed."""
+    found: dict[str, float] = {}
+    for event in events:
+        if event.kind in ("metrics", "series"):
+            for name, value in event.data["values"].items():
+                number = journal.number(value)
+                if number is not None:
+                    found[name] = number
+                else:
+                    found.pop(name, None)
+    if "time/total_s" not in found:
+        for event in events:
+            seconds = journal.number(event.data.get("previous_s"))
+            if event.kind == "phase" and seconds is not None:
+                name = f"time/{event.data['previous']}_s"
+                found[name] = found.get(name, 0.0) + seconds
+    return found
+
+
+def _not_numbers(events: Sequence[Event]) -> set[str]:
+    return {
+        name
+        for event in events
+        if event.kind in ("metrics", "series")
+        for name, value in event.data["values"].items()
+        if journal.number(value) is None
+    }
 
 
 def read_result(folder: Path) -> TrialResult | None:

@@ -21,6 +21,8 @@ from harness.outcome import write_json
 from harness.records import Event, Outcome
 from harness.tracking import SweepRun, client
 
+AT_THE_END = ("delta/", "memory/", "time/", "energy/")
+"""Figures that are known when all attempts are; from ``result.json``."""
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
 STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
 SYSTEM_NAMES = {
@@ -195,7 +197,7 @@ def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequen
             points += [
                 Metric(name, number, stamp, step)
                 for name, value in event.data["values"].items()
-                if (number := journal.number(value)) is not None
+                if (number := journal.number(value)) is not None and not name.startswith(AT_THE_END)
             ]
         elif event.kind == "sample":
             names = SYSTEM_NAMES["private" if event.data["lens"] == "private" else "gpu"]
@@ -273,8 +275,8 @@ def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:
     outcome = Outcome(closing.data["outcome"])
     result = json.loads((folder / "result.json").read_text())
     stamp = int(closing.time * 1000)
-    deltas = [Metric(k, float(v), stamp, 0) for k, v in result["metrics"].items() if k.startswith("delta/")]
-    for chunk in _chunks(deltas, BATCH):
+    final = [Metric(k, float(v), stamp, 0) for k, v in result["metrics"].items() if k.startswith(AT_THE_END)]
+    for chunk in _chunks(final, BATCH):
         api.log_batch(run_id, metrics=chunk)
     api.set_tag(run_id, "outcome", str(outcome))
     api.set_tag(run_id, "reason", closing.data["reason"] or "")

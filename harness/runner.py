@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -114,9 +115,17 @@ def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan
         if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
             return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
         return Plan("train", False, False, f"trains again; changed: {changed}")
+    if same_training and (folder / "artifacts" / "model").is_dir() and _trained_once(folder):
+        return Plan("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
     if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
         return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
     return Plan("train", False, False, f"was {result.outcome}; starts over")
+
+
+def _trained_once(folder: Path) -> bool:
+    """Whether the chain of attempts that the latest one belongs to holds a finished training."""
+    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    return any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain)
 
 
 def close_open_attempt(folder: Path) -> bool:
@@ -146,6 +155,8 @@ def _attempt(
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
     job = _job(setup, runner, folder, plan)
+    if plan.mode == "train" and not plan.from_checkpoint:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of another training; nothing may continue from them
     _describe(folder, setup, trial)
     book = Journal(folder / "runner.jsonl")
     book.write(

@@ -72,8 +72,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
     plain = base if base is not None else next((c for _, c in composed if isinstance(c, dict)), None)
     if plain is None:
         raise UserErrors([e for _, c in composed if isinstance(c, UserErrors) for e in c.errors])
-    runner = build(plain["runner"], path="runner", base=Runner)
-    tracking = build(plain["tracking"], path="tracking", base=Tracking)
+    runner, tracking, errors = _services(plain)
 
     points: list[Point] = []
     duplicates: list[tuple[tuple[str, ...], str]] = []
@@ -96,6 +95,10 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         else:
             seen.add(trial.trial_id)
             points.append(Point(combination, setup, trial))
+    names = {str(c["sweep"]) for _, c in composed if isinstance(c, dict)}
+    if len(names) > 1:
+        rule = "a sweep has one name"
+        errors.append(UserError(rule, key="sweep", value=",".join(sorted(names)), fix="start one sweep per name"))
     sweep = Sweep(
         name=str(plain["sweep"]),
         plain=plain,
@@ -107,9 +110,26 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         expanded=sweeper == BASIC_SWEEPER,
         own_process=launcher == BASIC_LAUNCHER,
     )
+    if errors:
+        raise UserErrors([*errors, *(e for _, found in invalid for e in found.errors)])
     if invalid and not (runner.skip_invalid and points):
         raise UserErrors([e for _, errors in invalid for e in errors.errors])
     return sweep
+
+
+def _services(plain: Mapping[str, Any]) -> tuple[Runner, Tracking, list[UserError]]:
+    """Runner and tracking, with what is wrong about them (then defaults stand in)."""
+    errors: list[UserError] = []
+    runner, tracking = Runner(), Tracking()
+    try:
+        runner = build(plain["runner"], path="runner", base=Runner)
+    except UserErrors as found:
+        errors += found.errors
+    try:
+        tracking = build(plain["tracking"], path="tracking", base=Tracking)
+    except UserErrors as found:
+        errors += found.errors
+    return runner, tracking, errors
 
 
 def write_manifest(sweep: Sweep, run: SweepRun | None) -> None:

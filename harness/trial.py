@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ GROUPS: dict[str, type] = {
     "train": Train,
     "eval": Eval,
 }
+SWEEP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
 
 
@@ -115,6 +117,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     except UserErrors as found:
         errors += found.errors
     seed = plain.get("seed", 0)
+    errors += _check_top(plain)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         errors.append(UserError("must be a whole number of at least 0", key="seed", value=seed, fix="seed=0"))
     if errors or algo is None or adapter is None:
@@ -235,9 +238,12 @@ def identify(setup: Setup, data: TaskData) -> Trial:
 def training_config(setup: Setup) -> dict[str, Any]:
     """The effective configuration of training; knobs that the trial does not use are left out."""
     adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
+    quantization = {k: v for k, v in adapter.items() if k in ("quant_type", "double_quantization")}
     config: dict[str, Any] = {
         "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("recipes",))},
-        "adapter": adapter if setup.algo.trains else {"name": "none", "quantized": setup.adapter.quantized},
+        "adapter": adapter
+        if setup.algo.trains
+        else {"name": "none", "quantized": setup.adapter.quantized, **quantization},
         "model": {"name": setup.model.name, **_plain_fields(setup.model)},
         "task": {"name": type(setup.task).__name__.lower(), **_plain_fields(setup.task)},
     }
@@ -317,6 +323,24 @@ def _class_default(node: dict[str, Any] | None, field: str) -> Any:
         if item.name == field:
             return item.default
     return None
+
+
+def _check_top(plain: Mapping[str, Any]) -> list[UserError]:
+    """Top-level values that are no component's."""
+    errors = []
+    if not isinstance(plain.get("resume", True), bool):
+        errors.append(UserError("must be true or false", key="resume", value=plain["resume"], fix="resume=false"))
+    name = plain.get("sweep")
+    if not isinstance(name, str | int) or not SWEEP_NAME.fullmatch(str(name)):
+        errors.append(
+            UserError(
+                "must be a plain name: letters, digits, dot, dash and underscore",
+                key="sweep",
+                value=name,
+                fix="sweep=monday",
+            )
+        )
+    return errors
 
 
 def _check_train(train: Train, algo: Algorithm) -> list[UserError]:

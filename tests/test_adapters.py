@@ -276,6 +276,31 @@ def test_4_bit_weights_stay_close_to_the_weights_they_came_from(tmp_path, double
             assert 0 < loss < 0.16  # half of NF4's widest gap (-1 to -0.696) is 0.152; the scale's own error
 
 
+def adapter_gradients(model: Any, adapter: QLoRA, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    wrapped = wrap(adapter, model).train()
+    wrapped(input_ids=ids, labels=ids).loss.backward()
+    return {n: p.grad for n, p in wrapped.named_parameters() if "lora_B" in n}
+
+
+def test_a_4_bit_base_that_was_scored_before_training_teaches_its_adapter_as_a_fresh_one_does():
+    """bitsandbytes 0.50 on a CPU with AVX512-BF16 repacks weights for good in an eval-mode forward pass, after
+    which no gradient passes through them; the worker scores the reference before it trains.
+    """
+    shape, adapter, ids = Shape(config={**SIZES, "hidden_size": 64}), QLoRA(rank=2), torch.tensor([[4, 5, 6, 7, 8]])
+    fresh, scored = (
+        shape.load(None, dtype=torch.float32, device="cpu", quantization=adapter.quantization(torch.float32)).eval()
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        before = scored(input_ids=ids).logits
+    expected, found = adapter_gradients(fresh, adapter, ids), adapter_gradients(scored, adapter, ids)
+    assert len(expected) == 14 and all(g.any() for g in expected.values())
+    assert [n for n, g in found.items() if not torch.allclose(g, expected[n], atol=1e-6)] == []
+    with torch.no_grad():  # and evaluation computes in the precision of training
+        assert torch.allclose(before, scored.train()(input_ids=ids).logits, atol=1e-6)
+
+
 @pytest.mark.parametrize("adapter", [Full(), LoRA()], ids=lambda a: a.name)
 def test_only_qlora_asks_for_quantization(adapter):
     assert adapter.quantization(torch.float32) is None and not adapter.quantized

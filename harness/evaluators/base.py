@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from harness.tasks.base import Task, TaskData
 
@@ -96,10 +98,10 @@ class Eval:
 
     evaluators: dict[str, Evaluator | None] = field(default_factory=dict)
     split: Literal["test", "validation"] = "test"
-    batch_size: int = 64
-    max_length: int = 1024
-    max_completion_length: int = 256
-    seed: int = 0
+    batch_size: Annotated[int, Gt(0)] = 64
+    max_length: Annotated[int, Gt(1)] = 1024
+    max_completion_length: Annotated[int, Gt(0)] = 256
+    seed: Annotated[int, Ge(0)] = 0
 
     @property
     def active(self) -> dict[str, Evaluator]:

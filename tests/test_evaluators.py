@@ -1,0 +1,473 @@
+"""Evaluators judge pair by pair and sample by sample: no figure may depend on batches, order or leftover state."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.conversation import as_messages, encode, is_conversational, prepare_rows
+from harness.evaluators.base import EvalContext, Evaluator
+from harness.evaluators.lm_eval import EMBEDDED, LmEval, embedded_rows, plain_metrics
+from harness.evaluators.preference import Preference, wins
+from harness.evaluators.scoring import (
+    completion_log_probs,
+    mean_and_stderr,
+    pair_log_probs,
+    sample,
+    with_stderr,
+)
+from harness.evaluators.true_reward import TrueReward
+from harness.models import PLAIN_TEMPLATE, character_tokenizer
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import TaskData
+
+TOKENIZER = character_tokenizer(96)
+TASK = Arithmetic(pairs=4, eval_pairs=29, eval_prompts=10)
+DATA = TASK.load()
+
+
+def random_llama(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, intermediate_size=32,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=96, initializer_range=0.3,
+        pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def context() -> EvalContext:
+    return EvalContext(
+        model=random_llama(0), tokenizer=TOKENIZER, task=TASK, data=DATA, rows=lambda rows: [dict(r) for r in rows],
+        split="test", batch_size=64, max_length=96, max_completion_length=12, seed=0, device="cpu", beta=0.1,
+    )
+
+
+@pytest.fixture
+def reference(context: EvalContext) -> Any:
+    return pair_log_probs(replace(context, model=random_llama(1)))
+
+
+def with_pairs(context: EvalContext, pairs: Sequence[Any]) -> EvalContext:
+    return replace(context, data=replace(context.data, eval_pairs={"test": list(pairs)}))
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER(text)["input_ids"]
+
+
+EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
+
+
+# -- log-probabilities ---------------------------------------------------------------------------------
+
+
+def test_log_probs_are_those_of_each_sequence_computed_alone(context):
+    sequences = [(ids_of(p), [*ids_of(c), EOS]) for p, c in (("12+7=", "19"), ("1+1=", "i dont know."), ("9=", ""))]
+    sums, counts = completion_log_probs(context, sequences)
+    assert counts.tolist() == [3, 13, 1]
+    for (prompt, completion), found in zip(sequences, sums.tolist(), strict=True):
+        with torch.no_grad():
+            log_probs = torch.log_softmax(context.model(torch.tensor([prompt + completion])).logits[0], -1)
+        naive = sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(completion))
+        assert found == pytest.approx(naive, abs=1e-5)
+
+
+def test_log_probs_of_all_one_token_continuations_add_up_to_one(context):
+    prompt = ids_of("12+7=")
+    sums, _ = completion_log_probs(context, [(prompt, [token]) for token in range(len(TOKENIZER))])
+    assert sums.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_tokens_beyond_the_length_limit_are_not_scored(context):
+    sequence = (ids_of("12+7="), ids_of("1234567"))
+    whole, _ = completion_log_probs(context, [(sequence[0], sequence[1][:3])])
+    cut, counts = completion_log_probs(replace(context, max_length=8), [sequence])
+    assert counts.tolist() == [3] and cut.item() == pytest.approx(whole.item(), abs=1e-6)
+
+
+def test_pairs_that_were_cut_are_counted(context):
+    pairs = [
+        {"prompt": "1+1=", "chosen": "2", "rejected": "i dont know."},  # 4 + 13 tokens with the end of sequence
+        {"prompt": "1+1=", "chosen": "2", "rejected": "3"},
+    ]
+    assert pair_log_probs(with_pairs(replace(context, max_length=16), pairs)).truncated == 1
+    assert pair_log_probs(with_pairs(replace(context, max_length=17), pairs)).truncated == 0
+
+
+# -- preference ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_preference_figures_do_not_depend_on_the_batch_size(context, reference, size):
+    judged = [
+        Preference().evaluate(replace(context, batch_size=n, reference=reference)).metrics for n in (64, size)
+    ]
+    assert judged[0].keys() == judged[1].keys()
+    for name, value in judged[0].items():
+        assert judged[1][name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+
+
+def test_preference_figures_do_not_depend_on_the_order_of_pairs(context):
+    order = list(range(29))
+    random.Random(0).shuffle(order)
+    pairs = DATA.eval_pairs["test"]
+    judged = []
+    for rows in (pairs, [pairs[i] for i in order]):
+        mixed = with_pairs(replace(context, batch_size=7), rows)
+        mixed = replace(mixed, reference=pair_log_probs(replace(mixed, model=random_llama(1))))
+        judged.append(Preference().evaluate(mixed).metrics)
+    for name, value in judged[0].items():
+        assert judged[1][name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+
+
+def test_ties_count_one_half():
+    assert wins([1.0, 0.0, 2.0], [0.0, 1.0, 2.0]) == [1.0, 0.0, 0.5]
+
+
+def test_an_untrained_policy_against_itself_ties_everywhere(context):
+    metrics = Preference().evaluate(replace(context, reference=pair_log_probs(context))).metrics
+    assert metrics["preference_accuracy"] == 0.5 and metrics["preference_accuracy_stderr"] == 0.0
+    assert metrics["logratio_margin"] == metrics["preference_margin"] == 0.0
+
+
+def test_on_the_baseline_the_implicit_reward_is_absent_with_a_reason(context):
+    found = Preference().evaluate(context)
+    assert "preference_accuracy" not in found.metrics and "preference_margin" not in found.metrics
+    assert "0.5 by construction" in found.absent["preference_accuracy"]
+    assert {"likelihood_accuracy", "length_only_accuracy"} <= found.metrics.keys()
+
+
+def test_where_the_longer_answer_always_wins_length_alone_is_always_right(context):
+    pairs = [{"prompt": f"{i}+1=", "chosen": "well, " + str(i), "rejected": str(i)} for i in range(5)]
+    assert Preference().evaluate(with_pairs(context, pairs)).metrics["length_only_accuracy"] == 1.0
+    turned = [{**p, "chosen": p["rejected"], "rejected": p["chosen"]} for p in pairs]
+    assert Preference().evaluate(with_pairs(context, turned)).metrics["length_only_accuracy"] == 0.0
+
+
+def test_answers_of_equal_length_tie_on_length(context):
+    pairs = [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}, {"prompt": "1+1=", "chosen": "2", "rejected": "42"}]
+    assert Preference().evaluate(with_pairs(context, pairs)).metrics["length_only_accuracy"] == 0.25
+
+
+def test_margins_are_differences_of_log_ratios_plain_and_times_beta(context, reference):
+    scores = pair_log_probs(context)
+    margin = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).mean().item()
+    metrics = Preference().evaluate(replace(context, reference=reference)).metrics
+    assert metrics["logratio_margin"] == pytest.approx(margin, abs=1e-9)
+    assert metrics["preference_margin"] == pytest.approx(0.1 * margin, abs=1e-9)
+    assert metrics["chosen_logratio"] - metrics["rejected_logratio"] == pytest.approx(margin, abs=1e-9)
+
+
+def test_without_beta_the_scaled_margin_is_absent_and_not_zero(context, reference):
+    found = Preference().evaluate(replace(context, beta=None, reference=reference))
+    assert "preference_margin" not in found.metrics and "no beta" in found.absent["preference_margin"]
+
+
+def test_the_likelihood_is_normalised_by_length(context):
+    """A long answer has the lower sum of log-probabilities; only its mean per token may count."""
+    pairs = DATA.eval_pairs["test"]
+    scores = pair_log_probs(context)
+    expected = [
+        1.0 if c / n > r / m else 0.0
+        for c, n, r, m in zip(
+            scores.chosen.tolist(), [len(p["chosen"]) + 1 for p in pairs],
+            scores.rejected.tolist(), [len(p["rejected"]) + 1 for p in pairs], strict=True,
+        )
+    ]
+    assert Preference().evaluate(context).metrics["likelihood_accuracy"] == pytest.approx(sum(expected) / 29)
+
+
+def test_a_mean_has_the_standard_error_of_its_sample():
+    # mean 2; squares 1 + 0 + 1 = 2; variance 2 / 2 = 1; standard error sqrt(1 / 3)
+    assert mean_and_stderr([1.0, 2.0, 3.0]) == (2.0, pytest.approx(math.sqrt(1 / 3)))
+    assert mean_and_stderr([5.0]) == (5.0, None)
+    assert with_stderr("x", []) == {} and with_stderr("x", [5.0]) == {"x": 5.0}
+
+
+# -- sampling ------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_reproducible_and_leaves_the_global_random_state_alone(context):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    first = sample(context, ["12+7=", "1+1=", "30-4="], per_prompt=3, temperature=1.0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert sample(context, ["12+7=", "1+1=", "30-4="], per_prompt=3, temperature=1.0) == first
+    assert sample(replace(context, seed=1), ["12+7=", "1+1=", "30-4="], per_prompt=3, temperature=1.0) != first
+
+
+def test_samples_come_in_the_order_of_prompts_whatever_their_length(context):
+    drawn = sample(context, ["12+7=", "1+1=", "i dont know="], per_prompt=2, temperature=1.0)
+    assert [d.row for d in drawn] == [0, 0, 1, 1, 2, 2]
+
+
+def test_greedy_samples_of_one_prompt_are_equal_and_do_not_depend_on_the_batch(context):
+    prompts = ["12+7=", "1+1=", "30-4="]
+    drawn = sample(context, prompts, per_prompt=2, temperature=0)
+    assert all(drawn[i].text == drawn[i + 1].text for i in (0, 2, 4))
+    assert sample(replace(context, batch_size=1), prompts, per_prompt=2, temperature=0) == drawn
+
+
+def test_samples_follow_the_models_own_distribution(context):
+    """2,000 draws of one token: frequencies within four standard errors of the model's probabilities."""
+    drawn = sample(replace(context, max_completion_length=1, batch_size=2000), ["12+7="], per_prompt=2000, temperature=1.0)
+    with torch.no_grad():
+        logits = context.model(torch.tensor([ids_of("12+7=")])).logits[0, -1]
+    probability = torch.softmax(logits, -1)[EOS].item()
+    share = sum(d.ended for d in drawn) / 2000
+    assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 2000) + 1e-9
+    top = int(logits.argmax())
+    share = sum(d.text == TOKENIZER.decode([top]) for d in drawn) / 2000 if top > 2 else None
+    if share is not None:
+        probability = torch.softmax(logits, -1)[top].item()
+        assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 2000)
+
+
+class Parrot:
+    """Stands in for a model: continues each row with the next of the given token lists, padded on the right."""
+
+    training = False
+
+    def __init__(self, *continuations: list[int], eos: Any = EOS):
+        self.continuations = list(continuations)
+        self.generation_config = SimpleNamespace(eos_token_id=eos)
+
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        assert (input_ids[attention_mask == 0] == PAD).all()  # padding on the left
+        rows = [self.continuations.pop(0) for _ in input_ids]
+        width = max(map(len, rows))
+        return torch.cat([input_ids, torch.tensor([r + [PAD] * (width - len(r)) for r in rows])], 1)
+
+
+def test_tokens_are_counted_up_to_and_with_the_end_and_what_never_ends_is_not_ended(context):
+    said = Parrot([*ids_of("19"), EOS], ids_of("1234"), [EOS], [*ids_of("19"), EOS, *ids_of("7")])
+    drawn = sample(replace(context, model=said), ["1+1=", "2+2=", "3+3=", "4+4="], per_prompt=1, temperature=1.0)
+    assert [(d.text, d.tokens, d.ended) for d in drawn] == [
+        ("19", 3, True), ("1234", 4, False), ("", 1, True), ("19", 3, True),
+    ]
+
+
+def test_any_of_the_models_own_end_tokens_ends_a_sample(context):
+    stop = ids_of(".")[0]
+    said = Parrot([*ids_of("19"), stop], eos=[EOS, stop])
+    (drawn,) = sample(replace(context, model=said), ["1+1="], per_prompt=1, temperature=1.0)
+    assert (drawn.tokens, drawn.ended) == (3, True)
+
+
+def test_true_reward_averages_within_a_prompt_first_so_that_prompts_are_the_unit_of_its_error(context):
+    rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+3=", "answer": "5"}]
+    #        right 0.98     wrong -0.02   right 0.98     never ends, wrong -0.08
+    said = Parrot([*ids_of("2"), EOS], [*ids_of("3"), EOS], [*ids_of("5"), EOS], ids_of("5555"))
+    judged = TrueReward(samples=2).evaluate(
+        replace(context, model=said, data=TaskData(eval_prompts={"test": rows}))
+    )
+    # per prompt: 0.48 and 0.45; mean 0.465; standard error |0.48 - 0.45| / 2 = 0.015
+    assert judged.metrics == {
+        "true_reward": pytest.approx(0.465), "true_reward_stderr": pytest.approx(0.015),
+        "correct": pytest.approx(0.5), "correct_stderr": pytest.approx(0.0),
+        "completion_tokens": pytest.approx(2.5), "completion_tokens_stderr": pytest.approx(0.5),
+        "ended_by_eos": pytest.approx(0.75), "ended_by_eos_stderr": pytest.approx(0.25),
+    }
+    assert list(judged.tables["samples"]) == [
+        {"prompt": "1+1=", "completion": "2", "reward": 0.98, "correct": True, "tokens": 2, "ended": True},
+        {"prompt": "2+3=", "completion": "5", "reward": 0.98, "correct": True, "tokens": 2, "ended": True},
+    ]
+
+
+def test_true_reward_looks_at_no_more_prompts_than_asked(context):
+    judged = TrueReward(samples=1, max_prompts=3).evaluate(context)
+    assert len(judged.tables["samples"]) == 3
+    assert [row["prompt"] for row in judged.tables["samples"]] == [r["prompt"] for r in DATA.eval_prompts["test"][:3]]
+
+
+@pytest.mark.parametrize("evaluator", [Preference(), TrueReward(), LmEval()], ids=lambda e: type(e).__name__)
+def test_an_evaluator_says_why_it_does_not_apply_to_a_task_without_its_rows(evaluator: Evaluator):
+    assert evaluator.not_applicable(TASK, DATA) is None
+    assert evaluator.not_applicable(TASK, TaskData())
+
+
+# -- lm-eval -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> TaskData:
+    return replace(DATA, retention=DATA.retention[:8])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # lm-eval's task files
+def test_lm_eval_runs_the_embedded_tasks_and_leaves_mode_and_random_state_as_they_were(context, small):
+    import numpy
+
+    context.model.train()
+    torch.manual_seed(5)
+    random.seed(5)
+    numpy.random.seed(5)
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+    metrics = LmEval().evaluate(replace(context, data=small)).metrics
+    assert context.model.training
+    assert {name for name in metrics if not name.endswith("_stderr")} == {
+        "arithmetic_generate/exact_match", "arithmetic_choice/acc", "arithmetic_choice/acc_norm", "letters/exact_match",
+    } or {name for name in metrics if not name.endswith("_stderr")} == {
+        "arithmetic_generate/exact_match", "arithmetic_choice/acc", "letters/exact_match",
+    }
+    assert all(0 <= value <= 1 for value in metrics.values())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == states[1:]
+    assert LmEval().evaluate(replace(context, data=small)).metrics == metrics  # and says the same again
+
+
+def test_lm_eval_chooses_the_likeliest_of_four_answers(context, small):
+    """Its accuracy is that of our own log-probabilities of the choices."""
+    context = replace(context, data=small)
+    right = []
+    for row in embedded_rows(context)["choice"]:
+        sums, _ = completion_log_probs(context, [(ids_of(row["prompt"]), ids_of(c)) for c in row["choices"]])
+        right.append(float(int(sums.argmax()) == row["target"]))
+    found = LmEval(tasks=("arithmetic_choice",)).evaluate(context).metrics
+    assert found["arithmetic_choice/acc"] == pytest.approx(sum(right) / len(right))
+
+
+def test_an_unknown_lm_eval_task_is_a_user_error(context, small):
+    from harness.errors import UserError
+
+    with pytest.raises(UserError, match="unknown to lm-eval"):
+        LmEval(tasks=("embedded", "no_such_task_anywhere")).evaluate(replace(context, data=small))
+
+
+def test_metric_names_lose_the_comma_and_keep_the_filter():
+    results = {
+        "gsm8k": {
+            "alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5,
+            "exact_match_stderr,strict-match": 0.1, "sample_len": 101,
+        },
+        "letters": {"exact_match,none": 1.0, "perplexity,none": 7.5, "acc,none": math.nan, "bypass": True},
+    }
+    metrics = plain_metrics(results, {"gsm8k": 101, "letters": 1})
+    assert metrics == {
+        "gsm8k/exact_match_strict-match": 0.25,
+        "gsm8k/exact_match_strict-match_stderr": pytest.approx(math.sqrt(0.25 * 0.75 / 100)),
+        "gsm8k/exact_match_flexible-extract": 0.5,
+        "gsm8k/exact_match_flexible-extract_stderr": pytest.approx(math.sqrt(0.25 / 100)),
+        "letters/exact_match": 1.0,  # one document: no standard error
+        "letters/perplexity": 7.5,
+    }
+    assert not any("," in name for name in metrics)
+
+
+def test_the_embedded_documents_are_the_same_every_time(context):
+    first, again = embedded_rows(context), embedded_rows(context)
+    assert first == again and set(first) == {"generate", "choice", "letters"}
+    assert len(EMBEDDED) == len(first)
+
+
+def test_every_multiple_choice_question_has_four_answers_and_the_right_one_is_the_target(context):
+    answers = {r["prompt"]: r["answer"] for r in DATA.eval_prompts["test"]}
+    rows = embedded_rows(context)["choice"]
+    assert rows and all(answers[r["prompt"]] is not None for r in rows)
+    for row in rows:
+        assert len(set(row["choices"])) == 4
+        assert row["choices"][row["target"]] == answers[row["prompt"]]
+
+
+def test_the_embedded_documents_are_those_of_the_split(context):
+    prompts = {
+        split: {r["prompt"] for r in embedded_rows(replace(context, split=split))["generate"]}
+        for split in ("test", "validation")
+    }
+    assert prompts["test"] and not prompts["test"] & prompts["validation"]
+
+
+# -- conversation --------------------------------------------------------------------------------------
+
+
+def test_a_text_completion_ends_with_one_end_of_sequence():
+    assert encode(TOKENIZER, "1+1=", "2") == (ids_of("1+1="), [*ids_of("2"), EOS])
+    assert encode(TOKENIZER, "1+1=", "2<eos>") == (ids_of("1+1="), [*ids_of("2"), EOS])
+    assert encode(TOKENIZER, "1+1=", "") == (ids_of("1+1="), [EOS])
+    assert encode(TOKENIZER, "1+1=") == (ids_of("1+1="), [])
+
+
+class Merging:
+    """A tokenizer whose ``=1`` is one token, so that a completion can swallow the end of its prompt."""
+
+    eos_token = "$"
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        ids, i = [], 0
+        while i < len(text):
+            ids.append(1000 if text[i : i + 2] == "=1" else ord(text[i]))
+            i += 2 if ids[-1] == 1000 else 1
+        return {"input_ids": ids}
+
+
+def test_a_completion_starts_where_the_encodings_diverge_if_tokens_merge_across_the_boundary():
+    assert encode(Merging(), "a=", "19") == ([ord("a")], [1000, ord("9"), ord("$")])
+    assert encode(Merging(), "a=", "29") == ([ord("a"), ord("=")], [ord("2"), ord("9"), ord("$")])
+
+
+@pytest.fixture
+def chat() -> Any:
+    """A character tokenizer that also knows colons and newlines, with the plain template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789+-= :\n"
+    core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["<pad>", "<eos>", "<unk>", *characters])}, "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+USER, ASSISTANT = [{"role": "user", "content": "12+7="}], [{"role": "assistant", "content": "19"}]
+
+
+def test_the_plain_template_renders_roles_and_ends_what_the_assistant_says(chat):
+    assert chat.apply_chat_template(USER + ASSISTANT, tokenize=False) == "user: 12+7=\nassistant: 19<eos>\n"
+    assert chat.apply_chat_template(USER, tokenize=False, add_generation_prompt=True) == "user: 12+7=\nassistant:"
+
+
+def test_a_conversation_splits_into_prompt_and_completion_and_decodes_to_what_was_rendered(chat):
+    prompt, completion = encode(chat, USER, ASSISTANT)
+    assert chat.decode(prompt) == "user: 12+7=\nassistant:"
+    assert chat.decode(completion) == " 19<eos>\n"
+    assert chat.decode(prompt + completion) == chat.apply_chat_template(USER + ASSISTANT, tokenize=False)
+    assert encode(chat, USER) == (prompt, [])
+
+
+def test_several_turns_before_the_completion_belong_to_the_prompt(chat):
+    turns = [*USER, *ASSISTANT, {"role": "user", "content": "and 1+1="}]
+    prompt, completion = encode(chat, turns, [{"role": "assistant", "content": "2"}])
+    assert chat.decode(prompt) == "user: 12+7=\nassistant: 19<eos>\nuser: and 1+1=\nassistant:"
+    assert chat.decode(completion) == " 2<eos>\n"
+
+
+def test_a_text_row_becomes_a_user_and_an_assistant_turn_and_keeps_its_other_fields():
+    row = {"prompt": "1+1=", "completion": "2", "label": True, "answer": "2"}
+    assert as_messages(row) == {
+        "prompt": [{"role": "user", "content": "1+1="}],
+        "completion": [{"role": "assistant", "content": "2"}],
+        "label": True,
+        "answer": "2",
+    }
+    assert prepare_rows([row], chat=False) == [row]
+    assert is_conversational(prepare_rows([row], chat=True)) and not is_conversational([row])
+
+
+def test_messages_pass_through_unchanged():
+    row = {"prompt": USER, "chosen": ASSISTANT, "rejected": ASSISTANT}
+    assert prepare_rows([row], chat=True) == [row]
