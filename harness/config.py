@@ -67,7 +67,8 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     except OmegaConfBaseException:
         raise  # some of these are ValueErrors too
     except ValueError as error:  # Hydra's own, for example for a group set to null
-        raise as_user_error(error) from None
+        empty = next((o for o in overrides if o.endswith(("=null", "="))), "")
+        raise UserError(str(error), key=empty or None, fix="choose an option; `--help` lists them") from None
     hydra_node: dict[str, Any] = {}
     if with_hydra:
         with open_dict(config):
@@ -166,6 +167,9 @@ def _validate(
         errors += found.values()
     except (TypeError, PydanticUserError) as failure:
         text = str(failure).splitlines()[0]
+        bare = [f"{k}.{n}" for k, v in fields.items() if isinstance(v, Mapping) for n in v if isinstance(v[n], Mapping)]
+        if bare:  # where a component belongs, a node without _target_ stayed a dictionary
+            path, text = f"{path}.{bare[0]}", "it has no _target_, so its class is not known"
         errors.append(UserError(f"cannot be built ({text})", key=path, fix="check _target_ and the fields"))
     return None
 

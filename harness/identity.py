@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -111,7 +112,7 @@ def environment() -> dict[str, Any]:
             "mlflow": _version("mlflow"),
         },
         "git_sha": git_sha(),
-        "command": " ".join(sys.argv),
+        "command": command_line(),
     }
 
 
@@ -123,6 +124,14 @@ def git_sha() -> str | None:
         return f"{sha}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else sha
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def command_line() -> str:
+    """What was typed, near enough to type it again."""
+    arguments = shlex.join(sys.argv[1:])
+    name = Path(sys.argv[0]).name
+    program = "python -m harness" if name == "__main__.py" else name
+    return f"{program} {arguments}".strip()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import forkserver
+from harness import forkserver, identity
 from harness.config import conf_dir
 from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
@@ -94,7 +94,7 @@ def job(config: Any) -> None:
 def _track(sweep: Sweep) -> SweepRun | None:
     """Database and parent run, before any trial; importing MLflow runs beside the forkserver's imports."""
     try:
-        return open_sweep(sweep.tracking, sweep.name, {"command": " ".join(sys.argv)})
+        return open_sweep(sweep.tracking, sweep.name, {"command": identity.command_line()})
     except UserError as error:
         if sweep.tracking.required:
             raise
@@ -171,7 +171,7 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
     succeeded = bool(known) and all(o is not None and o.succeeded for o in outcomes.values())
     if len(not_started) < len(known):
         frame = results.from_folder(sweep.folder)
-        frame = frame[frame["trial_id"].isin(known)].copy()
+        frame = frame.loc[frame["trial_id"].isin(known)].reset_index(drop=True)
         frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
         print(render_terminal(frame))
     for trial_id in not_started:
@@ -190,7 +190,7 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
         for folder in sorted(p.parent for p in sweep.folder.glob("*/trial.json")):
             project(folder, run)
         close_sweep(run, succeeded=succeeded)
-        path = write_report(run.uri, sweep.name, Path("reports") / sweep.name)
+        path = write_report(run.uri, sweep.name, Path("reports") / sweep.name, experiment=sweep.tracking.experiment)
         client(run.uri).log_artifacts(run.parent_id, str(path.parent), "report")
         print(f"report:  {path}")
     except UserError:

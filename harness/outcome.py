@@ -72,7 +72,7 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
         for name in _not_numbers(events) - set(part):
             found.pop(name, None)  # the newest value is not a number: absent, not stale
     phases = [v for k, v in found.items() if k.startswith("time/") and k not in ("time/total_s", "time/start_s")]
-    if phases:
+    if "time/total_s" in found:
         found["time/total_s"] = sum(phases)
     base, trained = DELTA_FROM
     for name in [n for n in found if n.startswith(f"{trained}/")]:

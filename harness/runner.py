@@ -287,8 +287,17 @@ def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[s
                 peaks[previous] = max(peaks.get(previous, 0.0), mark)
     metrics = {f"memory/{phase}_peak_mb": mb for phase, mb in peaks.items()}
     if peaks:
-        metrics["memory/peak_mb"] = max(peaks.values())
+        own = [mb for phase, mb in peaks.items() if phase not in _shared_work(worker)]
+        metrics["memory/peak_mb"] = max(own or peaks.values())
     return metrics
+
+
+def _shared_work(worker: list[Event]) -> set[str]:
+    """Phases of a finished trial in which it built something for the cache, which is no cost of its own."""
+    if not any(e.kind == "done" for e in worker):
+        return set()  # the high-water mark of a trial that failed is wherever it was
+    built = [str(e.data["stage"]) for e in worker if e.kind == "stage" and not e.data["hit"]]
+    return {"baseline" if name.startswith("baseline-") else "prepare" for name in built}
 
 
 def _summary_from(events: list[Event]) -> MemorySummary | None:

@@ -72,7 +72,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
     plain = base if base is not None else next((c for _, c in composed if isinstance(c, dict)), None)
     if plain is None:
         raise UserErrors([e for _, c in composed if isinstance(c, UserErrors) for e in c.errors])
-    runner, tracking, errors = _services(plain)
+    runner, tracking, wrong = _services(plain)
 
     points: list[Point] = []
     duplicates: list[tuple[tuple[str, ...], str]] = []
@@ -98,7 +98,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
     names = {str(c["sweep"]) for _, c in composed if isinstance(c, dict)}
     if len(names) > 1:
         rule = "a sweep has one name"
-        errors.append(UserError(rule, key="sweep", value=",".join(sorted(names)), fix="start one sweep per name"))
+        wrong.append(UserError(rule, key="sweep", value=",".join(sorted(names)), fix="start one sweep per name"))
     sweep = Sweep(
         name=str(plain["sweep"]),
         plain=plain,
@@ -110,8 +110,8 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         expanded=sweeper == BASIC_SWEEPER,
         own_process=launcher == BASIC_LAUNCHER,
     )
-    if errors:
-        raise UserErrors([*errors, *(e for _, found in invalid for e in found.errors)])
+    if wrong:
+        raise UserErrors([*wrong, *(e for _, found in invalid for e in found.errors)])
     if invalid and not (runner.skip_invalid and points):
         raise UserErrors([e for _, errors in invalid for e in errors.errors])
     return sweep

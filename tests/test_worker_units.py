@@ -1,0 +1,252 @@
+"""The story of one trial, run in this process: what it saves, counts, holds in memory and writes down."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from harness import worker
+from harness.adapters import Full, LoRA
+from harness.config import compose, hydra_config
+from harness.job import Job
+from harness.journal import Journal, read
+from harness.records import Event
+from tests.conftest import QUICK
+
+# 64 wide: bitsandbytes' 4-bit kernels for CPUs are right only for rows that are a multiple of 64 values.
+SIZES = (*(o for o in QUICK if "lm_eval" not in o), "model.hidden=64", "model.intermediate=128", "train.steps=2")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trial, as its journal tells it."""
+
+    events: list[Event]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics; of a name written twice the latest."""
+        return {k: v for e in self.events if e.kind == "metrics" for k, v in e.data["values"].items()}
+
+    def under(self, prefix: str) -> dict[str, float]:
+        return {k: v for k, v in self.metrics.items() if k.startswith(prefix)}
+
+    @property
+    def series(self) -> list[tuple[int, str, float]]:
+        """(step, name, value) of everything that is no clock reading."""
+        return [
+            (e.data["step"], name, value)
+            for e in self.events
+            if e.kind == "series"
+            for name, value in e.data["values"].items()
+            if "time" not in name
+        ]
+
+    @property
+    def stages(self) -> dict[str, bool]:
+        """Stage -> whether the cache had it."""
+        return {e.data["stage"]: e.data["hit"] for e in self.events if e.kind == "stage"}
+
+
+def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train") -> Told:
+    """Run a trial here and now, without lm-eval where it is not asked for."""
+    plain = plain_config(*overrides)
+    journal = Journal(folder / f"worker-{mode}.jsonl")
+    job = Job(folder=str(folder), plain=plain, cache_dir=str(cache), mode=mode, device="cpu")
+    try:
+        worker.run(job, journal)
+    finally:
+        journal.close()
+    return Told(read(journal.path))
+
+
+def plain_config(*overrides: str) -> dict[str, Any]:
+    judged = [] if any("eval=" in o or "lm_eval" in o for o in overrides) else ["eval.evaluators.lm_eval=null"]
+    with hydra_config():
+        return compose(["sweep=test", *SIZES, *judged, *overrides])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+# -- saved and loaded ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algo", "adapter"),
+    [("dpo", "full"), ("dpo", "lora"), ("dpo", "qlora"), ("grpo", "lora")],
+)
+def test_what_a_trial_saved_gives_the_same_numbers_when_it_is_loaded_again(tmp_path, cache, algo, adapter):
+    options = (f"algo={algo}", f"adapter={adapter}", *(["algo.temperature=0.7"] if algo == "grpo" else []))
+    trained = tell(tmp_path, cache, *options)
+    loaded = tell(tmp_path, cache, *options, mode="evaluate")
+    expected = trained.under("eval/")
+    assert {"eval/preference_accuracy", "eval/likelihood_accuracy", "eval/true_reward"} <= expected.keys()
+    assert loaded.under("eval/") == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert expected["eval/logratio_margin"] != 0.0  # it did learn something
+    assert trained.series and not loaded.series
+    files = {p.name for p in (tmp_path / "artifacts" / "model").iterdir()}
+    assert ("model.safetensors" if adapter == "full" else "adapter_model.safetensors") in files
+    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in files)
+
+
+def test_a_merged_copy_says_what_the_adapter_says(tmp_path, cache):
+    from transformers import AutoModelForCausalLM
+
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "train.save=full")
+    assert [e.data["path"] for e in told.events if e.kind == "artifact"] == ["model", "merged"]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "merged").eval()
+    plain = plain_config("algo=dpo", "adapter=lora", "train.save=full")
+    setup = worker.assemble(plain)
+    job = Job(folder=str(tmp_path), plain=plain, cache_dir=str(cache), device="cpu")
+    journal = Journal(tmp_path / "other.jsonl")
+    ground = worker.prepare_ground(setup, worker.check_data(setup), job, journal)
+    adapted = worker.load_trained(ground, ground.load_policy_base())
+    journal.close()
+    ids = torch.tensor([ground.tokenizer("12+7=")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4)
+
+
+def test_a_trial_that_keeps_nothing_leaves_no_weights(tmp_path, cache):
+    tell(tmp_path, cache, "algo=dpo", "adapter=lora", "train.save=none")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# -- counts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
+def test_parameters_are_counted_by_their_logical_size(tmp_path, cache, adapter):
+    """Width 64, MLP 128, two layers, 46 tokens tied; every linear layer at rank 4."""
+    told = tell(tmp_path, cache, f"adapter={adapter}", *([] if adapter == "full" else ["rank=4"]))
+    vocabulary = len("abcdefghijklmnopqrstuvwxyz0123456789 +-=?.,") + 3
+    base = vocabulary * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64  # embeddings, two layers, last norm
+    added = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert told.under("params/") == {
+        "params/trainable": base if adapter == "full" else added,
+        "params/total": base if adapter == "full" else base + added,
+    }
+
+
+def test_a_count_that_is_not_the_formulas_stops_the_trial_and_is_still_on_record(tmp_path):
+    journal = Journal(tmp_path / "worker.jsonl")
+    with pytest.raises(RuntimeError, match=r"6 parameters are trainable, the adapter's formula says 7"):
+        worker.count_parameters(torch.nn.Linear(2, 2), 7, journal)
+    journal.close()
+    (event,) = read(tmp_path / "worker.jsonl")
+    assert event.data["values"] == {"params/trainable": 6, "params/total": 6}
+
+
+def test_frozen_parameters_count_in_the_total_alone(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    journal = Journal(tmp_path / "worker.jsonl")
+    worker.count_parameters(layer, 4, journal)
+    journal.close()
+    assert read(tmp_path / "worker.jsonl")[0].data["values"] == {"params/trainable": 4, "params/total": 6}
+
+
+# -- one base ------------------------------------------------------------------------------------------
+
+
+def models_alive() -> int:
+    gc.collect()
+    return sum(type(o) is LlamaForCausalLM for o in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("algo", "adapter", "models"),
+    [("dpo", "lora", 1), ("kto", "lora", 1), ("grpo", "lora", 1), ("dpo", "full", 2), ("sft", "full", 1)],
+)
+def test_an_adapter_trial_holds_one_base_and_full_fine_tuning_a_reference_beside_it(
+    tmp_path, cache, monkeypatch, algo, adapter, models
+):
+    seen: dict[str, Any] = {}
+    before = models_alive()
+
+    def look(trainer: Any, policy: Any, setup: Any) -> None:
+        seen["models"] = models_alive() - before
+        seen["reference"] = getattr(trainer, "ref_model", None)
+        seen["adapters"] = list(getattr(policy, "peft_config", {}))
+        checked(trainer, policy, setup)
+
+    checked = worker.check_one_base
+    monkeypatch.setattr(worker, "check_one_base", look)
+    tell(tmp_path, cache, f"algo={algo}", f"adapter={adapter}", "eval=none")
+    assert seen["models"] == models
+    assert (seen["reference"] is not None) == (models == 2)
+    assert seen["adapters"] == (["default"] if adapter == "lora" else [])
+
+
+@pytest.mark.parametrize(
+    ("reference", "adapters"), [(object(), ["default"]), (None, ["default", "ref"])], ids=["a model", "an adapter"]
+)
+def test_a_second_reference_beside_an_adapter_stops_the_trial(reference, adapters):
+    policy = SimpleNamespace(peft_config=dict.fromkeys(adapters))
+    with pytest.raises(RuntimeError, match="second model or adapter"):
+        worker.check_one_base(SimpleNamespace(ref_model=reference), policy, SimpleNamespace(adapter=LoRA()))
+    worker.check_one_base(SimpleNamespace(ref_model=reference), policy, SimpleNamespace(adapter=Full()))
+
+
+# -- the journal ---------------------------------------------------------------------------------------
+
+
+def test_rollouts_are_a_phase_of_their_own_inside_training(tmp_path, cache):
+    told = tell(tmp_path, cache, "algo=grpo", "adapter=lora", "eval=none")
+    changes = [(e.data["previous"], e.data["name"]) for e in told.events if e.kind == "phase"]
+    assert changes.count(("train", "rollout")) == changes.count(("rollout", "train")) == 2  # a rollout per step
+    assert Counter(name for _, name in changes)["rollout"] == 2
+    assert {"time/rollout_s", "time/train_s", "throughput/rollout_tokens_per_s"} <= told.metrics.keys()
+    parts = [v for k, v in told.under("time/").items() if k != "time/total_s"]
+    assert sum(parts) == pytest.approx(told.metrics["time/total_s"])
+
+
+def test_the_journal_tells_the_phases_in_the_order_of_the_story(tmp_path, cache):
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora")
+    names = [e.data["name"] for e in told.events if e.kind == "phase" and e.data["name"]]
+    assert names == ["prepare", "baseline", "prepare", "reference", "prepare", "train", "evaluate", "evaluate"]
+    assert told.events[-1].kind == "done"
+
+
+def test_every_metric_of_the_base_has_its_twin_after_training(tmp_path, cache):
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora")
+    baseline = {k.removeprefix("baseline/") for k in told.under("baseline/")}
+    trained = {k.removeprefix("eval/") for k in told.under("eval/")}
+    assert baseline and baseline <= trained
+    assert not {name for name in baseline if name.startswith(("preference_accuracy", "preference_margin"))}
+    absent = {e.data["absent"] for e in told.events if e.kind == "note" and e.data.get("absent")}
+    assert "baseline/preference_accuracy" in absent
+
+
+def test_a_model_that_is_not_trained_is_judged_and_ties_with_itself(tmp_path, cache):
+    told = tell(tmp_path, cache, "algo=none", "adapter=full")
+    assert told.metrics["eval/preference_accuracy"] == 0.5
+    assert told.metrics["eval/true_reward"] == told.metrics["baseline/true_reward"]
+    assert not told.series and not list(tmp_path.rglob("*.safetensors"))
+
+
+# -- the cache changes nothing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ["dpo", "grpo"])
+def test_a_baseline_from_the_cache_changes_neither_training_nor_evaluation(tmp_path, algo):
+    """lm-eval reseeds the global generators and leaves eval mode, so a cold run must prove it undoes both."""
+    options = (f"algo={algo}", "adapter=lora", "eval.evaluators.lm_eval.limit=4")
+    cold, warm = (tell(tmp_path / run, tmp_path / "cache", *options) for run in ("cold", "warm"))
+    assert set(cold.stages.values()) == {False} and set(warm.stages.values()) == {True}
+    assert cold.stages.keys() == warm.stages.keys() >= {"sft", "baseline-preference", "baseline-true_reward"}
+    assert [s for s in cold.series if s[1] == "train/loss"]
+    assert cold.series == warm.series  # to the bit
+    assert cold.under("eval/") == warm.under("eval/")
+    assert cold.under("baseline/") == warm.under("baseline/")
