@@ -59,9 +59,9 @@ def validate(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     folders = [options.config_dir] if options.config_dir else []
     if options.overrides:
-        from harness.sweep import plan_sweep
+        from harness.sweep import named, plan_sweep
 
-        sweep = plan_sweep(options.overrides, multirun=options.multirun, config_dirs=folders)
+        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=folders)
         for point in sweep.points:
             print(f"ok  {point.trial.trial_id}")
         for overrides, errors in sweep.invalid:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -88,7 +89,12 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
 
 def as_user_error(error: Exception) -> UserError:
     """Hydra's and OmegaConf's own complaints, as ours."""
-    text = str(error).strip() or type(error).__name__
+    text = (str(error).strip() or type(error).__name__).partition("\nConfig search path:")[0]
+    absent = re.search(r"Could not find '([^']*)/([^'/]*)'\s+Available options in '[^']*':\s+(.+)", text, re.DOTALL)
+    if absent:
+        group, option, options = absent.groups()
+        known = ", ".join(options.split())
+        return UserError("no such option", key=group, value=option, fix=f"{group} is one of {known}")
     chained = error.__cause__
     if chained is not None and str(chained).strip() and str(chained).strip() not in text:
         text += f" ({str(chained).strip()})"

@@ -19,7 +19,7 @@ from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
 from harness.projection import Projector
 from harness.records import Outcome
-from harness.sweep import Sweep, plan_sweep, write_manifest
+from harness.sweep import Sweep, named, plan_sweep, write_manifest
 from harness.tracking import SweepRun, Tracking, client, close_sweep, open_sweep
 
 STOP = ".stopped"
@@ -30,9 +30,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     from harness.preflight import check
 
     options = _parse(arguments)
-    overrides = list(options.overrides)
-    if not any(o.lstrip("+").startswith("sweep=") for o in overrides):
-        overrides.append(f"sweep={time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    overrides = named(options.overrides)
     config_dirs = [options.config_dir] if options.config_dir else []
     sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
     if sweep.own_process:

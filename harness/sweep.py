@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ class Sweep:
     def folder(self) -> Path:
         """``outputs/<sweep>``."""
         return Path(str(self.plain.get("outputs", "outputs"))) / self.name
+
+
+def named(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with a time stamp as the sweep's name where they give none: all jobs must agree on it."""
+    if any(o.lstrip("+").startswith("sweep=") for o in overrides):
+        return list(overrides)
+    return [*overrides, f"sweep={time.strftime('%Y-%m-%d_%H-%M-%S')}"]
 
 
 def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequence[str] = ()) -> Sweep:

@@ -37,9 +37,17 @@ DATA = TASK.load()
 def random_llama(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, intermediate_size=32,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=96, initializer_range=0.3,
-        pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None,
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        num_hidden_layers=2,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        pad_token_id=TOKENIZER.pad_token_id,
+        eos_token_id=TOKENIZER.eos_token_id,
+        bos_token_id=None,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -47,8 +55,18 @@ def random_llama(seed: int) -> LlamaForCausalLM:
 @pytest.fixture
 def context() -> EvalContext:
     return EvalContext(
-        model=random_llama(0), tokenizer=TOKENIZER, task=TASK, data=DATA, rows=lambda rows: [dict(r) for r in rows],
-        split="test", batch_size=64, max_length=96, max_completion_length=12, seed=0, device="cpu", beta=0.1,
+        model=random_llama(0),
+        tokenizer=TOKENIZER,
+        task=TASK,
+        data=DATA,
+        rows=lambda rows: [dict(r) for r in rows],
+        split="test",
+        batch_size=64,
+        max_length=96,
+        max_completion_length=12,
+        seed=0,
+        device="cpu",
+        beta=0.1,
     )
 
 
@@ -109,9 +127,7 @@ def test_pairs_that_were_cut_are_counted(context):
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_preference_figures_do_not_depend_on_the_batch_size(context, reference, size):
-    judged = [
-        Preference().evaluate(replace(context, batch_size=n, reference=reference)).metrics for n in (64, size)
-    ]
+    judged = [Preference().evaluate(replace(context, batch_size=n, reference=reference)).metrics for n in (64, size)]
     assert judged[0].keys() == judged[1].keys()
     for name, value in judged[0].items():
         assert judged[1][name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
@@ -180,8 +196,11 @@ def test_the_likelihood_is_normalised_by_length(context):
     expected = [
         1.0 if c / n > r / m else 0.0
         for c, n, r, m in zip(
-            scores.chosen.tolist(), [len(p["chosen"]) + 1 for p in pairs],
-            scores.rejected.tolist(), [len(p["rejected"]) + 1 for p in pairs], strict=True,
+            scores.chosen.tolist(),
+            [len(p["chosen"]) + 1 for p in pairs],
+            scores.rejected.tolist(),
+            [len(p["rejected"]) + 1 for p in pairs],
+            strict=True,
         )
     ]
     assert Preference().evaluate(context).metrics["likelihood_accuracy"] == pytest.approx(sum(expected) / 29)
@@ -221,7 +240,9 @@ def test_greedy_samples_of_one_prompt_are_equal_and_do_not_depend_on_the_batch(c
 
 def test_samples_follow_the_models_own_distribution(context):
     """2,000 draws of one token: frequencies within four standard errors of the model's probabilities."""
-    drawn = sample(replace(context, max_completion_length=1, batch_size=2000), ["12+7="], per_prompt=2000, temperature=1.0)
+    drawn = sample(
+        replace(context, max_completion_length=1, batch_size=2000), ["12+7="], per_prompt=2000, temperature=1.0
+    )
     with torch.no_grad():
         logits = context.model(torch.tensor([ids_of("12+7=")])).logits[0, -1]
     probability = torch.softmax(logits, -1)[EOS].item()
@@ -253,7 +274,10 @@ def test_tokens_are_counted_up_to_and_with_the_end_and_what_never_ends_is_not_en
     said = Parrot([*ids_of("19"), EOS], ids_of("1234"), [EOS], [*ids_of("19"), EOS, *ids_of("7")])
     drawn = sample(replace(context, model=said), ["1+1=", "2+2=", "3+3=", "4+4="], per_prompt=1, temperature=1.0)
     assert [(d.text, d.tokens, d.ended) for d in drawn] == [
-        ("19", 3, True), ("1234", 4, False), ("", 1, True), ("19", 3, True),
+        ("19", 3, True),
+        ("1234", 4, False),
+        ("", 1, True),
+        ("19", 3, True),
     ]
 
 
@@ -268,15 +292,17 @@ def test_true_reward_averages_within_a_prompt_first_so_that_prompts_are_the_unit
     rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+3=", "answer": "5"}]
     #        right 0.98     wrong -0.02   right 0.98     never ends, wrong -0.08
     said = Parrot([*ids_of("2"), EOS], [*ids_of("3"), EOS], [*ids_of("5"), EOS], ids_of("5555"))
-    judged = TrueReward(samples=2).evaluate(
-        replace(context, model=said, data=TaskData(eval_prompts={"test": rows}))
-    )
+    judged = TrueReward(samples=2).evaluate(replace(context, model=said, data=TaskData(eval_prompts={"test": rows})))
     # per prompt: 0.48 and 0.45; mean 0.465; standard error |0.48 - 0.45| / 2 = 0.015
     assert judged.metrics == {
-        "true_reward": pytest.approx(0.465), "true_reward_stderr": pytest.approx(0.015),
-        "correct": pytest.approx(0.5), "correct_stderr": pytest.approx(0.0),
-        "completion_tokens": pytest.approx(2.5), "completion_tokens_stderr": pytest.approx(0.5),
-        "ended_by_eos": pytest.approx(0.75), "ended_by_eos_stderr": pytest.approx(0.25),
+        "true_reward": pytest.approx(0.465),
+        "true_reward_stderr": pytest.approx(0.015),
+        "correct": pytest.approx(0.5),
+        "correct_stderr": pytest.approx(0.0),
+        "completion_tokens": pytest.approx(2.5),
+        "completion_tokens_stderr": pytest.approx(0.5),
+        "ended_by_eos": pytest.approx(0.75),
+        "ended_by_eos_stderr": pytest.approx(0.25),
     }
     assert list(judged.tables["samples"]) == [
         {"prompt": "1+1=", "completion": "2", "reward": 0.98, "correct": True, "tokens": 2, "ended": True},
@@ -312,7 +338,9 @@ def test_lm_eval_runs_the_embedded_tasks_and_leaves_mode_and_torchs_random_state
     metrics = LmEval().evaluate(context).metrics
     assert context.model.training and torch.equal(torch.get_rng_state(), before)
     assert {name for name in metrics if not name.endswith("_stderr")} == {
-        "arithmetic_generate/exact_match", "arithmetic_choice/acc", "letters/exact_match",
+        "arithmetic_generate/exact_match",
+        "arithmetic_choice/acc",
+        "letters/exact_match",
     }
     assert all(0 <= value <= 1 for value in metrics.values())
     torch.manual_seed(6)
@@ -355,8 +383,11 @@ def test_an_unknown_lm_eval_task_is_a_user_error(context, small, monkeypatch):
 def test_metric_names_lose_the_comma_and_keep_the_filter():
     results = {
         "gsm8k": {
-            "alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5,
-            "exact_match_stderr,strict-match": 0.1, "sample_len": 101,
+            "alias": "gsm8k",
+            "exact_match,strict-match": 0.25,
+            "exact_match,flexible-extract": 0.5,
+            "exact_match_stderr,strict-match": 0.1,
+            "sample_len": 101,
         },
         "letters": {"exact_match,none": 1.0, "perplexity,none": 7.5, "acc,none": math.nan, "bypass": True},
     }
