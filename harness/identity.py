@@ -30,6 +30,7 @@ TRAINING_CODE = (
     "adapters.py",
     "conversation.py",
     "models.py",
+    "loading.py",
     "training.py",
     "worker.py",
 )

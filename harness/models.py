@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt
 
 from harness import identity
 from harness.errors import UserError
+from harness.loading import attention_option, character_tokenizer, load_pretrained, trainable_in_4_bit
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from harness.tasks.base import Task
 
-BASE_CODE = ("stages/sft.py", "tasks/arithmetic.py", "tasks/base.py", "models.py")
+BASE_CODE = ("stages/sft.py", "tasks/arithmetic.py", "tasks/base.py", "models.py", "loading.py")
 """Source files that can change the embedded base."""
 
 PLAIN_TEMPLATE = (
@@ -131,28 +132,33 @@ class Tiny(Model):
             }
         )
 
+    def configuration(self) -> Any:
+        """The transformers configuration."""
+        from transformers import LlamaConfig
+
+        tokenizer: Any = self.tokenizer(None)
+        return LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            intermediate_size=self.intermediate,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.context,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            tie_word_embeddings=True,
+        )
+
     def fresh(self) -> PreTrainedModel:
         """The model before its SFT stage, seeded."""
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
-        tokenizer: Any = self.tokenizer(None)
+        config = self.configuration()
         torch.manual_seed(self.seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=self.hidden,
-                num_hidden_layers=self.layers,
-                intermediate_size=self.intermediate,
-                num_attention_heads=self.heads,
-                num_key_value_heads=self.heads,
-                max_position_embeddings=self.context,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-                tie_word_embeddings=True,
-            )
-        )
+        return LlamaForCausalLM(config)
 
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
         """One token per character of the embedded task's alphabet."""
@@ -163,7 +169,9 @@ class Tiny(Model):
     ) -> PreTrainedModel:
         """The weights that the SFT stage left in ``source``."""
         assert source is not None
-        return load_pretrained(str(source), dtype=dtype, device=device, quantization=quantization, model=self)
+        return load_pretrained(
+            str(source), dtype=dtype, device=device, quantization=quantization, attention=self.attention
+        )
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,7 @@ class HF(Model):
                 dtype=dtype,
                 device=device,
                 quantization=quantization,
-                model=self,
+                attention=self.attention,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
             )
@@ -316,7 +324,7 @@ class Shape(Model):
         torch.set_default_dtype(dtype)
         try:
             with torch.device(device):
-                made = AutoModelForCausalLM.from_config(config, dtype=dtype, **_attention(self))
+                made = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention_option(self.attention))
         finally:
             torch.set_default_dtype(before)
         if quantization is None:
@@ -324,48 +332,17 @@ class Shape(Model):
         state = {k: v.contiguous() for k, v in made.state_dict().items()}
         made_class = type(made)
         del made
-        return made_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            quantization_config=quantization,
-            device_map={"": device},
-            **_attention(self),
+        return trainable_in_4_bit(
+            made_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map={"": device},
+                **attention_option(self.attention),
+            )
         )
-
-
-def load_pretrained(
-    path: str, *, dtype: torch.dtype, device: str, quantization: Any | None, model: Model, **options: Any
-) -> PreTrainedModel:
-    """``AutoModelForCausalLM.from_pretrained`` on one device."""
-    from transformers import AutoModelForCausalLM
-
-    if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": device}}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_attention(model), **options)
-    return loaded if quantization is not None else loaded.to(device)
-
-
-def character_tokenizer(context: int) -> PreTrainedTokenizerBase:
-    """One token per character of the embedded task's alphabet, made in memory."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from harness.tasks.arithmetic import ALPHABET
-
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        model_max_length=context,
-    )
 
 
 def context_length(config: Any) -> int | None:
@@ -376,10 +353,6 @@ def context_length(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def _attention(model: Model) -> dict[str, Any]:
-    return {} if model.attention is None else {"attn_implementation": model.attention}
 
 
 def _cannot_load(what: str, path: str, error: Exception) -> UserError:

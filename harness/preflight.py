@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
+from harness.preload import gpu_visible
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
+
+
+BLOCK = 64
+"""Weights that share a scale in 4-bit format; bitsandbytes on a CPU gives wrong numbers for widths between."""
 
 
 def check(sweep: Sweep) -> dict[str, UserErrors]:
@@ -17,7 +22,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
     The checks import transformers, so they run in a child of the forkserver and the parent stays light.
     """
-    asked = [p for p in sweep.points if not isinstance(p.setup.model, Tiny) or p.setup.plain.get("preflight")]
+    asked = [p for p in sweep.points if _needs_checking(p.setup)]
     if not asked:
         return {}
     from harness import forkserver
@@ -33,6 +38,19 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
         raise RuntimeError(f"the checking process ended with code {process.exitcode}") from None
     process.join()
     return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
+
+
+def _needs_checking(setup: Any) -> bool:
+    """The embedded model at its own size is known to be well."""
+    if not isinstance(setup.model, Tiny):
+        return True
+    standard = Tiny()
+    return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
+        standard.hidden,
+        standard.intermediate,
+        standard.context,
+        96,
+    )
 
 
 def _main(sender: Any, plains: list[str]) -> None:
@@ -73,7 +91,7 @@ def model_config(model: Any) -> Any:
     """The transformers configuration of a model, without its weights."""
     from harness.models import HF, Shape, _cannot_load
 
-    if isinstance(model, Shape):
+    if isinstance(model, Shape | Tiny):
         return model.configuration()
     if isinstance(model, HF):
         from transformers import AutoConfig
@@ -151,7 +169,19 @@ def _target_problems(setup: Any, config: Any) -> list[UserError]:
     except (ValueError, TypeError, RuntimeError) as error:
         return [UserError(f"cannot be built ({error})", key="model", value=setup.model.name)]
     targets = setup.adapter.targets
-    if target_shapes(model, targets):
+    shapes = target_shapes(model, targets)
+    narrow = sorted({d_in for d_in, _ in shapes if d_in % BLOCK})
+    on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
+    if setup.adapter.quantized and narrow and on_cpu:
+        return [
+            UserError(
+                f"4-bit layers on a CPU must have widths that are multiples of {BLOCK}, and the model has {narrow}",
+                key="adapter",
+                value=setup.adapter.name,
+                fix="adapter=lora for such a model, or a GPU",
+            )
+        ]
+    if shapes:
         return []
     return [
         UserError(

@@ -38,11 +38,14 @@ def load_trained(ground: Ground, base: Any) -> Any:
     """The policy that an earlier attempt saved."""
     folder = ground.folder / "artifacts" / "model"
     if ground.setup.adapter.peft_config() is None:
-        del base
-        from harness.models import load_pretrained
+        from harness.loading import load_pretrained
 
         return load_pretrained(
-            str(folder), dtype=ground.dtype, device=ground.device, quantization=None, model=ground.setup.model
+            str(folder),
+            dtype=ground.dtype,
+            device=ground.device,
+            quantization=None,
+            attention=ground.setup.model.attention,
         ).eval()
     from peft import PeftModel
 

@@ -51,6 +51,8 @@ def run(job: Job, journal: Journal) -> None:
             keep(ground, model, journal)
     elif setup.algo.trains:
         with clock.phase("prepare"):
+            if setup.adapter.peft_config() is None:
+                model = None  # all weights come from disk
             model = load_trained(ground, model)
     with clock.phase("evaluate"):
         seed_everything(setup.eval.seed)
@@ -275,6 +277,10 @@ def train(ground: Ground, model: Any, expected: int, clock: PhaseClock, journal:
             )
         )
         policy: Any = trainer.model
+        for parameter in policy.parameters():
+            # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
+            if parameter.requires_grad and setup.adapter.peft_config() is not None:
+                parameter.data = parameter.data.float()
         count_parameters(policy, expected, journal)
         check_one_base(trainer, policy, setup)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None

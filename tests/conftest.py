@@ -17,7 +17,7 @@ os.environ.update(
     }
 )
 
-SMALL = ("model.steps=12", "model.batch_size=16", "model.layers=2", "model.hidden=32", "model.intermediate=64")
+SMALL = ("model.steps=12", "model.batch_size=16", "model.layers=2", "model.hidden=64", "model.intermediate=128")
 """A base that says nothing sensible but is made in a second."""
 
 QUICK = (

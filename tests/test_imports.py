@@ -40,6 +40,7 @@ ORDER = (
     "report",
     # Components.
     "tasks",
+    "loading",
     "models",
     "adapters",
     "telemetry",

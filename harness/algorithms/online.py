@@ -87,6 +87,7 @@ def checked_rewards(reward: Any, rows: Sequence[Mapping[str, Any]], completions:
             key="reward",
             fix="return exactly one number per completion, in order",
         )
+    values = [v.item() if hasattr(v, "item") else v for v in values]  # numbers of NumPy and torch
     for value, row, completion in zip(values, rows, completions, strict=True):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(

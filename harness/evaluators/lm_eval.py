@@ -43,6 +43,7 @@ class LmEval(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in."""
+        import numpy
         import torch
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.models import huggingface
@@ -66,7 +67,7 @@ class LmEval(Evaluator):
                 fix="see `lm-eval ls tasks`, or set eval.evaluators.lm_eval.include_path",
             )
         wrapper: Any = huggingface.HFLM  # its metaclass hides the signature from type checkers
-        training = context.model.training
+        training, python_state, numpy_state = context.model.training, random.getstate(), numpy.random.get_state()
         with torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []):
             found: Any = simple_evaluate(
                 model=wrapper(
@@ -89,6 +90,8 @@ class LmEval(Evaluator):
                 fewshot_random_seed=context.seed,
             )
         context.model.train(training)
+        random.setstate(python_state)  # lm-eval reseeds the global generators
+        numpy.random.set_state(numpy_state)
         assert found is not None
         return Evaluation(
             metrics=plain_metrics(found["results"], {n: d["effective"] for n, d in found["n-samples"].items()})
