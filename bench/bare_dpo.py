@@ -1,6 +1,7 @@
 """The script that people write instead of the harness: DPO with TRL, nothing around it.
 
-Arguments: base folder, rows (JSON lines), steps, adapter rank (0 = full), seed, beta, learning rate. Prints the training seconds.
+Arguments: base folder, rows (JSON lines), steps, adapter rank (0 = full), seed, beta, learning rate.
+Prints the training seconds.
 """
 
 import json

@@ -44,7 +44,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     (sweep.folder / STOP).unlink(missing_ok=True)
     interrupted = False
     try:
-        _hydra(arguments, overrides, sweep)
+        _hydra(options, overrides)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -132,7 +132,7 @@ def _announce(sweep: Sweep) -> None:
         say(f"  {point.trial.trial_id}  {recipe}{unused}")
 
 
-def _hydra(arguments: Sequence[str], overrides: Sequence[str], sweep: Sweep) -> None:
+def _hydra(options: Any, overrides: Sequence[str]) -> None:
     """Hand over to Hydra, which launches what it enumerates."""
     import hydra
     from hydra.errors import HydraException
@@ -141,8 +141,9 @@ def _hydra(arguments: Sequence[str], overrides: Sequence[str], sweep: Sweep) -> 
     from harness.config import as_user_error
 
     shown = sys.argv
-    extra = [o for o in overrides if o not in arguments]
-    sys.argv = [shown[0], *arguments, *extra]
+    flags = ["--multirun"] * options.multirun
+    flags += ["--config-dir", options.config_dir] if options.config_dir else []
+    sys.argv = [shown[0], *flags, *overrides]  # Hydra's own parser wants all overrides in one piece
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -222,7 +223,7 @@ def _parse(arguments: Sequence[str]) -> Any:
 
     parser = get_args_parser()
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_intermixed_args(list(arguments))
     except SystemExit as ended:
         if ended.code:
             raise UserError("unknown option", fix="see `python -m harness --help`") from None

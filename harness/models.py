@@ -236,7 +236,7 @@ class HF(Model):
                     "is no token of this model's vocabulary",
                     key="model.pad_token",
                     value=self.pad_token,
-                    fix=f"for example model.pad_token='{tokenizer.eos_token}'",
+                    fix=f"for example \"model.pad_token='{tokenizer.eos_token}'\"",
                 )
             tokenizer.pad_token = self.pad_token
         if tokenizer.pad_token is None:
@@ -244,7 +244,7 @@ class HF(Model):
                 "the tokenizer has no pad token, and padding with a token that means something trains it away",
                 key="model.pad_token",
                 value=None,
-                fix=f"name one: model.pad_token='{tokenizer.eos_token}'",
+                fix=f"name one: \"model.pad_token='{tokenizer.eos_token}'\"",
             )
         tokenizer.padding_side = "left"
         return tokenizer

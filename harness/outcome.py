@@ -60,7 +60,8 @@ def decide(
 def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, float]:
     """The final metrics of an attempt: single values, the last point of each series, and the deltas."""
     found: dict[str, float] = {}
-    for events in _by_attempt(worker, runner):
+    attempts = _by_attempt(worker, runner)
+    for events in attempts:
         part = _last_values(events)
         for name, value in part.items():
             if name in found and name.startswith("memory/"):
@@ -72,7 +73,7 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
         for name in _not_numbers(events) - set(part):
             found.pop(name, None)  # the newest value is not a number: absent, not stale
     phases = [v for k, v in found.items() if k.startswith("time/") and k not in ("time/total_s", "time/start_s")]
-    if "time/total_s" in found:
+    if "time/total_s" in found and len(attempts) > 1:
         found["time/total_s"] = sum(phases)
     base, trained = DELTA_FROM
     for name in [n for n in found if n.startswith(f"{trained}/")]:

@@ -31,7 +31,7 @@ class Sandbox:
     ) -> subprocess.CompletedProcess[str]:
         """``python -m harness ...``; ``quick`` adds the overrides that make a trial take two seconds."""
         return subprocess.run(
-            [sys.executable, "-m", "harness", *arguments, *(QUICK if quick else ())],
+            [sys.executable, "-m", "harness", *(QUICK if quick else ()), *arguments],
             cwd=self.cwd,
             env=self.environment(**extra),
             capture_output=True,
@@ -43,7 +43,7 @@ class Sandbox:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The same, in the background and in a session of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "harness", *arguments, *QUICK],
+            [sys.executable, "-m", "harness", *QUICK, *arguments],
             cwd=self.cwd,
             env=self.environment(),
             stdout=subprocess.PIPE,

@@ -74,7 +74,7 @@ def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:
         "adapter.targets": (
             *own,
             "model.path=padless",
-            "model.pad_token=<|end|>",
+            "model.pad_token='<|end|>'",
             "adapter.targets=[nowhere]",
             "train.max_length=64",
         ),

@@ -136,6 +136,8 @@ def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_m
     wait_for(lambda: list((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")), what="a checkpoint")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
     wait_for(lambda: not alive(pid), 5, "the worker to follow its runner")
     wait_for(lambda: not session_members(process.pid), 5, "the forkserver to be gone")
     for name in ("worker.jsonl", "runner.jsonl"):
@@ -190,6 +192,7 @@ def test_timeout_and_out_of_memory_are_rows_with_their_high_water_mark(sandbox: 
     assert "oom" in big.stdout
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_goes_away_loses_nothing(sandbox: Sandbox) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -292,7 +292,7 @@ def test_a_micro_batch_that_nobody_names_is_the_whole_batch():
 
 def test_the_model_chooses_the_recipe_so_that_toy_rates_never_reach_a_real_one(assemble):
     tiny, real = assemble("model=tiny").train, assemble("model=shape/llama-10m").train
-    assert (tiny.recipe, tiny.learning_rate, tiny.steps, tiny.epochs, tiny.max_length) == ("tiny", 2e-3, 150, None, 96)
+    assert (tiny.recipe, tiny.learning_rate, tiny.steps, tiny.epochs, tiny.max_length) == ("tiny", 1e-3, 150, None, 96)
     assert (real.recipe, real.learning_rate, real.steps, real.epochs, real.max_length) == (
         "standard", 5e-6, None, 1.0, 1024,
     )  # fmt: skip
