@@ -119,12 +119,15 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def git_sha() -> str | None:
-    """Commit of the working directory, with ``-dirty`` appended where files differ; None outside git."""
-    try:
-        sha = _git("rev-parse", "--short=12", "HEAD")
-        return f"{sha}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else sha
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """Commit of the working directory, else of the harness's own checkout; ``-dirty`` where files differ."""
+    for folder in (Path.cwd(), PACKAGE):
+        try:
+            sha = _git("-C", str(folder), "rev-parse", "--short=12", "HEAD")
+            dirty = _git("-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+            return f"{sha}-dirty" if dirty else sha
+        except (OSError, subprocess.SubprocessError):
+            continue  # no checkout, or no git
+    return None
 
 
 def command_line() -> str:

@@ -90,7 +90,15 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
     try:
         api = client(uri)
         found = api.get_experiment_by_name(tracking.experiment)
-        experiment_id = found.experiment_id if found else api.create_experiment(tracking.experiment)
+        experiment_id = (
+            found.experiment_id
+            if found
+            else api.create_experiment(
+                # The UI then opens on training runs, and not on traces.
+                tracking.experiment,
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        )
         existing = api.search_runs(
             [experiment_id],
             filter_string=f"tags.kind = 'sweep' and tags.sweep = '{_quoted(sweep)}'",
