@@ -15,7 +15,7 @@ from typing import Any
 
 def context() -> Any:
     """The forkserver context, with the preload module set."""
-    # joblib's loky workers have replaced the start method; their children would not find it (see DESIGN, traps).
+    # joblib's loky workers have replaced the start method; without this a child looks for a context it does not have.
     multiprocessing.set_start_method("forkserver", force=True)
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["harness.preload"])
