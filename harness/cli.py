@@ -90,7 +90,7 @@ def _hydra_info(arguments: list[str]) -> int:
     from harness.config import as_user_error, conf_dir
 
     commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
-    text = HELP.format(commands=commands).replace("$APP", "$APP")
+    text = HELP.format(commands=commands)
 
     def never(_: Any) -> None:
         return None

@@ -80,7 +80,7 @@ def _meaning(source: str) -> str:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that compute."""
-    return {name: _version(name) for name in COMPUTING_LIBRARIES}
+    return {name: version_of(name) for name in COMPUTING_LIBRARIES}
 
 
 def folder_digest(folder: Path) -> str:
@@ -109,8 +109,8 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "versions": {
             **library_versions(),
-            "harness": _version("alignment-harness"),
-            "mlflow": _version("mlflow"),
+            "harness": version_of("alignment-harness"),
+            "mlflow": version_of("mlflow"),
         },
         "git_sha": git_sha(),
         "command": command_line(),
@@ -162,7 +162,8 @@ def modules_of(components: Iterable[object]) -> tuple[str, ...]:
     return tuple(sorted(n for n in names if not n.startswith("harness.")))
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Installed version of a distribution, or ``absent``."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -37,8 +37,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         forkserver.warm_up()
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
+    sweep = _without_unfit(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
     run = _track(sweep)
-    sweep = _without_unfit(sweep, check(sweep))
     write_manifest(sweep, run)
     _announce(sweep)
     (sweep.folder / STOP).unlink(missing_ok=True)
@@ -82,7 +82,6 @@ def job(config: Any) -> None:
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
     outcome, _ = run_trial(setup, trial, runner, projector, position=position)
-    _remember(folder, trial.trial_id, outcome)
     if projector is not None and projector.failure:
         print(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up", file=sys.stderr)
     if runner.fail_fast and not outcome.succeeded:
@@ -210,12 +209,6 @@ def ui_command(tracking: Tracking) -> str:
 
 def _trials_on_disk(folder: Path) -> list[str]:
     return sorted(p.parent.name for p in folder.glob("*/trial.json"))
-
-
-def _remember(folder: Path, trial_id: str, outcome: Outcome) -> None:
-    """A trace of this start, for launchers whose jobs run elsewhere."""
-    with (folder / "starts.jsonl").open("a") as file:
-        file.write(json.dumps({"time": time.time(), "trial_id": trial_id, "outcome": str(outcome)}) + "\n")
 
 
 def _parse(arguments: Sequence[str]) -> Any:

@@ -179,7 +179,7 @@ def _attempt(
     raised: BaseException | None = None
     sampler = MemorySampler(
         process.pid,
-        emit=lambda row: _ignore(book.write("sample", **row)),
+        emit=lambda row: book.write("sample", **row),
         env={**os.environ, **job.environment},
         hz=runner.sample_hz,
         levels=levels,
@@ -390,7 +390,3 @@ def attempt_events(folder: Path) -> tuple[list[Event], list[Event]]:
     """(worker's, runner's) events of the latest attempt."""
     runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
     return since_attempt(journal.read(folder / "worker.jsonl"), runner), runner
-
-
-def _ignore(_: object) -> None:
-    """For callbacks whose result nobody wants."""

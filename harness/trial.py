@@ -173,7 +173,9 @@ def check_data(setup: Setup) -> TaskData:
 def load_data(task: Task) -> TaskData:
     """The task's rows; read once per process for equal tasks and unchanged files."""
     fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""  # type: ignore[attr-defined]
-    return _load_data(task, f"{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}{fingerprint}")
+    return _load_keyed(
+        _Keyed(task, f"{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}{fingerprint}")
+    )
 
 
 class _Keyed:
@@ -187,10 +189,6 @@ class _Keyed:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Keyed) and other.key == self.key
-
-
-def _load_data(task: Task, key: str) -> TaskData:
-    return _load_keyed(_Keyed(task, key))
 
 
 @functools.lru_cache(maxsize=8)
@@ -222,7 +220,7 @@ def identify(setup: Setup, data: TaskData) -> Trial:
     eval_why = {
         **{k: str(v) for k, v in identity.flatten(evaluation).items()},
         "evaluation code": eval_code,
-        "version of lm-eval": identity._version("lm_eval"),
+        "version of lm-eval": identity.version_of("lm_eval"),
     }
     return Trial(
         trial_id=_trial_id(setup, keyed),

@@ -32,7 +32,7 @@ from harness.trial import Setup, assemble, check_data
 
 def run(job: Job, journal: Journal) -> None:
     """Prepare, judge the base, train, judge what came of it."""
-    clock = PhaseClock(lambda kind, data: _ignore(journal.write(kind, **data)))
+    clock = PhaseClock(lambda kind, data: journal.write(kind, **data))
     with clock.phase("prepare"):
         setup = assemble(job.plain)
         data = check_data(setup)
@@ -128,7 +128,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
             setup.task,
             cache,
             threads=torch.get_num_threads(),
-            progress=lambda step, total: _ignore(journal.write("progress", what="base SFT", step=step, total=total)),
+            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
         )
         note = cache.note(entry)
         journal.write(
@@ -373,7 +373,3 @@ def _elements(parameter: Any) -> int:
     """Logical number of values: a 4-bit parameter packs two into a byte."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
-
-
-def _ignore(_: object) -> None:
-    """For callbacks whose result nobody wants."""

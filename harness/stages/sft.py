@@ -14,7 +14,7 @@ from harness.tasks.base import Task
 
 
 def embedded_base(
-    model: Tiny, task: Task, cache: Cache, *, threads: int, progress: Callable[[int, int], None]
+    model: Tiny, task: Task, cache: Cache, *, threads: int, progress: Callable[[int, int], object]
 ) -> Entry:
     """The folder of the trained base, from the cache or built now.
 
@@ -37,7 +37,7 @@ def embedded_base(
     return cache.fetch("sft", digest(inputs), lambda folder: _build(model, task, folder, progress), inputs=inputs)
 
 
-def _build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
+def _build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], object]) -> Mapping[str, Any]:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer

@@ -57,7 +57,7 @@ class PhaseClock:
             could be measured.
     """
 
-    def __init__(self, emit: Callable[[str, Mapping[str, Any]], None]):
+    def __init__(self, emit: Callable[[str, Mapping[str, Any]], object]):
         """Start outside every phase."""
         self._emit = emit
         self._current: str | None = None

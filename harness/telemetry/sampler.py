@@ -82,7 +82,7 @@ class MemorySampler:
         self,
         pid: int,
         *,
-        emit: Callable[[dict[str, Any]], None],
+        emit: Callable[[dict[str, Any]], object],
         env: Mapping[str, str] | None = None,
         hz: float = 20.0,
         window_s: float = 1.0,
@@ -188,7 +188,7 @@ class MemorySampler:
     def _process_lives(self) -> bool:
         return self._started is not None and start_ticks(self._pid) == self._started
 
-    def _guarded(self, step: Callable[..., None], *args: Any) -> None:
+    def _guarded(self, step: Callable[..., object], *args: Any) -> None:
         try:
             step(*args)
         except SampleMissed as failure:
