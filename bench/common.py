@@ -12,7 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from harness.tasks.arithmetic import Arithmetic
+
+RATE = 2e-3
+RECIPE = (f"train.learning_rate={RATE}", "train.batch_size=32")
+"""What ``bare_dpo.py`` does, as overrides of the harness."""
 
 
 def workdir() -> Path:
@@ -34,6 +38,20 @@ def harness(arguments: Sequence[str], cwd: Path, cache: Path) -> float:
     if done.returncode:
         sys.exit(f"harness {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return time.perf_counter() - started
+
+
+def rows_file(cwd: Path) -> Path:
+    """The embedded task's training pairs, as a file that a script reads."""
+    path = cwd / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(dict(row)) for row in Arithmetic().load().train_pairs))
+    return path
+
+
+def bare(base: Path, rows: Path, steps: int, *, rank: int, beta: float) -> str:
+    """Run ``bare_dpo.py`` once; what it printed."""
+    script = str(Path(__file__).with_name("bare_dpo.py"))
+    arguments = [str(value) for value in (base, rows, steps, rank, 0, beta, RATE)]
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def base_model(cache: Path, cwd: Path) -> Path:

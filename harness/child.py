@@ -14,6 +14,7 @@ import warnings
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from harness.allocator import hold_freed_memory
 from harness.errors import UserError
 from harness.job import Job
 from harness.journal import Journal
@@ -36,6 +37,7 @@ def main(job: Job) -> None:
     os.environ.update(job.environment)
     try:
         _limit_memory(job.memory_limit_mb)
+        hold_freed_memory()
         _check_preload(journal)
         _set_threads(job.threads)
         from harness import worker

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from harness.errors import UserError
 
@@ -83,33 +82,15 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _hydra_info(arguments: list[str]) -> int:
     """``--help``, ``--cfg`` and their kin are Hydra's to answer."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from harness.config import hydra_application
 
-    from harness.config import as_user_error, conf_dir
-
-    commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
-    text = HELP.format(commands=commands)
-
-    def never(_: Any) -> None:
-        return None
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
-    shown = sys.argv
-    sys.argv = (
-        [shown[0], *arguments, f"hydra.help.template='{_escaped(text)}'"]
-        if _asks_help(arguments)
-        else [shown[0], *arguments]
-    )
+    if _asks_help(arguments):
+        commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+        arguments = [*arguments, f"hydra.help.template='{_escaped(HELP.format(commands=commands))}'"]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(never)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise as_user_error(error) from None
+        hydra_application(lambda _: None, arguments)
     except SystemExit as ended:
         return OK if ended.code in (None, 0) else USER_ERROR
-    finally:
-        sys.argv = shown
     return OK
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -87,13 +89,43 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     return result
 
 
+def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -> None:
+    """Run Hydra's command line over ``conf/`` with ``task`` as the job.
+
+    Raises:
+        UserError: in place of Hydra's and OmegaConf's own errors.
+        SystemExit: as Hydra's argument parser does.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
+    shown = sys.argv
+    sys.argv = [shown[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from None
+    finally:
+        sys.argv = shown
+
+
 def as_user_error(error: Exception) -> UserError:
-    """Hydra's and OmegaConf's own complaints, as ours."""
+    """Hydra's and OmegaConf's own complaints, as ours; any other error is raised again."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        raise error
     text = (str(error).strip() or type(error).__name__).partition("\nConfig search path:")[0]
     absent = re.search(r"Could not find '([^']*)/([^'/]*)'\s+Available options in '[^']*':\s+(.+)", text, re.DOTALL)
     if absent:
         group, option, options = absent.groups()
-        known = ", ".join(options.split())
+        folders = sorted(f"{p.parent.name}/{p.stem}" for p in (conf_dir() / group).glob("*/*.yaml"))
+        known = ", ".join([*options.split(), *folders])
         return UserError("no such option", key=group, value=option, fix=f"{group} is one of {known}")
     chained = error.__cause__
     if chained is not None and str(chained).strip() and str(chained).strip() not in text:

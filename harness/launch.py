@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import forkserver, identity
-from harness.config import conf_dir
+from harness.config import hydra_application
 from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
 from harness.projection import Projector
@@ -133,23 +132,9 @@ def _announce(sweep: Sweep) -> None:
 
 def _hydra(options: Any, overrides: Sequence[str]) -> None:
     """Hand over to Hydra, which launches what it enumerates."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from harness.config import as_user_error
-
-    shown = sys.argv
     flags = ["--multirun"] * options.multirun
     flags += ["--config-dir", options.config_dir] if options.config_dir else []
-    sys.argv = [shown[0], *flags, *overrides]  # Hydra's own parser wants all overrides in one piece
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise as_user_error(error) from None
-    finally:
-        sys.argv = shown
+    hydra_application(job, [*flags, *overrides])  # Hydra's own parser wants all overrides in one piece
 
 
 def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:

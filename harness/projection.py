@@ -56,7 +56,7 @@ class Projector:
         every_s: seconds between two projections.
     """
 
-    def __init__(self, sweep: SweepRun, every_s: float = 2.0):
+    def __init__(self, sweep: SweepRun, every_s: float = 5.0):
         """Connect lazily: importing MLflow takes seconds that the trial need not wait for."""
         self.sweep, self.every_s = sweep, every_s
         self.failure: str | None = None

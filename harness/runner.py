@@ -25,7 +25,7 @@ from harness.telemetry.nvml import device_levels
 from harness.telemetry.sampler import MemorySampler, MemorySummary
 from harness.trial import Setup, folder_of
 
-POLL_S = 0.05
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
             try:
                 composed.append((tuple(combination), compose(combination)))
             except Exception as error:  # Hydra's and OmegaConf's own kinds; anything else is re-raised
-                composed.append((tuple(combination), UserErrors([_ours(error)])))
+                composed.append((tuple(combination), UserErrors([as_user_error(error)])))
     plain = base if base is not None else next((c for _, c in composed if isinstance(c, dict)), None)
     if plain is None:
         raise UserErrors([e for _, c in composed if isinstance(c, UserErrors) for e in c.errors])
@@ -167,7 +167,7 @@ def _expand(
     try:
         parsed = parser.parse_overrides(list(overrides))
     except Exception as error:
-        raise _ours(error) from None
+        raise as_user_error(error) from None
     fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
     probe = compose(fixed, with_hydra=True)
     sweeper, launcher = probe["hydra"]["sweeper"], probe["hydra"]["launcher"]
@@ -179,14 +179,3 @@ def _expand(
     batches = BasicSweeper.split_arguments(arguments, None)
     combinations = [list(job) for batch in batches for job in batch]
     return combinations, probe, sweeper["_target_"], launcher["_target_"]
-
-
-def _ours(error: Exception) -> UserError:
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return as_user_error(error)
-    raise error

@@ -17,6 +17,7 @@ import torch
 
 from harness import identity
 from harness.algorithms.base import TrainJob
+from harness.allocator import give_back
 from harness.cache import Cache
 from harness.conversation import is_conversational, prepare_rows
 from harness.errors import UserError
@@ -367,6 +368,7 @@ def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
+    give_back()
 
 
 def _elements(parameter: Any) -> int:

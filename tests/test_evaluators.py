@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.conversation import as_messages, encode, is_conversational, prepare_rows
 from harness.evaluators.base import EvalContext, Evaluator
@@ -28,28 +27,11 @@ from harness.evaluators.true_reward import TrueReward
 from harness.models import PLAIN_TEMPLATE, character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
+from tests.toys import random_llama
 
 TOKENIZER = character_tokenizer(96)
 TASK = Arithmetic(pairs=4, eval_pairs=29, eval_prompts=10)
 DATA = TASK.load()
-
-
-def random_llama(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        num_hidden_layers=2,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-        pad_token_id=TOKENIZER.pad_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

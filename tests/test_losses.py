@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
@@ -27,6 +27,7 @@ from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.training import Train
+from tests.toys import random_llama
 
 TOKENIZER = character_tokenizer(64)
 PAIRS = (
@@ -46,25 +47,6 @@ PROMPTS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "1+1=", "answer": "2"
 
 
 # -- the toy world -------------------------------------------------------------------------------------
-
-
-def random_llama(seed: int) -> LlamaForCausalLM:
-    """Two layers with weights large enough that two seeds disagree by several nats."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        num_hidden_layers=2,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        pad_token_id=TOKENIZER.pad_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

@@ -13,6 +13,31 @@ CHAT = (
 )
 
 
+def random_llama(seed: int, *, context: int = 96) -> Any:
+    """Two layers over the embedded alphabet, with weights so large that two seeds disagree by several nats."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from harness.models import character_tokenizer
+
+    tokenizer = character_tokenizer(context)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
 def build_model(folder: Path, architecture: str, *, chat: bool = True, pad: bool = True, context: int = 128) -> Path:
     """A random two-layer model with a byte-level BPE tokenizer, saved as a user's would be."""
     import torch
