@@ -61,6 +61,7 @@ def stop() -> None:
     # multiprocessing offers no public way; it calls this itself in its own tests.
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)  # in the middle of its imports it would hear nothing else
         server._stop()
 
 

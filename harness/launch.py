@@ -26,14 +26,23 @@ STOP = ".stopped"
 
 def run_sweep(arguments: Sequence[str]) -> int:
     """Run a Hydra command line; returns the exit code, derived from what is on disk afterwards."""
-    from harness.preflight import check
-
     options = _parse(arguments)
     overrides = named(options.overrides)
+    if not any(o.lstrip("+").startswith("hydra/launcher=") for o in overrides):
+        forkserver.warm_up()  # its imports take seconds; the sweep is planned meanwhile
+    try:
+        return _run(options, overrides)
+    finally:
+        forkserver.stop()
+
+
+def _run(options: Any, overrides: list[str]) -> int:
+    from harness.preflight import check
+
     config_dirs = [options.config_dir] if options.config_dir else []
     sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
-    if sweep.own_process:
-        forkserver.warm_up()
+    if not sweep.own_process:
+        forkserver.stop()
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
     sweep = _without_unfit(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
@@ -46,9 +55,6 @@ def run_sweep(arguments: Sequence[str]) -> int:
         _hydra(options, overrides)
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        if sweep.own_process:
-            forkserver.stop()
     code = _conclude(sweep, run, started)
     return 1 if interrupted else code
 

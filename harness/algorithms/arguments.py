@@ -62,3 +62,14 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any
     from datasets import Dataset
 
     return Dataset.from_list([{c: row[c] for c in columns} for row in rows])
+
+
+def tokenized_pairs(job: TrainJob) -> Any:
+    """The training pairs as token ids; those whose prompt alone fills the length limit are left out, as TRL does."""
+    from datasets import Dataset
+
+    from harness.conversation import encode_pairs
+
+    encoded = encode_pairs(job.tokenizer, job.rows(job.data.train_pairs))
+    kept = [i for i, ids in enumerate(encoded["prompt_ids"]) if len(ids) < job.train.max_length]
+    return Dataset.from_dict({name: [column[i] for i in kept] for name, column in encoded.items()})
