@@ -28,6 +28,7 @@ ORDER = (
     "training",
     "conversation",
     "display",
+    "allocator",
     "preload",
     "forkserver",
     "outcome",
