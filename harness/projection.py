@@ -41,6 +41,7 @@ class _State:
     """What has been projected of a trial's folder."""
 
     run_id: str = ""
+    described: bool = False
     attempt: float = 0.0
     worker: int = 0
     runner: int = 0
@@ -120,6 +121,10 @@ def project(folder: Path, sweep: SweepRun) -> str | None:
             worker=_offset_at(folder / "worker.jsonl", began),
             runner=_offset_at(folder / "runner.jsonl", began),
         )
+        _save_state(state_path, state, sweep.uri)  # before anything else can fail, or the next try makes another run
+    if not state.described:
+        _describe_run(api, state.run_id, trial)
+        state.described = True
         _save_state(state_path, state, sweep.uri)
     worker_tail = Tail(folder / "worker.jsonl", state.worker)
     runner_tail = Tail(folder / "runner.jsonl", state.runner)
@@ -145,8 +150,6 @@ def project(folder: Path, sweep: SweepRun) -> str | None:
 
 
 def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Path, began: float) -> str:
-    from mlflow.entities import Param
-
     config, environment = trial["config"], trial["environment"]
     tags = {
         "mlflow.parentRunId": sweep.parent_id,
@@ -166,16 +169,16 @@ def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Pat
         "folder": str(folder),
     }
     run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
-    params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(config).items())]
-    for chunk in _chunks(params, 100):
-        api.log_batch(run.info.run_id, params=chunk)
-    _log_dataset(api, run.info.run_id, trial)
     return run.info.run_id
 
 
-def _log_dataset(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def _describe_run(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
+    """Parameters and data set; safe to repeat."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+    params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(trial["config"]).items())]
+    for chunk in _chunks(params, 100):
+        api.log_batch(run_id, params=chunk)
     task = trial["config"]["task"]
     dataset = Dataset(
         name=str(task.get("path") or task.get("name")),

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness import projection
+from harness.tracking import Tracking, client, open_sweep
 from tests.runs import Sandbox, alive, session_members, wait_for
 
 LONG = ("train.steps=4000", "train.logging_steps=1")
@@ -276,7 +278,7 @@ def test_other_launchers_run_four_trials_under_one_parent(sandbox: Sandbox, laun
     assert len(sandbox.runs("wide")) == 4 and len(sandbox.runs("wide", kind="sweep")) == 1
 
 
-def test_sync_rebuilds_a_lost_database(sandbox: Sandbox) -> None:
+def test_sync_rebuilds_a_lost_database(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sandbox.run("algo=sft", "sweep=lost").returncode == 0
     (before,) = sandbox.runs("lost")
     (sandbox.cwd / "mlflow.db").unlink()
@@ -285,3 +287,14 @@ def test_sync_rebuilds_a_lost_database(sandbox: Sandbox) -> None:
     assert after.data.metrics == before.data.metrics and after.data.params == before.data.params
     assert sandbox.run("sync", quick=False).returncode == 0
     assert len(sandbox.runs("lost")) == 1, "projecting twice changes nothing"
+
+    # A store that fails in the middle (a locked database) must not get a second run at the next try.
+    sweep = open_sweep(Tracking(uri=f"sqlite:///{sandbox.cwd}/second.db"), "lost")
+    (folder,) = sandbox.folders("lost")
+    with monkeypatch.context() as locked:
+        locked.setattr(projection, "_describe_run", lambda *_: (_ for _ in ()).throw(RuntimeError("locked")))
+        with pytest.raises(RuntimeError, match="locked"):
+            projection.project(folder, sweep)
+    projection.project(folder, sweep)
+    (whole,) = client(sweep.uri).search_runs([sweep.experiment_id], "tags.kind = 'trial'")
+    assert whole.data.params == before.data.params and whole.info.status == "FINISHED"
