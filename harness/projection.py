@@ -224,7 +224,7 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
         api.set_tag(state.run_id, "precision", data["precision"])
     elif event.kind == "memory":
         api.set_tag(state.run_id, "memory_lens", data["lens"])
-    elif event.kind == "stage" and not data["hit"]:
+    elif event.kind == "stage":
         _log_stage(api, sweep, state, event, trial)
     elif event.kind == "attempt":
         api.set_tag(state.run_id, "train_key", data["train_key"])
@@ -245,14 +245,30 @@ def _log_table(api: Any, run_id: str, name: str, rows: Sequence[Mapping[str, Any
 
 
 def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any]) -> None:
-    """One run per built stage, next to the trials of its sweep."""
+    """One run per stage, next to the trials of the sweep that built it; every trial that used it points there.
+
+    A stage that an earlier store has seen built gets a run here too, or its figures would be nowhere to be found.
+    """
     data = event.data
-    if data["stage"].startswith("baseline-") or data["key"] in state.stages:
+    if data["stage"].startswith("baseline-"):
         return  # the baseline's figures are on the trial itself
-    end = int(event.time * 1000)
+    run_id = state.stages.get(data["key"]) or _stage_run(api, sweep, data["key"])
+    if run_id is None:
+        run_id = _create_stage_run(api, sweep, event, trial)
+    state.stages[data["key"]] = run_id
+    api.set_tag(state.run_id, f"stage.{data['stage']}", run_id)
+
+
+def _stage_run(api: Any, sweep: SweepRun, key: str) -> str | None:
+    found = api.search_runs([sweep.experiment_id], f"tags.stage_key = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _create_stage_run(api: Any, sweep: SweepRun, event: Event, trial: Mapping[str, Any]) -> str:
+    data, end = event.data, int(event.time * 1000)
     run = api.create_run(
         sweep.experiment_id,
-        start_time=end - int(data["seconds"] * 1000),
+        start_time=end - (0 if data["hit"] else int(data["seconds"] * 1000)),
         run_name=f"stage {data['stage']}",
         tags={
             "mlflow.parentRunId": sweep.parent_id,
@@ -260,7 +276,7 @@ def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
             "stage": data["stage"],
             "stage_key": data["key"],
             "sweep": trial["sweep"],
-            "built_for": trial["trial_id"],
+            "built_for": "an earlier sweep" if data["hit"] else trial["trial_id"],
             "why": data["why"],
         },
     )
@@ -269,7 +285,7 @@ def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
         if number is not None:
             api.log_metric(run.info.run_id, name, number, timestamp=end)
     api.set_terminated(run.info.run_id, end_time=end)
-    state.stages[data["key"]] = run.info.run_id
+    return run.info.run_id
 
 
 def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.journal import Journal
 
 if TYPE_CHECKING:
-    from harness.worker import Ground
+    from harness.ground import Ground
 
 
 def keep(ground: Ground, model: Any, journal: Journal) -> None:

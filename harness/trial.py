@@ -134,6 +134,11 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     elif plain.get("reward") is not None:
         unused.append("reward")
     errors += built["model"].problems()
+    if reward is not None and not errors:
+        try:
+            reward = reward.bind(built["task"], adapter, built["train"].recipe)
+        except UserError as error:
+            errors.append(error)
     if errors:
         raise UserErrors(errors)
     return Setup(
@@ -141,7 +146,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         adapter=adapter,
         model=built["model"],
         task=built["task"],
-        reward=None if reward is None else reward.bind(built["task"]),
+        reward=reward,
         train=built["train"],
         eval=built["eval"],
         seed=seed,
@@ -155,6 +160,7 @@ def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task)
     errors = setup.algo.problems(setup.task, data, setup.train)
+    errors += setup.reward.data_problems(data) if setup.reward is not None else []
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, data)
         if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
@@ -250,7 +256,7 @@ def training_config(setup: Setup) -> dict[str, Any]:
     if setup.reward is not None:
         config["reward"] = {
             "name": type(setup.reward).__name__.lower(),
-            **_plain_fields(setup.reward, leave_out=("task",)),
+            **_plain_fields(setup.reward),
         }
     return config
 
@@ -380,7 +386,7 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
         if is_dataclass(value) and not isinstance(value, type):
             return {
                 "class": type(value).__name__,
-                **{f.name: plain(getattr(value, f.name)) for f in fields(value)},
+                **{f.name: plain(getattr(value, f.name)) for f in fields(value) if f.metadata.get("told", True)},
             }
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}
@@ -388,4 +394,5 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
             return [plain(v) for v in value]
         return value
 
-    return {f.name: plain(getattr(component, f.name)) for f in fields(component) if f.name not in leave_out}
+    told = [f for f in fields(component) if f.name not in leave_out and f.metadata.get("told", True)]
+    return {f.name: plain(getattr(component, f.name)) for f in told}

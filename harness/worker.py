@@ -9,7 +9,7 @@ import copy
 import gc
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,11 @@ import torch
 from harness import identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
-from harness.cache import Cache
-from harness.conversation import is_conversational, prepare_rows
-from harness.errors import UserError
-from harness.evaluators.base import EvalContext, Evaluation
+from harness.evaluators.base import Evaluation
+from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
-from harness.models import PLAIN_TEMPLATE, Tiny
 from harness.saved import keep, last_checkpoint, load_trained
-from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, assemble, check_data
 
@@ -42,12 +38,13 @@ def run(job: Job, journal: Journal) -> None:
         seed_everything(setup.eval.seed)
         judge_base(ground, journal)
     with clock.phase("prepare"):
+        folders = ground.reward_folders(journal) if job.mode == "train" else {}
         model = ground.load_policy_base()
         expected = setup.adapter.expected_trainable(model) if setup.algo.trains else 0
     with clock.phase("reference"):
         reference = reference_scores(ground, model, journal)
     if setup.algo.trains and job.mode == "train":
-        model = train(ground, model, expected, clock, journal)
+        model = train(ground, model, expected, folders, clock, journal)
         with clock.phase("evaluate"):
             keep(ground, model, journal)
     elif setup.algo.trains:
@@ -59,142 +56,6 @@ def run(job: Job, journal: Journal) -> None:
         seed_everything(setup.eval.seed)
         judge_trained(ground, model, reference, journal)
     report_clock(clock, journal)
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What every part of the story stands on."""
-
-    setup: Setup
-    data: TaskData
-    tokenizer: Any
-    chat: bool
-    source: Path | None
-    base_key: str
-    cache: Cache
-    folder: Path
-    device: str
-    dtype: torch.dtype
-    precision: str
-    resume: bool
-
-    def rows(self, rows: Any) -> list[dict[str, Any]]:
-        """Rows in the form the model wants."""
-        return prepare_rows(rows, chat=self.chat)
-
-    def load_base(self) -> Any:
-        """The base in the compute precision, as a user would deploy it."""
-        return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
-
-    def load_policy_base(self) -> Any:
-        """The base that training starts from, 4-bit where the adapter asks for it."""
-        quantization = self.setup.adapter.quantization(self.dtype)
-        if quantization is None:
-            return self.load_base()
-        return self.setup.model.load(
-            self.source, dtype=self.dtype, device=self.device, quantization=quantization
-        ).eval()
-
-    def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
-        """What evaluators see."""
-        setup = self.setup
-        return EvalContext(
-            model=model,
-            tokenizer=self.tokenizer,
-            task=setup.task,
-            data=self.data,
-            rows=self.rows,
-            split=setup.eval.split,
-            batch_size=setup.eval.batch_size,
-            max_length=setup.eval.max_length,
-            max_completion_length=setup.eval.max_completion_length,
-            seed=setup.eval.seed,
-            device=self.device,
-            beta=setup.algo.beta,
-            reference=reference,
-        )
-
-
-def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:
-    """Device, precision, tokenizer and the base's folder (built by the SFT stage on first use)."""
-    device, dtype, precision = placement(setup, job.device)
-    journal.write("device", device=device, precision=precision, **device_record(device))
-    cache = Cache(Path(job.cache_dir))
-    source, base_key = None, setup.model.recipe_digest(setup.task)
-    if isinstance(setup.model, Tiny):
-        from harness.stages.sft import embedded_base
-
-        entry = embedded_base(
-            setup.model,
-            setup.task,
-            cache,
-            threads=torch.get_num_threads(),
-            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
-        )
-        note = cache.note(entry)
-        journal.write(
-            "stage",
-            stage="sft",
-            key=entry.path.name,
-            hit=entry.hit,
-            why=entry.why,
-            seconds=entry.seconds,
-            metrics={k: float(v) for k, v in note.items()},
-        )
-        source, base_key = entry.path, entry.path.name
-    tokenizer = setup.model.tokenizer(source)
-    chat = choose_chat(setup, data, tokenizer, journal)
-    for note in data.notes:
-        journal.write("note", message=note)
-    return Ground(
-        setup=setup,
-        data=data,
-        tokenizer=tokenizer,
-        chat=chat,
-        source=source,
-        base_key=base_key,
-        cache=cache,
-        folder=Path(job.folder),
-        device=device,
-        dtype=dtype,
-        precision=precision,
-        resume=job.resume_checkpoint,
-    )
-
-
-def placement(setup: Setup, wanted: str) -> tuple[str, torch.dtype, str]:
-    """Device, dtype of the stored weights, and precision of the computation."""
-    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch sees no CUDA device", key="runner.device", value="cuda", fix="runner.device=cpu")
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported() and not isinstance(setup.model, Tiny)
-    precision = {"auto": "bf16" if bf16 else "fp32"}.get(setup.train.precision, setup.train.precision)
-    dtype = {"auto": torch.bfloat16 if bf16 else torch.float32}.get(
-        setup.model.dtype, getattr(torch, setup.model.dtype, torch.float32)
-    )
-    return device, dtype, precision
-
-
-def device_record(device: str) -> dict[str, Any]:
-    """Name and identity of the device, so that the sampler can find it."""
-    if device == "cpu":
-        return {"name": identity.processor(), "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(0)
-    return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
-
-
-def choose_chat(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> bool:
-    """Whether rows are rendered with a chat template; conversational rows always need one."""
-    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
-    if is_conversational(some):
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-            journal.write(
-                "note",
-                message="the tokenizer has no chat template; rows are rendered as 'role: content' lines",
-            )
-        return True
-    return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
 
 
 def judge_base(ground: Ground, journal: Journal) -> None:
@@ -225,14 +86,7 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             return {}
 
         entry = ground.cache.fetch(f"baseline-{name}", identity.digest(inputs), build, inputs=inputs)
-        journal.write(
-            "stage",
-            stage=f"baseline-{name}",
-            key=entry.path.name,
-            hit=entry.hit,
-            why=entry.why,
-            seconds=entry.seconds,
-        )
+        note_stage(journal, f"baseline-{name}", entry)
         record(journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
     del model
     free_memory(ground.device)
@@ -248,7 +102,9 @@ def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
     return PairLogProbs(empty, empty, empty, empty, 0)
 
 
-def train(ground: Ground, model: Any, expected: int, clock: PhaseClock, journal: Journal) -> Any:
+def train(
+    ground: Ground, model: Any, expected: int, folders: Mapping[str, Path], clock: PhaseClock, journal: Journal
+) -> Any:
     """Train by TRL; returns the trained policy, unwrapped and in eval mode."""
     from harness.callback import JournalCallback
 
@@ -274,6 +130,8 @@ def train(ground: Ground, model: Any, expected: int, clock: PhaseClock, journal:
                 device=ground.device,
                 precision=ground.precision,
                 clock=clock,
+                dtype=ground.dtype,
+                folders=folders,
                 callbacks=[callback],
             )
         )
@@ -283,7 +141,7 @@ def train(ground: Ground, model: Any, expected: int, clock: PhaseClock, journal:
             if parameter.requires_grad and setup.adapter.peft_config() is not None:
                 parameter.data = parameter.data.float()
         count_parameters(policy, expected, journal)
-        check_one_base(trainer, policy, setup)
+        account_for_roles(trainer, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
         journal.write("note", message=f"continues from {checkpoint.name}")
@@ -317,12 +175,21 @@ def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
         raise RuntimeError(f"{trainable:,} parameters are trainable, the adapter's formula says {expected:,}")
 
 
-def check_one_base(trainer: Any, policy: Any, setup: Setup) -> None:
-    """With an adapter the reference is the base with the adapter off: no second model may be in memory."""
-    if setup.adapter.peft_config() is None:
-        return
-    if getattr(trainer, "ref_model", None) is not None or list(policy.peft_config) != ["default"]:
-        raise RuntimeError("an adapter trial holds a second model or adapter as its reference")
+def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:
+    """Log what each resident role weighs; with an adapter no role but the policy may hold a base of its own."""
+    from harness.algorithms.roles import role_bytes, tensors_of
+
+    if hasattr(trainer, "roles"):
+        roles = trainer.roles()
+    else:
+        reference = getattr(trainer, "ref_model", None)
+        roles = {"policy": tensors_of(trainer.model)}
+        if setup.algo.uses_reference:
+            roles["reference"] = tensors_of(reference or trainer.model)
+    weights = role_bytes(roles)
+    journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
+    if setup.adapter.peft_config() is not None and weights.get("reference"):
+        raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")
 
 
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,63 +14,10 @@ from transformers import LlamaForCausalLM
 
 from harness import worker
 from harness.adapters import Full, LoRA
-from harness.config import compose, hydra_config
 from harness.job import Job
 from harness.journal import Journal, read
-from harness.records import Event
-from tests.conftest import QUICK
-
-# 64 wide: bitsandbytes' 4-bit kernels for CPUs are right only for rows that are a multiple of 64 values.
-SIZES = (*(o for o in QUICK if "lm_eval" not in o), "model.hidden=64", "model.intermediate=128", "train.steps=2")
-
-
-@dataclass(frozen=True)
-class Told:
-    """A trial, as its journal tells it."""
-
-    events: list[Event]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """All metrics; of a name written twice the latest."""
-        return {k: v for e in self.events if e.kind == "metrics" for k, v in e.data["values"].items()}
-
-    def under(self, prefix: str) -> dict[str, float]:
-        return {k: v for k, v in self.metrics.items() if k.startswith(prefix)}
-
-    @property
-    def series(self) -> list[tuple[int, str, float]]:
-        """(step, name, value) of everything that is no clock reading."""
-        return [
-            (e.data["step"], name, value)
-            for e in self.events
-            if e.kind == "series"
-            for name, value in e.data["values"].items()
-            if "time" not in name
-        ]
-
-    @property
-    def stages(self) -> dict[str, bool]:
-        """Stage -> whether the cache had it."""
-        return {e.data["stage"]: e.data["hit"] for e in self.events if e.kind == "stage"}
-
-
-def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train") -> Told:
-    """Run a trial here and now, without lm-eval where it is not asked for."""
-    plain = plain_config(*overrides)
-    journal = Journal(folder / f"worker-{mode}.jsonl")
-    job = Job(folder=str(folder), plain=plain, cache_dir=str(cache), mode=mode, device="cpu")
-    try:
-        worker.run(job, journal)
-    finally:
-        journal.close()
-    return Told(read(journal.path))
-
-
-def plain_config(*overrides: str) -> dict[str, Any]:
-    judged = [] if any("eval=" in o or "lm_eval" in o for o in overrides) else ["eval.evaluators.lm_eval=null"]
-    with hydra_config():
-        return compose(["sweep=test", *SIZES, *judged, *overrides])
+from tests.inside import plain_config, tell
+from tests.toys import random_llama
 
 
 @pytest.fixture(scope="module")
@@ -175,28 +121,36 @@ def test_an_adapter_trial_holds_one_base_and_full_fine_tuning_a_reference_beside
     seen: dict[str, Any] = {}
     before = models_alive()
 
-    def look(trainer: Any, policy: Any, setup: Any) -> None:
+    def look(trainer: Any, setup: Any, journal: Any) -> None:
         seen["models"] = models_alive() - before
         seen["reference"] = getattr(trainer, "ref_model", None)
-        seen["adapters"] = list(getattr(policy, "peft_config", {}))
-        checked(trainer, policy, setup)
+        seen["adapters"] = list(getattr(trainer.model, "peft_config", {}))
+        accounted(trainer, setup, journal)
 
-    checked = worker.check_one_base
-    monkeypatch.setattr(worker, "check_one_base", look)
-    tell(tmp_path, cache, f"algo={algo}", f"adapter={adapter}", "eval=none")
+    accounted = worker.account_for_roles
+    monkeypatch.setattr(worker, "account_for_roles", look)
+    told = tell(tmp_path, cache, f"algo={algo}", f"adapter={adapter}", "eval=none")
     assert seen["models"] == models
     assert (seen["reference"] is not None) == (models == 2)
     assert seen["adapters"] == (["default"] if adapter == "lora" else [])
+    roles = told.under("memory/role_")
+    assert roles["memory/role_policy_mb"] > 0
+    if algo != "sft":
+        expected = 0 if adapter == "lora" else roles["memory/role_policy_mb"]
+        assert roles["memory/role_reference_mb"] == pytest.approx(expected, rel=0.01)
+    else:
+        assert "memory/role_reference_mb" not in roles
 
 
-@pytest.mark.parametrize(
-    ("reference", "adapters"), [(object(), ["default"]), (None, ["default", "ref"])], ids=["a model", "an adapter"]
-)
-def test_a_second_reference_beside_an_adapter_stops_the_trial(reference, adapters):
-    policy = SimpleNamespace(peft_config=dict.fromkeys(adapters))
-    with pytest.raises(RuntimeError, match="second model or adapter"):
-        worker.check_one_base(SimpleNamespace(ref_model=reference), policy, SimpleNamespace(adapter=LoRA()))
-    worker.check_one_base(SimpleNamespace(ref_model=reference), policy, SimpleNamespace(adapter=Full()))
+def test_a_second_model_beside_an_adapter_stops_the_trial(tmp_path):
+    journal = Journal(tmp_path / "worker.jsonl")
+    setup: Any = SimpleNamespace(adapter=LoRA(), algo=SimpleNamespace(uses_reference=True))
+    trainer = SimpleNamespace(model=random_llama(0), ref_model=random_llama(0))
+    with pytest.raises(RuntimeError, match="bytes of a second model as its reference"):
+        worker.account_for_roles(trainer, setup, journal)
+    full: Any = SimpleNamespace(adapter=Full(), algo=setup.algo)
+    worker.account_for_roles(trainer, full, journal)
+    journal.close()
 
 
 # -- the journal ---------------------------------------------------------------------------------------

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
-from harness.tasks.base import Task
+from harness.tasks.base import Row, Task, TaskData
+
+if TYPE_CHECKING:
+    from harness.adapters import Adapter
+    from harness.rewards.model import RewardModelSpec
+
+ScoreFunction = Callable[[Sequence[Row], Sequence[str], Sequence[bool]], Sequence[float]]
+"""Prompt rows, completions and whether each ended by itself, to one number per completion."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a reward with a model of its own works with, in the trial's process.
+
+    Attributes:
+        policy: the model being trained, wrapped where an adapter is.
+        tokenizer: the policy's.
+        rows: gives rows in the form the model wants (messages where it has a template).
+        folders: key of each stage that the reward asked for -> where it is.
+        roles: takes the parameters that the reward holds, for the account of memory by role.
+    """
+
+    policy: Any
+    tokenizer: Any
+    rows: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+    folders: Mapping[str, Path]
+    device: str
+    dtype: Any
+    roles: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -21,9 +50,21 @@ class Reward(ABC):
         """Why this reward cannot be computed on this task; empty where it can."""
         return []
 
-    def bind(self, task: Task) -> Reward:
-        """The reward, knowing its task."""
+    def data_problems(self, data: TaskData) -> list[UserError]:
+        """The same, about the task's rows."""
+        return []
+
+    def bind(self, task: Task, adapter: Adapter, recipe: str) -> Reward:
+        """The reward, knowing its trial: the task, what is trained, and the recipe that the model chose."""
         return self
+
+    def stages(self) -> tuple[RewardModelSpec, ...]:
+        """Models that must exist before training; the trial takes them from the cache or builds them."""
+        return ()
+
+    def open(self, desk: Desk) -> ScoreFunction:
+        """How to score, with models loaded; by default the reward itself."""
+        return lambda rows, completions, _: self(rows, completions)
 
     @abstractmethod
     def __call__(self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Sequence[float]:
@@ -34,7 +75,7 @@ class Reward(ABC):
 class Verifier(Reward):
     """The task's own rule: its true reward."""
 
-    task: Task | None = None
+    task: Task | None = field(default=None, metadata={"told": False})  # told as the trial's task already
 
     def problems(self, task: Task) -> list[UserError]:
         """The task must know the true reward of a completion."""
@@ -50,7 +91,7 @@ class Verifier(Reward):
             )
         ]
 
-    def bind(self, task: Task) -> Verifier:
+    def bind(self, task: Task, adapter: Adapter, recipe: str) -> Verifier:
         """Remember the task."""
         return replace(self, task=task)
 

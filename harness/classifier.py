@@ -1,0 +1,95 @@
+"""A causal language model's body under a scalar head: how a reward model is made, loaded and asked. Imports torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.conversation import encode
+
+
+def with_score(causal: Any) -> Any:
+    """The sequence-classification model of ``causal``'s architecture around the very weights of its body.
+
+    No weight is copied or loaded again, so 4-bit bodies and bodies that carry adapters work. The head starts at
+    zero and is held in 32 bits.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
+
+    config = causal.config
+    if type(config) not in KNOWN:
+        from harness.errors import UserError
+
+        raise UserError(
+            f"transformers knows no sequence-classification model of {config.model_type}",
+            key="reward",
+            value="model",
+            fix="name a reward model of another architecture: reward.path=...",
+        )
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        shell = KNOWN[type(config)](config)
+    setattr(shell, shell.base_model_prefix, causal.base_model)
+    text = config.get_text_config()
+    shell.score = nn.Linear(text.hidden_size, 1, bias=False, device=causal.device, dtype=torch.float32)
+    nn.init.zeros_(shell.score.weight)
+    for name in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
+        if hasattr(causal, name):
+            setattr(shell, name, getattr(causal, name))
+    return shell
+
+
+@torch.no_grad()
+def score_sequences(
+    shell: Any,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    batch_size: int,
+    device: str,
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Scores of token sequences, float32, in their order; padded on the right, in batches of similar length.
+
+    Args:
+        shell: a sequence-classification model with one label.
+        sequences: token ids of prompt and completion.
+        pad: id of the pad token.
+        batch_size: sequences per forward pass.
+        device: where the model is.
+        turn: within it, forward passes are the model's (an adapter on a shared base is active).
+    """
+    scores = torch.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    with turn():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = max(len(sequences[i]) for i in chosen)
+            rows = [[*sequences[i], *[pad] * (width - len(sequences[i]))] for i in chosen]
+            marks = [[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen]
+            out = shell(
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(marks, device=device),
+                use_cache=False,
+            )
+            scores[torch.tensor(chosen)] = out.logits[:, 0].float().cpu()
+    return scores
+
+
+def sequence_of(tokenizer: Any, prompt: Any, completion: Any, *, ended: bool, longest: int | None) -> list[int]:
+    """Token ids of a prompt with its completion, as the reward model reads them.
+
+    A completion that did not end by itself is shown without the end token of text rows. Of what is longer than
+    ``longest`` the end is kept, since that is where the score is read.
+    """
+    prompt_ids, completion_ids = encode(tokenizer, prompt, completion)
+    if not ended and completion_ids and completion_ids[-1] == tokenizer.eos_token_id:
+        completion_ids = completion_ids[:-1]
+    ids = [*prompt_ids, *completion_ids]
+    return ids[-longest:] if longest is not None else ids

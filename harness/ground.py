@@ -1,0 +1,189 @@
+"""What every part of a trial's story stands on: base, data, tokenizer, device, cache. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import identity
+from harness.adapters import Adapter
+from harness.cache import Cache, Entry
+from harness.conversation import is_conversational, prepare_rows
+from harness.errors import UserError
+from harness.evaluators.base import EvalContext
+from harness.job import Job
+from harness.journal import Journal
+from harness.models import PLAIN_TEMPLATE, Tiny
+from harness.tasks.base import TaskData
+from harness.trial import Setup
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every part of the story stands on."""
+
+    setup: Setup
+    data: TaskData
+    tokenizer: Any
+    chat: bool
+    source: Path | None
+    base_key: str
+    cache: Cache
+    folder: Path
+    device: str
+    dtype: torch.dtype
+    precision: str
+    resume: bool
+
+    def rows(self, rows: Any) -> list[dict[str, Any]]:
+        """Rows in the form the model wants."""
+        return prepare_rows(rows, chat=self.chat)
+
+    def load_base(self) -> Any:
+        """The base in the compute precision, as a user would deploy it."""
+        return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
+
+    def load_policy_base(self) -> Any:
+        """The base that training starts from, 4-bit where the adapter asks for it."""
+        return self.load_for(self.setup.adapter)
+
+    def load_for(self, adapter: Adapter) -> Any:
+        """The base as ``adapter`` wants it."""
+        quantization = adapter.quantization(self.dtype)
+        if quantization is None:
+            return self.load_base()
+        return self.setup.model.load(
+            self.source, dtype=self.dtype, device=self.device, quantization=quantization
+        ).eval()
+
+    def reward_folders(self, journal: Journal) -> dict[str, Path]:
+        """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""
+        from harness.stages.reward_model import StageGround, reward_model
+
+        folders: dict[str, Path] = {}
+        for spec in self.setup.reward.stages() if self.setup.reward is not None else ():
+            ground = StageGround(
+                load=lambda spec=spec: self.load_for(spec.adapter),
+                base_key=self.base_key,
+                data=self.data,
+                tokenizer=self.tokenizer,
+                rows=self.rows,
+                device=self.device,
+                precision=self.precision,
+                dtype=str(self.dtype),
+                chat=self.chat,
+                progress=lambda step, total: journal.write("progress", what="reward model", step=step, total=total),
+            )
+            entry = reward_model(spec, ground, self.cache)
+            note_stage(journal, "reward_model", entry, self.cache.note(entry))
+            folders[spec.key] = entry.path
+        return folders
+
+    def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
+        """What evaluators see."""
+        setup = self.setup
+        return EvalContext(
+            model=model,
+            tokenizer=self.tokenizer,
+            task=setup.task,
+            data=self.data,
+            rows=self.rows,
+            split=setup.eval.split,
+            batch_size=setup.eval.batch_size,
+            max_length=setup.eval.max_length,
+            max_completion_length=setup.eval.max_completion_length,
+            seed=setup.eval.seed,
+            device=self.device,
+            beta=setup.algo.beta,
+            reference=reference,
+        )
+
+
+def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:
+    """Device, precision, tokenizer and the base's folder (built by the SFT stage on first use)."""
+    device, dtype, precision = placement(setup, job.device)
+    journal.write("device", device=device, precision=precision, **device_record(device))
+    cache = Cache(Path(job.cache_dir))
+    source, base_key = None, setup.model.recipe_digest(setup.task)
+    if isinstance(setup.model, Tiny):
+        from harness.stages.sft import embedded_base
+
+        entry = embedded_base(
+            setup.model,
+            setup.task,
+            cache,
+            threads=torch.get_num_threads(),
+            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
+        )
+        note_stage(journal, "sft", entry, cache.note(entry))
+        source, base_key = entry.path, entry.path.name
+    tokenizer = setup.model.tokenizer(source)
+    chat = choose_chat(setup, data, tokenizer, journal)
+    for note in data.notes:
+        journal.write("note", message=note)
+    return Ground(
+        setup=setup,
+        data=data,
+        tokenizer=tokenizer,
+        chat=chat,
+        source=source,
+        base_key=base_key,
+        cache=cache,
+        folder=Path(job.folder),
+        device=device,
+        dtype=dtype,
+        precision=precision,
+        resume=job.resume_checkpoint,
+    )
+
+
+def placement(setup: Setup, wanted: str) -> tuple[str, torch.dtype, str]:
+    """Device, dtype of the stored weights, and precision of the computation."""
+    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch sees no CUDA device", key="runner.device", value="cuda", fix="runner.device=cpu")
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported() and not isinstance(setup.model, Tiny)
+    precision = {"auto": "bf16" if bf16 else "fp32"}.get(setup.train.precision, setup.train.precision)
+    dtype = {"auto": torch.bfloat16 if bf16 else torch.float32}.get(
+        setup.model.dtype, getattr(torch, setup.model.dtype, torch.float32)
+    )
+    return device, dtype, precision
+
+
+def device_record(device: str) -> dict[str, Any]:
+    """Name and identity of the device, so that the sampler can find it."""
+    if device == "cpu":
+        return {"name": identity.processor(), "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(0)
+    return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
+
+
+def choose_chat(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> bool:
+    """Whether rows are rendered with a chat template; conversational rows always need one."""
+    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
+    if is_conversational(some):
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+            journal.write(
+                "note",
+                message="the tokenizer has no chat template; rows are rendered as 'role: content' lines",
+            )
+        return True
+    return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
+
+
+def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None) -> None:
+    """Journal that a stage was found or built."""
+    journal.write(
+        "stage",
+        stage=stage,
+        key=entry.path.name,
+        hit=entry.hit,
+        why=entry.why,
+        seconds=entry.seconds,
+        **({} if metrics is None else {"metrics": {k: float(v) for k, v in metrics.items()}}),
+    )

@@ -1,0 +1,244 @@
+"""A learned reward: the reward-model stage of the trial, or any sequence-classification model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from harness import identity
+from harness.adapters import Adapter, Full
+from harness.errors import UserError
+from harness.rewards.base import Desk, Reward, ScoreFunction
+from harness.tasks.base import Row, Task, TaskData
+
+NAME = "reward"
+"""Of the reward model's adapter on a shared base."""
+
+
+@dataclass(frozen=True)
+class RewardModelSpec:
+    """Recipe of the reward-model stage: Bradley-Terry training on the task's pairs.
+
+    Attributes:
+        adapter: what is trained; its score head always is.
+        learning_rate, steps, batch_size: of AdamW; ``batch_size`` counts pairs.
+        seed: adapter initialisation and data order.
+        max_length: tokens of prompt and completion; longer pairs are left out.
+    """
+
+    adapter: Adapter
+    learning_rate: float
+    steps: int
+    batch_size: int
+    seed: int
+    max_length: int
+
+    @property
+    def key(self) -> str:
+        """Identity of the recipe (not of what it is trained on)."""
+        return identity.digest({"adapter": type(self.adapter).__qualname__, **asdict(self)})
+
+
+@dataclass(frozen=True)
+class ModelReward(Reward):
+    """Scores by a reward model, shifted and scaled to mean 0 and deviation 1 over the training pairs.
+
+    Attributes:
+        path: a sequence-classification model with one label, by directory or hub id; null trains one from the
+            base on the task's pairs (a stage, shared by every trial that needs it).
+        adapter: of that stage. ``same`` is the trial's own, so that LoRA and QLoRA trials hold one base for
+            policy, critic and reward model; ``full`` trains and holds separate weights.
+        recipes: hyper-parameters of the stage per ``train.recipe`` and adapter.
+        learning_rate, steps, batch_size: null takes the recipe's.
+        seed: of the stage; a constant, so that the seeds of a trial share one reward model.
+        max_length: tokens the reward model reads.
+        score_batch_size: completions per forward pass.
+        normalize: shift and scale as above; a model by ``path`` is taken as it is.
+        trust_remote_code: run code that ships with a model by ``path``.
+    """
+
+    path: str | None = None
+    adapter: Literal["same", "full"] = "same"
+    recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, metadata={"told": False})
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    steps: Annotated[int, Gt(0)] | None = None
+    batch_size: Annotated[int, Gt(0)] | None = None
+    seed: Annotated[int, Ge(0)] = 0
+    max_length: Annotated[int, Gt(1)] = 1024
+    score_batch_size: Annotated[int, Gt(0)] = 64
+    normalize: bool = True
+    trust_remote_code: bool = False
+    spec: RewardModelSpec | None = None
+
+    def problems(self, task: Task) -> list[UserError]:
+        """A path that looks local must exist."""
+        if self.path and self.path.startswith(("/", "./", "../", "~")):
+            folder = Path(self.path).expanduser()
+            if not (folder / "config.json").is_file():
+                return [
+                    UserError(
+                        "no transformers model is there (no config.json)",
+                        key="reward.path",
+                        value=self.path,
+                        fix="name the folder that save_pretrained wrote",
+                    )
+                ]
+        return []
+
+    def data_problems(self, data: TaskData) -> list[UserError]:
+        """The stage learns from pairs."""
+        if self.path is not None or data.train_pairs:
+            return []
+        return [
+            UserError(
+                "the reward-model stage learns from pairs (chosen, rejected), and this data set has none",
+                key="reward",
+                value="model",
+                fix="name a trained one: reward.path=..., or use reward=verifier where the task has a rule",
+            )
+        ]
+
+    def bind(self, task: Task, adapter: Adapter, recipe: str) -> ModelReward:
+        """Fill the recipe of the stage."""
+        if self.path is not None:
+            return replace(self, recipes={})
+        trained = adapter if self.adapter == "same" else Full()
+        column = self.recipes.get(recipe, {}).get(trained.recipe, {})
+        chosen = {k: getattr(self, k) or column.get(k) for k in ("learning_rate", "steps", "batch_size")}
+        absent = [k for k, v in chosen.items() if v is None]
+        if absent:
+            raise UserError(
+                f"the recipe {recipe!r} gives no value for adapter {trained.recipe}",
+                key=f"reward.{absent[0]}",
+                value=None,
+                fix=f"set it, or add it to reward.recipes.{recipe}.{trained.recipe}",
+            )
+        spec = RewardModelSpec(adapter=trained, seed=self.seed, max_length=self.max_length, **chosen)
+        return replace(self, recipes={}, spec=spec, **chosen)
+
+    def stages(self) -> tuple[RewardModelSpec, ...]:
+        """The stage, unless a path is named."""
+        return () if self.spec is None else (self.spec,)
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        """Not without its model."""
+        raise TypeError("open() the reward first: it needs its model")
+
+    def open(self, desk: Desk) -> ScoreFunction:
+        """Load the model, or put its adapter onto the policy's base."""
+        if self.spec is None:
+            return self._scorer(desk, *_by_path(self, desk), mean=0.0, deviation=1.0)
+        folder = desk.folders[self.spec.key]
+        note = _note(folder)
+        shared = self.spec.adapter.peft_config() is not None
+        shell, turn = _on_shared_base(desk, folder) if shared else _separate(desk, folder)
+        mean, deviation = (note["mean"], note["deviation"]) if self.normalize else (0.0, 1.0)
+        return self._scorer(desk, shell, desk.tokenizer, turn, mean=mean, deviation=deviation)
+
+    def _scorer(
+        self, desk: Desk, shell: Any, tokenizer: Any, turn: Any, *, mean: float, deviation: float
+    ) -> ScoreFunction:
+        from harness.classifier import score_sequences, sequence_of
+
+        def score(rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
+            whole = [{"prompt": r["prompt"], "completion": c} for r, c in zip(rows, completions, strict=True)]
+            sequences = [
+                sequence_of(tokenizer, r["prompt"], r["completion"], ended=e, longest=self.max_length)
+                for r, e in zip(desk.rows(whole), ended, strict=True)
+            ]
+            raw = score_sequences(
+                shell,
+                sequences,
+                pad=tokenizer.pad_token_id,
+                batch_size=self.score_batch_size,
+                device=desk.device,
+                turn=turn,
+            )
+            return ((raw - mean) / deviation).tolist()
+
+        return score
+
+
+def _note(folder: Path) -> Mapping[str, float]:
+    import json
+
+    from harness.cache import MARK
+
+    return json.loads((folder / MARK).read_text())["note"]
+
+
+def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
+    """The stage's adapter on the policy's base, and the turn in which it is active."""
+    from peft import PeftConfig, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from harness.classifier import with_score
+
+    policy = desk.policy
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    config.modules_to_save, config.task_type = None, "CAUSAL_LM"
+    policy.add_adapter(NAME, config)
+    weights = load_file(folder / "adapter_model.safetensors", device=desk.device)
+    head = next(weights.pop(name) for name in list(weights) if name.endswith("score.weight"))
+    set_peft_model_state_dict(policy, weights, adapter_name=NAME)
+    policy.set_adapter("default")
+    shell = with_score(policy.get_base_model())
+    shell.score.weight.data.copy_(head)
+    desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        policy.set_adapter(NAME)
+        try:
+            yield
+        finally:
+            policy.set_adapter("default")
+
+    return shell, turn
+
+
+def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
+    """The stage's own weights."""
+    from contextlib import nullcontext
+
+    from transformers import AutoModelForSequenceClassification
+
+    shell = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=desk.dtype).to(desk.device)
+    shell.eval().requires_grad_(False)
+    desk.roles["reward"] = list(shell.parameters())
+    return shell, nullcontext
+
+
+def _by_path(reward: ModelReward, desk: Desk) -> tuple[Any, Any, Any]:
+    """A model of the user's with its own tokenizer."""
+    from contextlib import nullcontext
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    assert reward.path is not None
+    name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path
+    options = {"trust_remote_code": reward.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        shell = AutoModelForSequenceClassification.from_pretrained(name, dtype=desk.dtype, **options).to(desk.device)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the reward model cannot be loaded ({first})", key="reward.path", value=reward.path) from error
+    if shell.config.num_labels != 1:
+        raise UserError(
+            f"the model has {shell.config.num_labels} labels, and a reward model has one",
+            key="reward.path",
+            value=reward.path,
+            fix="name a model trained as a reward model",
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError("its tokenizer has no pad token", key="reward.path", value=reward.path, fix="give it one")
+    shell.config.pad_token_id = tokenizer.pad_token_id
+    shell.eval().requires_grad_(False)
+    desk.roles["reward"] = list(shell.parameters())
+    return shell, tokenizer, nullcontext

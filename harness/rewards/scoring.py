@@ -1,0 +1,101 @@
+"""A reward as a trainer calls it: one finite number per completion, or an error that names the row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.errors import UserError
+from harness.rewards.base import Reward, ScoreFunction
+from harness.tasks.base import Row, Task, Text, text_of
+
+
+class Scorer:
+    """Scores the completions of prompt rows and remembers what the task itself thinks of them.
+
+    Args:
+        reward: bound to its task.
+        task: its true reward, where it knows one, is told beside the reward's.
+        rows: the prompt rows.
+    """
+
+    def __init__(self, reward: Reward, task: Task, rows: Sequence[Row]):
+        """Score through the reward itself until ``use`` replaces it."""
+        self.reward, self.task, self.rows = reward, task, rows
+        self._function: ScoreFunction = lambda rows, completions, _: reward(rows, completions)
+        self._means: dict[str, float] = {}
+
+    def use(self, function: ScoreFunction) -> None:
+        """Score through ``function`` from now on: what the reward has become with its models at hand."""
+        self._function = function
+
+    def means(self) -> dict[str, float]:
+        """True reward and share correct of the last completions scored; empty where the task knows neither."""
+        return self._means
+
+    def __call__(self, completions: Sequence[Text], indices: Sequence[int], ended: Sequence[bool]) -> list[float]:
+        """One finite number per completion.
+
+        Args:
+            completions: text or messages.
+            indices: each one's row.
+            ended: whether it ended by itself.
+
+        Raises:
+            UserError: naming the reward's function and the row, for anything else.
+        """
+        rows, texts = [self.rows[i] for i in indices], [text_of(c) for c in completions]
+        if self.task.has_reward:
+            scores = [self.task.score(row, text) for row, text in zip(rows, texts, strict=True)]
+            self._means = {
+                "true_reward": sum(s.reward for s in scores) / len(scores),
+                "correct": sum(s.correct for s in scores) / len(scores),
+            }
+        return checked(self.reward, self._function, rows, texts, ended)
+
+
+def checked(
+    reward: Reward, function: ScoreFunction, rows: Sequence[Row], texts: Sequence[str], ended: Sequence[bool]
+) -> list[float]:
+    """Call ``function`` and insist on one finite number per completion."""
+    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
+    try:
+        values = list(function(rows, texts, ended))
+    except UserError:
+        raise
+    except Exception as error:
+        at = _culprit(function, rows, texts, ended)
+        raise UserError(
+            f"the reward {name} raised {type(error).__name__}: {error}",
+            key="reward",
+            fix=f"row {dict(rows[at])!r}, completion {texts[at]!r}",
+        ) from error
+    if len(values) != len(texts):
+        raise UserError(
+            f"the reward {name} returned {len(values)} numbers for {len(texts)} completions",
+            key="reward",
+            fix="return exactly one number per completion, in order",
+        )
+    values = [v.item() if hasattr(v, "item") else v for v in values]  # numbers of NumPy and torch
+    for value, row, text in zip(values, rows, texts, strict=True):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(
+                f"the reward {name} must give a finite number",
+                key="reward",
+                value=value,
+                fix=f"row {dict(row)!r}, completion {text!r}",
+            )
+    return [float(v) for v in values]
+
+
+def _culprit(
+    function: ScoreFunction, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ended: Sequence[bool]
+) -> int:
+    """The first row that fails alone; the first of the batch where none does."""
+    for i in range(len(rows)):
+        try:
+            function(rows[i : i + 1], texts[i : i + 1], ended[i : i + 1])
+        except Exception:
+            return i
+    return 0

@@ -1,0 +1,176 @@
+"""The stage that makes a reward model: Bradley-Terry training on the task's pairs, by TRL's RewardTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import identity
+from harness.cache import Cache, Entry
+from harness.classifier import score_sequences, sequence_of, with_score
+from harness.rewards.model import RewardModelSpec
+from harness.tasks.base import TaskData
+
+CODE = ("stages/reward_model.py", "classifier.py", "adapters.py", "conversation.py", "loading.py")
+CALIBRATION_PAIRS = 1000
+BINS = 10
+
+
+@dataclass(frozen=True)
+class StageGround:
+    """What the stage is built from.
+
+    Attributes:
+        load: the base, 4-bit where the adapter asks for it.
+        base_key: identity of the base's weights.
+        rows: gives rows in the form the model wants.
+        precision: ``fp32`` or ``bf16``.
+        progress: called with step and total while building.
+    """
+
+    load: Callable[[], Any]
+    base_key: str
+    data: TaskData
+    tokenizer: Any
+    rows: Callable[[Any], list[dict[str, Any]]]
+    device: str
+    precision: str
+    dtype: str
+    chat: bool
+    progress: Callable[[int, int], object]
+
+
+def reward_model(spec: RewardModelSpec, ground: StageGround, cache: Cache) -> Entry:
+    """The folder of the trained reward model, from the cache or built now.
+
+    Its note holds, per held-out split, ``accuracy`` (ties as half), ``margin`` (mean difference of scores),
+    ``brier`` and ``ece`` (of sigmoid(margin) as the probability that the chosen one is better; 10 equal bins),
+    and ``mean`` and ``deviation`` of the scores of the training pairs' completions.
+    """
+    inputs = {
+        "recipe": spec.key,
+        "spec": asdict(spec),
+        "base": ground.base_key,
+        "pairs": ground.data.digest,
+        "code": identity.code_digest(CODE),
+        "versions": identity.library_versions(),
+        "device": ground.device,
+        "precision": ground.precision,
+        "dtype": ground.dtype,
+        "chat": ground.chat,
+        "threads": torch.get_num_threads(),
+    }
+    return cache.fetch(
+        "reward_model", identity.digest(inputs), lambda folder: _build(spec, ground, folder), inputs=inputs
+    )
+
+
+def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[str, Any]:
+    from datasets import Dataset
+    from transformers import TrainerCallback, set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    set_seed(spec.seed)
+    tokenizer = ground.tokenizer
+    chosen, rejected = _encoded(ground, ground.data.train_pairs)
+    whole = [i for i in range(len(chosen)) if max(len(chosen[i]), len(rejected[i])) <= spec.max_length]
+    shell = with_score(ground.load())
+    shell.config.pad_token_id = tokenizer.pad_token_id
+    config: Any = spec.adapter.peft_config()
+    if config is not None:
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            ground.progress(state.global_step, state.max_steps)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer: Any = RewardTrainer(
+            model=shell,
+            args=RewardConfig(
+                output_dir=scratch,
+                max_steps=spec.steps,
+                per_device_train_batch_size=spec.batch_size,
+                learning_rate=spec.learning_rate,
+                warmup_steps=0.1,
+                lr_scheduler_type="linear",
+                max_length=None,
+                bf16=ground.precision == "bf16",
+                use_cpu=ground.device == "cpu",
+                gradient_checkpointing=False,
+                seed=spec.seed,
+                logging_steps=max(1, spec.steps // 20),
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                optim="adamw_torch_fused",
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_dict(
+                {"chosen_ids": [chosen[i] for i in whole], "rejected_ids": [rejected[i] for i in whole]}
+            ),
+            processing_class=tokenizer,
+            peft_config=config,
+            callbacks=[Progress()],
+        )
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad and config is not None:
+                parameter.data = parameter.data.float()
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        trained = trainer.accelerator.unwrap_model(trainer.model).eval()
+        trained.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def scores(sequences: Sequence[Sequence[int]]) -> Tensor:
+        return score_sequences(
+            trained, sequences, pad=tokenizer.pad_token_id, batch_size=spec.batch_size, device=ground.device
+        )
+
+    note: dict[str, float] = {"loss": losses[-1], "steps": spec.steps, "pairs": len(whole)}
+    seen = whole[:CALIBRATION_PAIRS]
+    known = torch.cat([scores([chosen[i] for i in seen]), scores([rejected[i] for i in seen])])
+    note |= {"mean": float(known.mean()), "deviation": max(float(known.std()), 1e-6)}
+    for split, pairs in ground.data.eval_pairs.items():
+        if pairs:
+            better, worse = _encoded(ground, pairs)
+            note |= {f"{split}/{k}": v for k, v in judged(scores(better) - scores(worse)).items()}
+    return note
+
+
+def judged(margins: Tensor) -> dict[str, float]:
+    """Accuracy, mean margin and calibration of the probabilities sigmoid(margin), (pairs,).
+
+    The side that the model prefers is predicted with probability sigmoid(|margin|) and is right or wrong;
+    ``ece`` is the mean gap of confidence and accuracy over ten equal bins of confidence from 0.5 to 1, weighted by
+    their counts; ``brier`` is the mean of (1 - sigmoid(margin))^2.
+    """
+    right = (margins > 0).float() + 0.5 * (margins == 0).float()
+    confidence = torch.sigmoid(margins.abs())
+    bins = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    gap = torch.tensor(0.0)
+    for b in range(BINS):
+        inside = bins == b
+        if inside.any():
+            gap = gap + inside.float().mean() * (confidence[inside].mean() - right[inside].mean()).abs()
+    return {
+        "accuracy": float(right.mean()),
+        "margin": float(margins.mean()),
+        "brier": float(((1 - torch.sigmoid(margins)) ** 2).mean()),
+        "ece": float(gap),
+    }
+
+
+def _encoded(ground: StageGround, pairs: Any) -> tuple[list[list[int]], list[list[int]]]:
+    rows = ground.rows(pairs)
+    sides = [
+        [sequence_of(ground.tokenizer, r["prompt"], r[side], ended=True, longest=None) for r in rows]
+        for side in ("chosen", "rejected")
+    ]
+    return sides[0], sides[1]

@@ -1,0 +1,131 @@
+"""The reward-model stage: what it learns, that it is shared, and that LoRA trials hold it on their own base."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.classifier import score_sequences, with_score
+from harness.stages.reward_model import judged
+from tests.inside import tell
+from tests.toys import build_model, random_llama
+
+FAST = ("algo=ppo", "reward=model", "reward.steps=3", "reward.batch_size=8", "eval=none", "train.steps=4",
+        "train.batch_size=8")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
+def test_ppo_trains_against_a_reward_model_of_each_kind(tmp_path, cache, adapter):
+    told = tell(tmp_path, cache, *FAST, f"adapter={adapter}", "rank=2" if adapter != "full" else "seed=0")
+    (stage,) = [e.data for e in told.events if e.kind == "stage" and e.data["stage"] == "reward_model"]
+    assert not stage["hit"]
+    assert {"test/accuracy", "test/margin", "test/brier", "test/ece", "mean", "deviation"} <= set(stage["metrics"])
+    roles = told.under("memory/role_")
+    assert set(roles) == {f"memory/role_{r}_mb" for r in ("policy", "reference", "reward", "critic")}
+    policy = roles["memory/role_policy_mb"]
+    if adapter == "full":
+        assert roles["memory/role_reward_mb"] == pytest.approx(policy, rel=0.05)
+        assert roles["memory/role_critic_mb"] == pytest.approx(policy, rel=0.05)
+    else:
+        assert roles["memory/role_reference_mb"] == 0
+        assert 0 < roles["memory/role_reward_mb"] < 0.5 * policy
+        assert 0 < roles["memory/role_critic_mb"] < 0.5 * policy
+    names = {name for _, name, _ in told.series}
+    assert {"train/reward", "train/true_reward", "train/value_loss"} <= names
+
+
+def test_the_stage_is_built_once_for_all_seeds_and_algorithms(tmp_path, cache):
+    small = (*FAST, "adapter=lora", "rank=3")
+    first = tell(tmp_path / "a", cache, *small, "seed=0")
+    second = tell(tmp_path / "b", cache, *small, "seed=1")
+    grpo = tell(tmp_path / "c", cache, *small, "algo=grpo")
+    assert (first.stages["reward_model"], second.stages["reward_model"], grpo.stages["reward_model"]) == (
+        False,
+        True,
+        True,
+    )
+
+
+def test_on_the_shared_base_the_reward_model_says_what_it_said_when_it_was_trained(tmp_path, cache):
+    """The score of a completion, through the policy's base at the start of a trial, is the stage's own."""
+    from peft import AutoPeftModelForSequenceClassification
+
+    from harness.config import compose, hydra_config
+    from harness.ground import prepare_ground
+    from harness.job import Job
+    from harness.journal import Journal
+    from harness.rewards.base import Desk
+    from harness.trial import assemble, check_data
+    from tests.inside import SIZES
+
+    with hydra_config():
+        plain = compose(["sweep=test", *SIZES, *FAST, "adapter=lora", "rank=2"])
+    setup = assemble(plain)
+    job = Job(folder=str(tmp_path), plain=plain, cache_dir=str(cache), device="cpu")
+    journal = Journal(tmp_path / "worker.jsonl")
+    ground = prepare_ground(setup, check_data(setup), job, journal)
+    folders = ground.reward_folders(journal)
+    (folder,) = folders.values()
+    reward: Any = setup.reward
+    from peft import get_peft_model
+
+    policy = get_peft_model(ground.load_policy_base(), setup.adapter.peft_config())
+    desk = Desk(policy, ground.tokenizer, ground.rows, folders, "cpu", torch.float32)
+    score = reward.open(desk)
+    rows, texts = list(ground.data.train_prompts[:6]), ["19", "well, the answer is 7.", "i dont know.", "3", "", "12"]
+    ours = list(score(rows, texts, [True] * 6))
+
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=1).eval()
+    note = json.loads((folder / "entry.json").read_text())["note"]
+    for row, text, said in zip(rows, texts, ours, strict=True):
+        ids = ground.tokenizer(row["prompt"] + text)["input_ids"] + [ground.tokenizer.eos_token_id]
+        with torch.no_grad():
+            raw = alone(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert said == pytest.approx((raw - note["mean"]) / note["deviation"], abs=1e-3)
+    assert policy.active_adapters == ["default"]
+    journal.close()
+
+
+def test_a_reward_model_by_path_is_taken_as_it_is(tmp_path, cache):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = build_model(tmp_path / "base", "qwen2", chat=False)
+    shell = with_score(AutoModelForCausalLM.from_pretrained(folder))
+    torch.nn.init.normal_(shell.score.weight)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "rm")
+    shell.config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+    shell.save_pretrained(tmp_path / "rm")
+    told = tell(tmp_path / "t", cache, *FAST[:2], f"reward.path={tmp_path / 'rm'}", *FAST[4:], "adapter=lora", "rank=2")
+    assert "reward_model" not in told.stages
+    assert told.under("memory/role_")["memory/role_reward_mb"] > 0
+
+
+def test_scores_do_not_depend_on_the_batch():
+    shell = with_score(random_llama(0)).eval()
+    torch.nn.init.normal_(shell.score.weight)
+    shell.config.pad_token_id = 0
+    sequences = [[5, 6, 7], [5] * 9, [8], [4, 4, 4, 4, 9]]
+    together = score_sequences(shell, sequences, pad=0, batch_size=4, device="cpu")
+    alone = torch.cat([score_sequences(shell, [s], pad=0, batch_size=1, device="cpu") for s in sequences])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_accuracy_margin_and_calibration_of_known_margins():
+    # sigmoid(ln 3) = 3/4: three of four right at confidence 3/4 is perfectly calibrated
+    found = judged(torch.tensor([math.log(3)] * 3 + [-math.log(3)]))
+    assert found["accuracy"] == pytest.approx(0.75)
+    assert found["margin"] == pytest.approx(math.log(3) / 2)
+    assert found["ece"] == pytest.approx(0, abs=1e-6)
+    assert found["brier"] == pytest.approx((3 * 0.25**2 + 0.75**2) / 4)
+    assert judged(torch.tensor([0.0, 1.0]))["accuracy"] == 0.75
+    assert judged(torch.tensor([math.log(3)] * 4))["ece"] == pytest.approx(0.25)

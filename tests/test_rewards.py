@@ -1,0 +1,177 @@
+"""Rewards: rules with known answers, sums, and what a user is told when one goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.adapters import Full, LoRA
+from harness.config import build, compose, hydra_config
+from harness.errors import UserError, UserErrors
+from harness.rewards.base import Reward, Verifier
+from harness.rewards.model import ModelReward
+from harness.rewards.rules import ExactMatch, Format, Length, NumericAnswer
+from harness.rewards.scoring import Scorer
+from harness.rewards.weighted import Part, Weighted
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import Task, TaskData
+from harness.trial import assemble, check_data, identify
+
+ROWS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "?+1=", "answer": None})
+TASK = Arithmetic()
+
+
+def pays(reward: Any, completion: str, row: Any = ROWS[0]) -> float:
+    return list(reward([row], [completion]))[0]
+
+
+@pytest.mark.parametrize(("said", "paid"), [("19", 1), (" 19\n", 1), ("19.", 0), ("so 19", 0), ("", 0)])
+def test_exact_match(said, paid):
+    assert pays(ExactMatch(), said) == paid
+
+
+def test_exact_match_may_ignore_case_and_never_pays_where_there_is_no_answer():
+    row = {"prompt": "capital of France?", "answer": "Paris"}
+    assert pays(ExactMatch(), "paris", row) == 0
+    assert pays(ExactMatch(ignore_case=True), "paris", row) == 1
+    assert pays(ExactMatch(), "None", ROWS[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "paid"),
+    [
+        ("3 + 4 = 7, so #### 7", "7", 1),
+        ("it is 1,234.00", "1234", 1),
+        ("#### 7 (not 8)", "7", 1),
+        ("7 or 8", "7", 0),
+        ("none", "7", 0),
+    ],
+)
+def test_numeric_answers_are_judged_as_gsm8k_judges_them(said, answer, paid):
+    assert pays(NumericAnswer(), said, {"prompt": "q", "answer": answer}) == paid
+
+
+def test_a_format_is_searched_for_or_matched_whole():
+    assert pays(Format(pattern=r"<think>.*</think>"), "x <think>a\nb</think> y") == 1
+    assert pays(Format(pattern=r"<think>.*</think>", whole=True), "x <think>a</think>") == 0
+    assert pays(Format(pattern=r"\d+", whole=True), "42") == 1
+
+
+def test_length_costs_or_pays_up_to_a_limit():
+    assert pays(Length(per_character=-0.01), "12345") == pytest.approx(-0.05)
+    assert pays(Length(per_character=0.1, longest=3), "12345") == pytest.approx(0.3)
+
+
+def test_a_sum_weighs_its_parts():
+    parts = {"rule": Part(Verifier(), 2.0), "brevity": Part(Length(per_character=-0.1), 0.5), "off": None}
+    bound = Weighted(parts).bind(TASK, Full(), "tiny")
+    assert pays(bound, "19") == pytest.approx(2 * 0.96 - 0.5 * 0.2)
+    opened = bound.open(None)  # type: ignore[arg-type]
+    assert list(opened(list(ROWS), ["19", "17"], [True, True])) == pytest.approx(list(bound(list(ROWS), ["19", "17"])))
+
+
+# -- what is said before anything runs -----------------------------------------------------------------
+
+
+def setup_of(*overrides: str) -> Any:
+    with hydra_config():
+        return assemble(compose(["sweep=test", "algo=grpo", *overrides]))
+
+
+@pytest.mark.parametrize(
+    "name", ["verifier", "exact_match", "numeric_answer", "format", "length", "flawed_length", "weighted", "model"]
+)
+def test_every_reward_that_ships_makes_a_trial(name):
+    setup = setup_of(f"reward={name}")
+    check_data(setup)
+    assert isinstance(setup.reward, Reward)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("reward=format", "reward.pattern='('"), "reward.pattern"),
+        (("reward=exact_match", "reward.column=gold"), "reward.column"),
+        (("reward=model", "reward.path=/no/such/model"), "reward.path"),
+        (("reward=weighted", "reward.parts.rule=null", "reward.parts.brevity=null"), "reward.parts"),
+        (("reward=model", "train.recipe=unheard_of", "train.learning_rate=1", "train.steps=1", "train.batch_size=8"),
+         "reward.learning_rate"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_reward_is_said_with_its_key(overrides, key):
+    with pytest.raises((UserErrors, UserError)) as caught:
+        check_data(setup_of(*overrides))
+    assert key in str(caught.value)
+
+
+def test_the_reward_model_stage_needs_pairs():
+    (error,) = ModelReward().data_problems(TaskData(train_prompts=ROWS))
+    assert "has none" in str(error) and "reward.path" in str(error)
+
+
+def test_the_reward_model_follows_the_trials_adapter_unless_it_is_to_be_full():
+    same = setup_of("reward=model", "adapter=lora", "rank=4").reward
+    assert isinstance(same.spec.adapter, LoRA) and same.spec.adapter.rank == 4
+    full = setup_of("reward=model", "adapter=lora", "reward.adapter=full").reward
+    assert isinstance(full.spec.adapter, Full) and full.spec.learning_rate != same.spec.learning_rate
+    assert same.spec.key != full.spec.key
+
+
+def test_seeds_share_a_reward_model_and_rewards_split_trials():
+    def trial(*overrides: str) -> Any:
+        setup = setup_of(*overrides)
+        return setup, identify(setup, check_data(setup))
+
+    (a, one), (b, two) = trial("reward=model", "seed=0"), trial("reward=model", "seed=1")
+    assert a.reward.spec.key == b.reward.spec.key and one.train_key != two.train_key
+    assert "recipes" not in one.config["reward"] and "task" not in one.config["reward"]
+    assert trial("reward=weighted")[1].train_key != trial("reward=verifier")[1].train_key
+    assert "task" not in trial("reward=weighted")[1].config["reward"]["parts"]["rule"]["reward"]
+
+
+def test_an_offline_trial_ignores_the_reward():
+    with hydra_config():
+        setups = [assemble(compose(["sweep=test", "algo=dpo", f"reward={r}"])) for r in ("verifier", "length")]
+    keys = {identify(s, check_data(s)).train_key for s in setups}
+    assert len(keys) == 1
+
+
+# -- in the trial --------------------------------------------------------------------------------------
+
+
+def test_an_error_names_the_function_and_the_row_that_breaks_it():
+    @dataclass(frozen=True)
+    class Divides(Reward):
+        def __call__(self, rows: Any, completions: Any) -> Any:
+            return [1 / len(text) for text in completions]
+
+    scorer = Scorer(Divides(), TASK, ROWS)
+    with pytest.raises(UserError) as caught:
+        scorer(["19", "", "x"], [0, 1, 0], [True] * 3)
+    said = str(caught.value)
+    assert "Divides raised ZeroDivisionError" in said and "'?+1='" in said and "completion ''" in said
+
+
+def test_the_true_reward_is_told_beside_a_reward_that_is_another():
+    scorer = Scorer(Length(per_character=1.0), TASK, ROWS)
+    assert scorer(["19", "7"], [0, 1], [True, True]) == [2.0, 1.0]
+    assert scorer.means() == {"true_reward": pytest.approx((0.96 - 0.02) / 2), "correct": 0.5}
+
+
+def test_a_task_without_a_true_reward_tells_none():
+    @dataclass(frozen=True)
+    class Plain(Task):
+        def load(self) -> TaskData:
+            return TaskData()
+
+    scorer = Scorer(Length(), Plain(), ROWS)
+    scorer(["19"], [0], [True])
+    assert scorer.means() == {}
+
+
+def test_a_part_without_target_is_refused():
+    node = {"_target_": "harness.rewards.weighted.Weighted", "parts": {"x": {"weight": 1.0}}}
+    with pytest.raises(UserErrors):
+        build(node, path="reward", base=Reward)
