@@ -17,6 +17,7 @@ from harness.errors import UserError, UserErrors
 PLUGIN = __name__.split(".")[0]
 
 NO_KEY_NEEDED = {
+    "ModelReward.spec": "made from the other fields by the harness",
     "Verifier.task": "bound to the trial's task by the harness",
     "SFT.beta": "imitation has no such knob",
     "Untrained.beta": "nothing is trained",

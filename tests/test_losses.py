@@ -18,16 +18,16 @@ from harness.algorithms.base import TrainJob
 from harness.algorithms.dpo import DPO, IPO
 from harness.algorithms.grpo import GRPO
 from harness.algorithms.kto import KTO, shuffled_rows
-from harness.algorithms.online import checked_rewards
 from harness.algorithms.sft import SFT
 from harness.errors import UserError
 from harness.models import character_tokenizer
 from harness.rewards.base import Reward, Verifier
+from harness.rewards.scoring import checked
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.training import Train
-from tests.toys import random_llama
+from tests.toys import Fixed, random_llama, says
 
 TOKENIZER = character_tokenizer(64)
 PAIRS = (
@@ -267,22 +267,12 @@ def test_the_sft_loss_is_the_mean_negative_log_probability_of_completion_tokens_
 # -- GRPO ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fixed(Reward):
-    """Says the same numbers whatever it is asked."""
-
-    values: tuple[Any, ...] = ()
-
-    def __call__(self, rows: Any, completions: Any) -> Any:
-        return list(self.values)
-
-
 TEXT_REWARDS = (0.8, 0.5, 0.3, 0.7)
 SAID = ("19", "17", "well", "i dont")
 
 
 @pytest.fixture
-def grpo(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> Any:
+def grpo(job: TrainJob) -> Any:
     """``grpo(reward)`` -> a trainer whose rollouts are ``SAID``, and the rows of one group."""
 
     def build(reward: Reward, said: Sequence[str] = SAID, **knobs: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -291,10 +281,8 @@ def grpo(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> Any:
         trainer = GRPO(**knobs).trainer(
             replace(job, reward=reward, train=replace(job.train, batch_size=size, micro_batch_size=size))
         )
-        tokens = [[*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id] for text in said]
-        monkeypatch.setattr(trainer, "_generate_single_turn", lambda *args, **kwargs: (tokens, None))
-        rows = [{"prompt": PROMPTS[i // 4]["prompt"], "row": i // 4} for i in range(size)]
-        return trainer, rows
+        says(trainer, said)
+        return trainer, [{"prompt": PROMPTS[i // 4]["prompt"], "row": i // 4} for i in range(size)]
 
     return build
 
@@ -410,7 +398,7 @@ def test_a_reward_that_is_no_finite_number_names_the_function_the_value_and_the_
     with pytest.raises(UserError) as caught:
         trainer._generate_and_score_completions(rows)
     said = str(caught.value)
-    assert f"{__name__}.Fixed" in said and repr(bad).strip("'") in said
+    assert "tests.toys.Fixed" in said and repr(bad).strip("'") in said
     assert "'12+7='" in said and "'well'" in said  # the third completion's row
 
 
@@ -451,8 +439,8 @@ def test_a_reward_sees_the_row_of_its_prompt_and_the_text_without_special_tokens
 
 
 def test_the_verifier_pays_the_true_reward():
-    verifier = Verifier().bind(Arithmetic())
-    assert checked_rewards(verifier, [PROMPTS[0]] * 2, ["19", "17"]) == pytest.approx([0.96, -0.04])
+    verifier = Verifier().bind(Arithmetic(), Full(), "tiny")
+    assert verifier([PROMPTS[0]] * 2, ["19", "17"]) == pytest.approx([0.96, -0.04])
 
 
 @pytest.mark.parametrize("kind", ["numpy float32", "numpy int64", "torch scalar"])
@@ -460,7 +448,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(kind):
     import numpy
 
     make = {"numpy float32": numpy.float32, "numpy int64": numpy.int64, "torch scalar": torch.tensor}[kind]
-    assert checked_rewards(Fixed((make(1), make(2))), list(PROMPTS), ["a", "b"]) == [1.0, 2.0]
+    reward = Fixed((make(1), make(2)))
+    function = lambda rows, texts, ended: reward(rows, texts)  # noqa: E731
+    assert checked(reward, function, list(PROMPTS), ["a", "b"], [True, True]) == [1.0, 2.0]
 
 
 # -- LoRA at its start ---------------------------------------------------------------------------------

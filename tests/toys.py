@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from harness.rewards.base import Reward
 
 WORDS = "the cat sat on a mat and saw two birds near old red barn while rain fell".split()
 CHAT = (
@@ -36,6 +40,24 @@ def random_llama(seed: int, *, context: int = 96) -> Any:
         bos_token_id=None,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def says(trainer: Any, texts: Sequence[str], *, ended: bool = True) -> None:
+    """Let the rollouts of an online trainer be ``texts``, each with its end of sequence where ``ended``."""
+    tokenizer = trainer.processing_class
+    end = [tokenizer.eos_token_id] if ended else []
+    tokens = [[*tokenizer(text)["input_ids"], *end] for text in texts]
+    trainer._generate_single_turn = lambda *args, **kwargs: (tokens, None)
+
+
+@dataclass(frozen=True)
+class Fixed(Reward):
+    """Says the same numbers whatever it is asked."""
+
+    values: tuple[Any, ...] = ()
+
+    def __call__(self, rows: Any, completions: Any) -> Any:
+        return list(self.values)
 
 
 def build_model(folder: Path, architecture: str, *, chat: bool = True, pad: bool = True, context: int = 128) -> Path:

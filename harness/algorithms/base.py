@@ -33,6 +33,8 @@ class TrainJob:
         rows: gives the task's rows in the form the model wants (conversational where it has a template).
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
+        dtype: torch's, of stored weights.
+        folders: of the stages that the reward needs, by their keys.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,8 @@ class TrainJob:
     device: str
     precision: str
     clock: PhaseClock
+    dtype: Any = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
 
 

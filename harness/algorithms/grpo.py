@@ -76,17 +76,11 @@ class GRPO(Algorithm):
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer, with rollouts clocked as a phase of their own."""
-        from harness.algorithms.arguments import to_dataset
-        from harness.algorithms.online import GRPOTrainerWithPhases, online_config, reward_function
+        from harness.algorithms.online import OnlineTrainer, online_config, online_options
 
-        assert job.reward is not None
-        prompts = [{"prompt": r["prompt"], "row": i} for i, r in enumerate(job.rows(job.data.train_prompts))]
-        return GRPOTrainerWithPhases(
-            clock=job.clock,
-            reference=job.reference,
+        return OnlineTrainer(
             beta=self.beta or 0.0,
-            model=job.model,
-            reward_funcs=reward_function(job),
+            **online_options(job),
             args=online_config(
                 job,
                 num_generations=self.num_generations,
@@ -97,8 +91,4 @@ class GRPO(Algorithm):
                 scale_rewards=self.scale_rewards,
                 loss_type=self.loss,
             ),
-            train_dataset=to_dataset(prompts, ("prompt", "row")),
-            processing_class=job.tokenizer,
-            peft_config=job.adapter.peft_config(),
-            callbacks=job.callbacks,
         )

@@ -1,45 +1,95 @@
-"""What online algorithms share: a GRPO trainer that clocks its rollouts, and rewards that fail loudly."""
+"""What online algorithms share: a trainer that clocks its rollouts and tells what happened in them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.algorithms.arguments import common_arguments
+from harness.algorithms import ppo_math as math
+from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import TrainJob
-from harness.errors import UserError
+from harness.algorithms.roles import tensors_of
+from harness.rewards.base import Desk
+from harness.rewards.scoring import Scorer
+
+RENAMED = {"completions/mean_length": "response_tokens", "clip_ratio/region_mean": "clip_fraction"}
+"""TRL's series -> ours: online algorithms share their names (docs/metrics.md)."""
+DROPPED = ("completions/", "clip_ratio/", "rewards/", "frac_reward_zero_std", "step_time")
+"""Series of TRL's that repeat another one, or mean something else in another algorithm."""
 
 
 def online_config(
     job: TrainJob, *, num_generations: int, num_iterations: int, rollout_batches: int, **options: Any
 ) -> GRPOConfig:
-    """TRL's configuration; beta stays 0 here, since the reference is handed over by ``GRPOTrainerWithPhases``."""
-    common = common_arguments(job)
-    return GRPOConfig(
-        **common,
+    """TRL's configuration; beta stays 0 here, since ``OnlineTrainer`` hands the reference over."""
+    assert job.train.batch_size
+    config = GRPOConfig(
+        **(common := common_arguments(job)),
         beta=0.0,
-        num_generations=num_generations,
+        # TRL refuses groups of one, which its own advantages could not use; PPO's can.
+        num_generations=num_generations if num_generations > 1 else job.train.batch_size * rollout_batches,
         num_iterations=num_iterations,
         steps_per_generation=common["gradient_accumulation_steps"] * rollout_batches,
         max_completion_length=job.train.max_completion_length,
         **options,
     )
+    config.num_generations = num_generations
+    return config
 
 
-class GRPOTrainerWithPhases(GRPOTrainer):
-    """TRL's GRPO with two changes: rollouts are a phase of the clock, and the reference is given.
+def online_options(job: TrainJob) -> dict[str, Any]:
+    """What every online trainer is made from, beside its configuration."""
+    assert job.reward is not None
+    prompts = [{"prompt": r["prompt"], "row": i} for i, r in enumerate(job.rows(job.data.train_prompts))]
+    return {
+        "clock": job.clock,
+        "reference": job.reference,
+        "scorer": Scorer(job.reward, job.task, job.data.train_prompts),
+        "make_desk": partial(
+            Desk,
+            tokenizer=job.tokenizer,
+            rows=job.rows,
+            folders=job.folders,
+            device=job.device,
+            dtype=job.dtype,
+        ),
+        "model": job.model,
+        "train_dataset": to_dataset(prompts, ("prompt", "row")),
+        "processing_class": job.tokenizer,
+        "peft_config": job.adapter.peft_config(),
+        "callbacks": job.callbacks,
+    }
+
+
+class OnlineTrainer(GRPOTrainer):
+    """TRL's GRPO trainer; rollouts are a phase of the clock, the reference is given, the series are ours.
 
     TRL would load the reference for full fine-tuning from the policy's path once more; a model with random
     weights has no path, and a copy in memory is the same weights to the bit.
+
+    Args:
+        clock: times the phases.
+        reference: a frozen copy of the base; None where an adapter is switched off instead, or beta is 0.
+        beta: above 0, log-probabilities of the reference are computed in every rollout.
+        scorer: the reward.
+        make_desk: gives the reward what it works with, once the policy is known.
+        options: TRL's.
     """
 
-    def __init__(self, *, clock: Any, reference: Any, beta: float, **options: Any):
-        """Construct with beta 0 (no reference is loaded), then set both."""
-        super().__init__(**options)
-        self._clock = clock
+    def __init__(
+        self, *, clock: Any, reference: Any, beta: float, scorer: Scorer, make_desk: Callable[..., Desk], **options: Any
+    ):
+        """Construct with beta 0 (no reference is loaded), then set both and open the reward."""
+        super().__init__(reward_funcs=self._score, **options)
+        self._clock, self.scorer = clock, scorer
+        self.desk = make_desk(policy=self.model)
+        scorer.use(scorer.reward.open(self.desk))
         self.beta = beta
         if reference is not None and beta:
             from trl.trainer.utils import add_fused_lm_head
@@ -47,53 +97,86 @@ class GRPOTrainerWithPhases(GRPOTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.rollout_tokens = 0
+        self._times = {"rollout": 0.0, "update": 0.0}
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        with self._clock.phase("rollout"):
-            batch = super()._generate_and_score_completions(inputs)
-        self.rollout_tokens += int(batch["completion_mask"].sum())
+    def roles(self) -> dict[str, list[Tensor]]:
+        """Weights by role; what two roles share stands with both."""
+        held = {"policy": tensors_of(self.model)}
+        if self.beta:
+            held["reference"] = tensors_of(self.ref_model or self.model)
+        return held | self.desk.roles
+
+    def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
+        """A chance to add to a rollout.
+
+        Args:
+            batch: TRL's; of its (B, T) tensors each step of the update gets its rows.
+            scores: the reward of each completion, (B,).
+            ended: whether it ended by itself, (B,).
+        """
         return batch
 
+    def note(self, **values: float | Tensor) -> None:
+        """Points of series; each is averaged until the next log."""
+        for name, value in values.items():
+            self._metrics["train"][name].append(float(value))
 
-def reward_function(job: TrainJob) -> Callable[..., list[float]]:
-    """The trial's reward as TRL calls it: one finite number per completion, or an error that names the row."""
-    reward, prompts = job.reward, job.data.train_prompts
-    assert reward is not None
+    # -- hooks of TRL's trainer ------------------------------------------------------------------------
 
-    def score(completions: Sequence[Any], row: Sequence[int], **_: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return checked_rewards(reward, [prompts[i] for i in row], texts)
+    def _score(self, completions: list[Any], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        self._ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        self._scores = self.scorer(completions, row, self._ended)
+        return self._scores
 
-    score.__name__ = type(reward).__name__.lower()
-    return score
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        started = time.perf_counter()
+        with self._clock.phase("rollout"):
+            batch = super()._generate_and_score_completions(inputs)
+            mask, device = batch["completion_mask"], self.accelerator.device
+            scores = torch.tensor(self._scores, device=device, dtype=torch.float32)
+            ended = torch.tensor(self._ended, device=device)
+            batch = self.finish_rollout(batch, scores, ended)
+        self.rollout_tokens += int(mask.sum())
+        self.note(ended_by_eos=ended.float().mean(), **self.scorer.means())
+        self._times["rollout"] += time.perf_counter() - started
+        return batch
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*arguments, **options)
+        self._latest_log_probs = found[0].detach()
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        latest = self._latest_log_probs
+        old = inputs.get("old_per_token_logps", latest)  # absent where the one step of a rollout is its own policy's
+        self.note(approx_kl=math.approximate_kl(latest, old, inputs["completion_mask"]))
+        return loss
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """One micro-batch; the time outside rollouts is the update's."""
+        started, rollout = time.perf_counter(), self._times["rollout"]
+        loss = super().training_step(*arguments, **options)
+        self._times["update"] += time.perf_counter() - started - (self._times["rollout"] - rollout)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's series under our names, and the seconds spent since the last log."""
+        own = self._metrics["train"]
+        for theirs, ours in RENAMED.items():
+            if theirs in own:
+                own[ours] = own.pop(theirs)
+        for name in [n for n in own if n.startswith(DROPPED)]:
+            del own[name]
+        for part, seconds in self._times.items():
+            if seconds:
+                own[f"{part}_s"] = [seconds]
+        self._times = dict.fromkeys(self._times, 0.0)
+        super().log(logs, start_time)
 
 
-def checked_rewards(reward: Any, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float]:
-    """Call ``reward`` and insist on one finite number per completion."""
-    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
-    try:
-        values = list(reward(rows, completions))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the reward {name} raised {type(error).__name__}: {error}",
-            key="reward",
-            fix=f"first row of the batch: {dict(rows[0])!r}, completion {completions[0]!r}",
-        ) from error
-    if len(values) != len(completions):
-        raise UserError(
-            f"the reward {name} returned {len(values)} numbers for {len(completions)} completions",
-            key="reward",
-            fix="return exactly one number per completion, in order",
-        )
-    values = [v.item() if hasattr(v, "item") else v for v in values]  # numbers of NumPy and torch
-    for value, row, completion in zip(values, rows, completions, strict=True):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(
-                f"the reward {name} must give a finite number",
-                key="reward",
-                value=value,
-                fix=f"row {dict(row)!r}, completion {completion!r}",
-            )
-    return [float(v) for v in values]
+def sequences(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and attention mask of prompt and completion (B, P + T), and the completions' mask (B, T)."""
+    mask = batch["completion_mask"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    return ids, torch.cat([batch["prompt_mask"], mask], dim=1), mask

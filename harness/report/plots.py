@@ -60,8 +60,10 @@ def _styled(plot: Callable[..., bool]) -> Callable[..., bool]:
 CURVES = {
     "train/loss": "loss (differs by algorithm)",
     "train/reward": "reward of rollouts",
+    "train/true_reward": "true reward of rollouts",
     "train/rewards/accuracies": "share of pairs ranked right",
-    "train/kl": "KL from the reference (nats)",
+    "train/kl": "KL from the reference (nats/token)",
+    "train/response_tokens": "tokens per completion",
 }
 MEMORY_SERIES = ("system/gpu_0_memory_usage_megabytes", "system/system_memory_usage_megabytes")
 QUALITY_AXIS = {

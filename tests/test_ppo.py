@@ -1,0 +1,291 @@
+"""PPO's trainer on a toy: what a rollout holds, what an update moves, and which weights are resident."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.adapters import Full, LoRA
+from harness.algorithms.base import TrainJob
+from harness.algorithms.ppo import PPO
+from harness.algorithms.roles import role_bytes, tensors_of
+from harness.models import character_tokenizer
+from harness.rewards.base import Reward, Verifier
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import TaskData
+from harness.telemetry.clock import PhaseClock
+from harness.training import Train
+from tests.toys import Fixed, random_llama, says
+
+TOKENIZER = character_tokenizer(64)
+PROMPTS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "1+1=", "answer": "2"})
+SAID = ("19", "17", "well", "i dont know")
+REWARDS = (0.8, 0.5, 0.3, 0.7)
+
+
+def make(
+    tmp_path: Path,
+    *,
+    adapter: Any = None,
+    reward: Reward | None = None,
+    train: dict[str, Any] | None = None,
+    **knobs: Any,
+) -> Any:
+    """A trainer whose rollouts are ``SAID``."""
+    adapter = adapter or Full()
+    size = {"batch_size": 4, "micro_batch_size": 4, **(train or {})}
+    job = TrainJob(
+        model=random_llama(0, context=64),
+        reference=random_llama(1, context=64).requires_grad_(False) if adapter.name == "full" else None,
+        tokenizer=TOKENIZER,
+        adapter=adapter,
+        task=Arithmetic(),
+        data=TaskData(train_prompts=PROMPTS * 8),
+        rows=lambda rows: [dict(row) for row in rows],
+        reward=reward or Fixed(REWARDS),
+        train=Train(
+            **{
+                "learning_rate": 1e-2,
+                "steps": 4,
+                "max_length": 64,
+                "max_completion_length": 12,
+                "warmup_ratio": 0.0,
+                "gradient_checkpointing": False,
+                "logging_steps": 1,
+                **size,
+            }
+        ),
+        seed=0,
+        output_dir=tmp_path,
+        device="cpu",
+        precision="fp32",
+        clock=PhaseClock(lambda kind, data: None),
+        dtype=torch.float32,
+    )
+    trainer = PPO(**knobs).trainer(job)
+    says(trainer, SAID)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop
+    return trainer
+
+
+def rollout(trainer: Any, which: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, Any]:
+    said = [SAID[i] for i in which]
+    says(trainer, said)
+    trainer.scorer.use(lambda rows, texts, ended: [REWARDS[SAID.index(text)] for text in texts])
+    return trainer._generate_and_score_completions([{"prompt": PROMPTS[i % 2]["prompt"], "row": i % 2} for i in which])
+
+
+def gradients(parameters: Any) -> list[torch.Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+
+
+def noted(trainer: Any, name: str) -> float:
+    return trainer._metrics["train"][name][-1]
+
+
+# -- rollout -------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_holds_a_value_a_return_and_an_advantage_for_every_token(tmp_path):
+    batch = rollout(make(tmp_path, beta=0.1))
+    shape = batch["completion_mask"].shape
+    assert shape == (4, 12)  # "i dont know" and its end
+    for name in ("old_per_token_logps", "old_values", "returns", "advantages"):
+        assert batch[name].shape == shape
+
+
+def test_without_whitening_advantages_follow_from_score_kl_and_a_critic_that_starts_at_zero(tmp_path):
+    trainer = make(tmp_path, beta=0.1, gamma=1.0, lam=1.0, whiten_advantages=False)
+    batch = rollout(trainer)
+    assert batch["old_values"].abs().max() == 0
+    ids = torch.tensor([TOKENIZER("12+7=19")["input_ids"] + [TOKENIZER.eos_token_id]])
+    picked = []
+    for model in (trainer.model, trainer.ref_model):
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(input_ids=ids).logits[0], -1)
+        picked.append(torch.stack([log_probs[i - 1, ids[0, i]] for i in (5, 6, 7)]))
+    kl = picked[0] - picked[1]
+    to_go = [0.8 - 0.1 * kl[t:].sum().item() for t in range(3)]
+    assert batch["advantages"][0, :3].tolist() == pytest.approx(to_go, abs=1e-4)
+    assert batch["advantages"][0, 3:].abs().max() == 0
+
+
+def test_what_a_rollout_says_of_one_prompt_does_not_depend_on_its_neighbours(tmp_path):
+    trainer = make(tmp_path, beta=0.1, whiten_advantages=False)
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    together, alone = rollout(trainer), rollout(trainer, (0, 1))
+    for name in ("old_per_token_logps", "old_values", "returns", "advantages"):
+        assert torch.allclose(together[name][:2, :3], alone[name][:, :3], atol=1e-5), name
+
+
+def test_an_unfinished_completion_pays_the_penalty(tmp_path):
+    trainer = make(tmp_path, beta=0.0, missing_eos_penalty=1.0, whiten_advantages=False)
+    says(trainer, SAID, ended=False)
+    rows = [{"prompt": PROMPTS[0]["prompt"], "row": 0}] * 4
+    batch = trainer._generate_and_score_completions(rows)
+    last = [int(n) - 1 for n in batch["completion_mask"].sum(1)]
+    paid = [batch["returns"][i, t].item() for i, t in enumerate(last)]
+    assert paid == pytest.approx([r - 1 for r in REWARDS], abs=1e-6)
+
+
+def test_scores_may_be_whitened_and_clipped(tmp_path):
+    from harness.algorithms.ppo_trainer import shaped
+
+    scores, ended = torch.tensor([0.0, 10.0, 20.0]), torch.tensor([True, True, True])
+    assert shaped(scores, ended, PPO(reward_clip=5.0)).tolist() == [0, 5, 5]
+    assert shaped(scores, ended, PPO(whiten_rewards=True)).std().item() == pytest.approx(1, abs=1e-5)
+    assert shaped(scores, ended, PPO(whiten_rewards=True)).mean().item() == pytest.approx(10, abs=1e-4)
+
+
+# -- update --------------------------------------------------------------------------------------------
+
+
+def test_in_the_first_inner_step_the_ratio_is_1_and_the_kl_0(tmp_path):
+    trainer = make(tmp_path, beta=0.1)
+    trainer._compute_loss(trainer.model, rollout(trainer))
+    assert noted(trainer, "ratio") == pytest.approx(1, abs=1e-6)
+    assert noted(trainer, "approx_kl") == pytest.approx(0, abs=1e-7)
+    assert noted(trainer, "clip_fraction") == 0
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])
+def test_padding_carries_no_gradient(tmp_path, adapter):
+    trainer = make(tmp_path, adapter=adapter, beta=0.1)
+    batch = rollout(trainer)
+    own = [p for p in trainer.model.parameters() if p.requires_grad]
+    found = []
+    for dirt in (0.0, 1e6):
+        dirty = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        for name in ("advantages", "returns", "old_values"):
+            dirty[name][batch["completion_mask"] == 0] = dirt
+        for parameter in [*own, *trainer.critic.trained]:
+            parameter.grad = None
+        trainer._compute_loss(trainer.model, dirty).backward()
+        found.append(gradients([*own, *trainer.critic.trained]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert sum(g.abs().sum() for g in found[0]) > 0
+
+
+def test_the_critics_turn_moves_only_the_critic_and_the_policys_only_the_policy(tmp_path):
+    trainer = make(tmp_path, adapter=LoRA(rank=2), beta=0.1)
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    policy = [p for p in trainer.model.parameters() if p.requires_grad]
+    loss = trainer._compute_loss(trainer.model, rollout(trainer))
+    assert all(p.grad is None for p in policy)
+    critic = gradients(trainer.critic.trained)
+    assert any(g.abs().sum() > 0 for g in critic[:-2])  # its adapter, not its head alone
+    loss.backward()
+    assert any(g.abs().sum() > 0 for g in gradients(policy))
+    assert all(torch.equal(a, b) for a, b in zip(critic, gradients(trainer.critic.trained), strict=True))
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        trainer = make(tmp_path, adapter=LoRA(rank=2), beta=0.1, train={"gradient_checkpointing": checkpointing})
+        for parameter in [*trainer.critic.trained, *(p for p in trainer.model.parameters() if p.requires_grad)]:
+            torch.manual_seed(parameter.numel())
+            torch.nn.init.normal_(parameter, std=0.1)
+        trainer._compute_loss(trainer.model, rollout(trainer)).backward()
+        found.append(gradients([*trainer.critic.trained, *(p for p in trainer.model.parameters() if p.requires_grad)]))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    assert sum(g.abs().sum() for g in found[0]) > 0
+
+
+def test_how_a_step_is_cut_into_micro_batches_changes_no_gradient(tmp_path):
+    found = []
+    for micro in (4, 1):
+        trainer = make(tmp_path, beta=0.1, train={"micro_batch_size": micro})
+        trainer.current_gradient_accumulation_steps = 4 // micro
+        batch = rollout(trainer)
+        for i in range(0, 4, micro):
+            part = {k: v[i : i + micro] if isinstance(v, torch.Tensor) and v.dim() else v for k, v in batch.items()}
+            trainer._compute_loss(trainer.model, part).backward()
+        found.append(gradients([*trainer.model.parameters(), *trainer.critic.trained]))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_a_policy_that_moved_too_far_ends_the_passes_over_its_rollout(tmp_path):
+    counted = {}
+    for limit in (None, 1e-9):
+        trainer = make(tmp_path, beta=0.0, epochs=4, stop_at_kl=limit, train={"steps": 8})
+        rollouts = []
+        generate = trainer._generate_and_score_completions
+        trainer._generate_and_score_completions = lambda x, g=generate, r=rollouts: r.append(1) or g(x)
+        trainer.train()
+        counted[limit] = len(rollouts)
+    assert counted == {None: 2, 1e-9: 4}  # the first step of a rollout has not moved, the second has
+
+
+# -- roles ---------------------------------------------------------------------------------------------
+
+
+def test_lora_holds_one_base_for_policy_critic_and_reference(tmp_path):
+    base = sum(p.numel() * 4 for p in random_llama(0, context=64).parameters())
+    trainer = make(tmp_path, adapter=LoRA(rank=2), beta=0.1)
+    weights = role_bytes(trainer.roles())
+    adapter = sum(p.numel() * 4 for n, p in trainer.model.named_parameters() if ".default." in n)
+    buffers = sum(b.untyped_storage().nbytes() for b in trainer.model.buffers())
+    assert weights["policy"] == base + adapter + buffers
+    assert weights["reference"] == 0
+    assert weights["critic"] == adapter + (16 + 1) * 4
+    assert trainer.critic.body is trainer.model.get_base_model().model
+
+
+def test_full_fine_tuning_holds_policy_reference_and_critic_apart(tmp_path):
+    trainer = make(tmp_path, beta=0.1)
+    weights = role_bytes(trainer.roles())
+    body = sum(p.numel() * 4 for p in trainer.model.model.parameters())
+    assert weights["reference"] == weights["policy"]
+    assert weights["critic"] == body + (16 + 1) * 4
+    assert "reference" not in role_bytes(make(tmp_path, beta=0.0).roles())
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])
+def test_training_moves_policy_and_critic_and_leaves_the_policy_alone_behind(tmp_path, adapter):
+    trainer = make(tmp_path, adapter=adapter, beta=0.1)
+    before = [p.detach().clone() for p in trainer.critic.trained]
+    base = [t.clone() for t in tensors_of(trainer.model)]
+    trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.critic.trained, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(base, tensors_of(trainer.model), strict=True))
+    assert list(getattr(trainer.model, "peft_config", {})) == ([] if adapter.name == "full" else ["default"])
+    logged = {k for entry in trainer.state.log_history for k in entry}
+    assert {"kl", "entropy", "clip_fraction", "approx_kl", "value_loss", "explained_variance"} <= logged
+    assert {"reward", "true_reward", "response_tokens", "ended_by_eos", "rollout_s", "update_s"} <= logged
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])
+def test_a_checkpoint_brings_the_critic_back(tmp_path, adapter):
+    trainer = make(tmp_path, adapter=adapter, beta=0.1, kl_target=1.0, train={"checkpoint_steps": 2})
+    kept = {}
+    release, trainer.critic.release = trainer.critic.release, lambda: None
+    trainer.train()
+    kept = {k: v.clone() for k, v in trainer.critic.state().items()}
+    release()
+    again = make(tmp_path, adapter=adapter, beta=0.1, kl_target=1.0, train={"checkpoint_steps": 2})
+    again._load_from_checkpoint(str(tmp_path / "checkpoint-4"))
+    assert all(torch.equal(kept[k], v) for k, v in again.critic.state().items())
+    assert again.controller.beta == trainer.controller.beta != 0.1
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
+    make(tmp_path, adapter=LoRA(rank=2), beta=0.1, train={"checkpoint_steps": 2}).train()
+    again = make(tmp_path, adapter=LoRA(rank=2), beta=0.1, train={"checkpoint_steps": 2, "steps": 6})
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 6
+
+
+def test_the_verifier_pays_ppo_too(tmp_path):
+    trainer = make(tmp_path, reward=Verifier().bind(Arithmetic(), Full(), "tiny"))
+    says(trainer, SAID)
+    trainer._generate_and_score_completions([{"prompt": "12+7=", "row": 0}] * 4)
+    assert trainer._scores == pytest.approx([0.96, -0.04, -0.08, -0.22])
+    assert noted(trainer, "correct") == 0.25
+    assert replace(PPO(), beta=0.0).uses_reference is False
