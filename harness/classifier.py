@@ -21,8 +21,9 @@ def with_score(causal: Any) -> Any:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
 
-    config = causal.config
-    if type(config) not in KNOWN:
+    config: Any = causal.config
+    known: Any = KNOWN  # lazy: looking one class up imports that one
+    if type(config) not in known:
         from harness.errors import UserError
 
         raise UserError(
@@ -34,7 +35,7 @@ def with_score(causal: Any) -> Any:
     config = copy.deepcopy(config)
     config.num_labels = 1
     with torch.device("meta"):
-        shell = KNOWN[type(config)](config)
+        shell = known[type(config)](config)
     setattr(shell, shell.base_model_prefix, causal.base_model)
     text = config.get_text_config()
     shell.score = nn.Linear(text.hidden_size, 1, bias=False, device=causal.device, dtype=torch.float32)

@@ -86,7 +86,8 @@ class OnlineTrainer(GRPOTrainer):
         self, *, clock: Any, reference: Any, beta: float, scorer: Scorer, make_desk: Callable[..., Desk], **options: Any
     ):
         """Construct with beta 0 (no reference is loaded), then set both and open the reward."""
-        super().__init__(reward_funcs=self._score, **options)
+        score: Any = self._score
+        super().__init__(reward_funcs=score, **options)
         self._clock, self.scorer = clock, scorer
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))

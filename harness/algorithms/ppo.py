@@ -88,6 +88,7 @@ class PPO(Algorithm):
         from harness.algorithms.online import online_config, online_options
         from harness.algorithms.ppo_trainer import PPOTrainer
 
+        assert job.train.learning_rate
         return PPOTrainer(
             settings=self,
             critic_rate=self.critic_learning_rate or job.train.learning_rate,

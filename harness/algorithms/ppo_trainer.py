@@ -43,6 +43,8 @@ class PPOTrainer(OnlineTrainer):
         options: what ``OnlineTrainer`` takes.
     """
 
+    args: Any  # TRL's GRPOConfig; transformers' own declaration knows less
+
     def __init__(self, *, settings: PPO, critic_rate: float, **options: Any):
         """Make the trainer, then the critic beside its policy."""
         super().__init__(beta=settings.beta or 0.0, **options)
@@ -56,16 +58,17 @@ class PPOTrainer(OnlineTrainer):
 
     def roles(self) -> dict[str, list[Tensor]]:
         """The critic's weights beside the others'; on a shared base only what is its own."""
-        return super().roles() | {"critic": list(self.critic.trained)}
+        return {**super().roles(), "critic": list(self.critic.trained)}
 
     # -- rollout ---------------------------------------------------------------------------------------
 
     def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
         """Add what the update needs, each (B, T): log pi_old, V, returns and advantages."""
         settings, rows = self.settings, self.args.per_device_train_batch_size
+        policy: Any = self.model
         ids, attention, mask = sequences(batch)
         keep = mask.shape[1]
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
             old = batch.get("old_per_token_logps")
             if old is None:
                 old = self._get_per_token_logps_and_entropies(self.model, ids, attention, keep, batch_size=rows)[0]
@@ -152,9 +155,9 @@ class PPOTrainer(OnlineTrainer):
             optimizer.add_param_group({"params": self.critic.trained, "lr": self.critic_rate, "weight_decay": 0.0})
         return optimizer
 
-    def _clip_grad_norm(self, model: Any) -> Tensor:
+    def _clip_grad_norm(self, model: Any) -> Any:
         own = {id(p) for p in self.critic.trained}
-        norm = self.accelerator.clip_grad_norm_(self.critic.trained, self.args.max_grad_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(self.critic.trained, self.args.max_grad_norm)
         self.note(critic_grad_norm=norm)
         policy = [p for p in model.parameters() if id(p) not in own]
         return self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)

@@ -109,7 +109,9 @@ class ModelReward(Reward):
             return replace(self, recipes={})
         trained = adapter if self.adapter == "same" else Full()
         column = self.recipes.get(recipe, {}).get(trained.recipe, {})
-        chosen = {k: getattr(self, k) or column.get(k) for k in ("learning_rate", "steps", "batch_size")}
+        chosen: dict[str, Any] = {
+            k: getattr(self, k) or column.get(k) for k in ("learning_rate", "steps", "batch_size")
+        }
         absent = [k for k, v in chosen.items() if v is None]
         if absent:
             raise UserError(

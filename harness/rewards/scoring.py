@@ -61,7 +61,7 @@ def checked(
     """Call ``function`` and insist on one finite number per completion."""
     name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     try:
-        values = list(function(rows, texts, ended))
+        values: list[Any] = list(function(rows, texts, ended))
     except UserError:
         raise
     except Exception as error:
