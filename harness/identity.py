@@ -15,7 +15,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,23 @@ def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def modules_of(components: Iterable[object]) -> tuple[str, ...]:
-    """Modules of components that live outside the package: plugins, whose code counts too."""
-    names = {type(c).__module__ for c in components}
+    """Modules of components that live outside the package: plugins, whose code counts too. Looks into components."""
+    names = {type(c).__module__ for component in components for c in _components_in(component)}
     return tuple(sorted(n for n in names if not n.startswith("harness.")))
+
+
+def _components_in(value: object) -> Iterator[object]:
+    """A component and those in its fields (the parts of a sum)."""
+    if is_dataclass(value):
+        yield value
+        for item in fields(value):
+            yield from _components_in(getattr(value, item.name))
+    elif isinstance(value, Mapping):
+        for nested in value.values():
+            yield from _components_in(nested)
+    elif isinstance(value, list | tuple):
+        for nested in value:
+            yield from _components_in(nested)
 
 
 def version_of(name: str) -> str:

@@ -175,3 +175,15 @@ def test_a_part_without_target_is_refused():
     node = {"_target_": "harness.rewards.weighted.Weighted", "parts": {"x": {"weight": 1.0}}}
     with pytest.raises(UserErrors):
         build(node, path="reward", base=Reward)
+
+
+def test_the_code_of_a_plugins_reward_counts_inside_a_sum_too():
+    from harness.identity import modules_of
+
+    @dataclass(frozen=True)
+    class Mine(Reward):
+        def __call__(self, rows: Any, completions: Any) -> Any:
+            return [0.0] * len(completions)
+
+    assert modules_of([Weighted({"mine": Part(Mine()), "rule": Part(Verifier())})]) == (__name__,)
+    assert modules_of([Weighted({"rule": Part(Verifier())}), None]) == ()

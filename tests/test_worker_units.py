@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("algo", "adapter"),
-    [("dpo", "full"), ("dpo", "lora"), ("dpo", "qlora"), ("grpo", "lora")],
+    [("dpo", "full"), ("dpo", "lora"), ("dpo", "qlora"), ("grpo", "lora"), ("ppo", "lora"), ("ppo", "full")],
 )
 def test_what_a_trial_saved_gives_the_same_numbers_when_it_is_loaded_again(tmp_path, cache, algo, adapter):
     options = (f"algo={algo}", f"adapter={adapter}", *(["algo.temperature=0.7"] if algo == "grpo" else []))
