@@ -1,0 +1,187 @@
+"""One side of ``bench/ppo_peer.py``: PPO by us or by TRL 1.12, in a process of its own, around the same loop.
+
+Arguments: ours|theirs, a JSON object. Prints one JSON object: ``train_s``, ``peak_mb`` (highest resident memory since
+just before the models were loaded, less the level then), ``true_reward`` and ``correct`` of completions sampled for the
+held-out prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from harness.adapters import Full, LoRA
+from harness.allocator import hold_freed_memory
+from harness.evaluators.base import EvalContext
+from harness.evaluators.scoring import sample
+from harness.models import Shape
+from harness.tasks.arithmetic import Arithmetic
+from harness.telemetry.host import peak_resident_bytes, reset_peak
+
+TASK = Arithmetic()
+BATCH, EPOCHS, LENGTH = 64, 4, 32
+
+
+def resident_mb() -> float:
+    reset_peak()
+    return (peak_resident_bytes() or 0) / 1e6
+
+
+def base(options: dict[str, Any]) -> tuple[Any, Any]:
+    """The embedded base, or random weights at a shape where weights dominate."""
+    if options["base"] is not None:
+        tokenizer = AutoTokenizer.from_pretrained(options["base"], padding_side="left")
+        return AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32), tokenizer
+    model = Shape(label="peer", config=options["shape"])
+    return model.load(None, dtype=torch.float32, device="cpu"), model.tokenizer(None)
+
+
+def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
+    from harness.algorithms.base import TrainJob
+    from harness.algorithms.ppo import PPO
+    from harness.rewards.base import Verifier
+    from harness.telemetry.clock import PhaseClock
+    from harness.training import Train
+
+    hold_freed_memory()  # as in a trial's process
+    adapter = LoRA(rank=16) if options["adapter"] == "lora" else Full()
+    model, tokenizer = base(options)
+    trainer = PPO(beta=options["beta"], epochs=EPOCHS).trainer(
+        TrainJob(
+            model=model,
+            reference=None if options["adapter"] == "lora" else copy.deepcopy(model).requires_grad_(False).eval(),
+            tokenizer=tokenizer,
+            adapter=adapter,
+            task=TASK,
+            data=TASK.load(),
+            rows=lambda rows: [dict(row) for row in rows],
+            reward=Verifier().bind(TASK, adapter, "tiny"),
+            train=Train(
+                learning_rate=options["rate"],
+                steps=options["rollouts"] * EPOCHS,
+                batch_size=BATCH,
+                micro_batch_size=BATCH,
+                max_length=96,
+                max_completion_length=LENGTH,
+                warmup_ratio=0.0,
+                gradient_checkpointing=False,
+            ),
+            seed=options["seed"],
+            output_dir=Path(options["scratch"]),
+            device="cpu",
+            precision="fp32",
+            clock=PhaseClock(lambda *_: None),
+            dtype=torch.float32,
+        )
+    )
+    started = time.perf_counter()
+    trainer.train()
+    return trainer.model, tokenizer, time.perf_counter() - started
+
+
+def theirs(options: dict[str, Any]) -> tuple[Any, Any, float]:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    assert trl.__version__ == "1.12.0", trl.__version__
+    model, tokenizer = base(options)
+    answers = {row["prompt"]: row for row in TASK.load().train_prompts}
+
+    class Rule(torch.nn.Module):
+        """Stands where a reward model is expected; scored by the rule below."""
+
+    def rule_or_model(module: Any, ids: torch.Tensor, pad: int, start: int) -> Any:
+        if not isinstance(module, Rule):
+            return network(module, ids, pad, start)
+        prompts = tokenizer.batch_decode(ids[:, :start], skip_special_tokens=True)
+        said = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+        scores = [TASK.score(answers[p], s).reward for p, s in zip(prompts, said, strict=True)]
+        return None, torch.tensor(scores), None
+
+    network, ppo_trainer.get_reward = ppo_trainer.get_reward, rule_or_model
+    critic_base = options["base"]
+    with tempfile.TemporaryDirectory() as folder:
+        if critic_base is None:
+            model.save_pretrained(folder)
+            critic_base = folder
+        critic = AutoModelForSequenceClassification.from_pretrained(critic_base, num_labels=1, dtype=torch.float32)
+    torch.nn.init.zeros_(critic.score.weight)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    rows = [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in TASK.load().train_prompts]
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=options["scratch"],
+            total_episodes=options["rollouts"] * BATCH,
+            per_device_train_batch_size=BATCH,
+            gradient_accumulation_steps=1,
+            num_mini_batches=1,
+            num_ppo_epochs=EPOCHS,
+            response_length=LENGTH,
+            local_rollout_forward_batch_size=BATCH,
+            stop_token="eos",
+            temperature=1.0,
+            kl_coef=options["beta"],
+            learning_rate=options["rate"],
+            lr_scheduler_type="linear",
+            num_sample_generations=0,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            logging_steps=10,
+            seed=options["seed"],
+            dataloader_pin_memory=False,
+        ),
+        processing_class=tokenizer,
+        model=model,
+        ref_model=None if options["adapter"] == "lora" else copy.deepcopy(model),
+        reward_model=Rule(),
+        value_model=critic,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=lora if options["adapter"] == "lora" else None,
+    )
+    started = time.perf_counter()
+    trainer.train()
+    return trainer.model.policy, tokenizer, time.perf_counter() - started
+
+
+def judge(model: Any, tokenizer: Any) -> dict[str, float]:
+    """Mean true reward and share correct on the test prompts, four samples each, same draws for both sides."""
+    data = TASK.load()
+    rows = data.eval_prompts["test"]
+    context = EvalContext(model=model.eval(), tokenizer=tokenizer, task=TASK, data=data, rows=lambda r: list(r),
+                          split="test", batch_size=128, max_length=96, max_completion_length=LENGTH, seed=0,
+                          device="cpu", beta=None, reference=None)  # fmt: skip
+    found = sample(context, [row["prompt"] for row in rows], per_prompt=4, temperature=1.0)
+    scores = [TASK.score(rows[s.row], s.text) for s in found]
+    return {
+        "true_reward": sum(s.reward for s in scores) / len(scores),
+        "correct": sum(s.correct for s in scores) / len(scores),
+    }
+
+
+def main() -> None:
+    side, options = sys.argv[1], json.loads(sys.argv[2])
+    options["scratch"] = tempfile.mkdtemp()
+    set_seed(options["seed"])
+    before = resident_mb()
+    model, tokenizer, seconds = (ours if side == "ours" else theirs)(options)
+    found = {"train_s": seconds, "peak_mb": (peak_resident_bytes() or 0) / 1e6 - before}
+    if options["judge"]:
+        found |= judge(model, tokenizer)
+    print("RESULT " + json.dumps(found))
+
+
+main()
