@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ def with_score(causal: Any) -> Any:
         if hasattr(causal, name):
             setattr(shell, name, getattr(causal, name))
     return shell
+
+
+@contextmanager
+def acting(policy: Any, adapter: str) -> Iterator[None]:
+    """Forward and backward passes within this go through ``adapter`` of a peft model, then the policy's own again."""
+    policy.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        policy.set_adapter("default")
 
 
 @torch.no_grad()

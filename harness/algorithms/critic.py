@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.classifier import acting
+
 NAME = "critic"
 """Of the critic's adapter."""
 
@@ -89,11 +91,8 @@ class AdapterCritic(Critic):
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Activate the critic's adapter, then the policy's again."""
-        self.policy.set_adapter(NAME)
-        try:
+        with acting(self.policy, NAME):
             yield
-        finally:
-            self.policy.set_adapter("default")
 
     def release(self) -> None:
         """Remove the adapter."""

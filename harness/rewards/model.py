@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -179,7 +179,7 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
     from peft import PeftConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from harness.classifier import with_score
+    from harness.classifier import acting, with_score
 
     policy = desk.policy
     config: Any = PeftConfig.from_pretrained(str(folder))
@@ -192,16 +192,7 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
     shell = with_score(policy.get_base_model())
     shell.score.weight.data.copy_(head)
     desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
-
-    @contextmanager
-    def turn() -> Iterator[None]:
-        policy.set_adapter(NAME)
-        try:
-            yield
-        finally:
-            policy.set_adapter("default")
-
-    return shell, turn
+    return shell, partial(acting, policy, NAME)
 
 
 def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
