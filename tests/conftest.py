@@ -16,7 +16,7 @@ os.environ.update(
         "CUDA_VISIBLE_DEVICES": "",
     }
 )
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: two of torch's threads each would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and torch threads that wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
 SMALL = ("model.steps=12", "model.batch_size=16", "model.layers=2", "model.hidden=64", "model.intermediate=128")
