@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,49 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         found.append(gradients([*trainer.critic.trained, *(p for p in trainer.model.parameters() if p.requires_grad)]))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
     assert sum(g.abs().sum() for g in found[0]) > 0
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])
+def test_gradient_checkpointing_keeps_fewer_activations_of_policy_and_of_critic(tmp_path, adapter):
+    kept: dict[tuple[bool, str], int] = {}
+    for checkpointing in (False, True):
+        trainer = make(tmp_path, adapter=adapter, beta=0.1, train={"gradient_checkpointing": checkpointing, "steps": 1})
+        turn, loss = trainer.critic.turn, trainer._compute_loss
+        whose = ["policy"]
+
+        @contextmanager
+        def watched(turn: Any = turn, whose: list[str] = whose) -> Iterator[None]:
+            whose[0] = "critic"
+            with turn():
+                yield
+            whose[0] = "policy"
+
+        def keep(tensor: torch.Tensor, whose: list[str] = whose, on: bool = checkpointing) -> torch.Tensor:
+            kept[on, whose[0]] = kept.get((on, whose[0]), 0) + tensor.nbytes
+            return tensor
+
+        def counted(*arguments: Any, loss: Any = loss, keep: Any = keep) -> torch.Tensor:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                return loss(*arguments)
+
+        trainer.critic.turn, trainer._compute_loss = watched, counted
+        trainer.train()
+    assert all(kept[True, role] < 0.2 * kept[False, role] for role in ("policy", "critic")), kept
+
+
+def test_the_entropy_bonus_keeps_the_policy_more_random(tmp_path):
+    entropy = {}
+    for bonus in (0.0, 1.0):
+        trainer = make(tmp_path, beta=0.0, entropy_bonus=bonus)
+        torch.nn.init.normal_(trainer.model.lm_head.weight, std=0.5)
+        batch = rollout(trainer)
+        trainer._compute_loss(trainer.model, batch).backward()
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter -= 1e-3 * parameter.grad
+        trainer._compute_loss(trainer.model, batch)
+        entropy[bonus] = noted(trainer, "entropy")
+    assert entropy[1.0] > entropy[0.0]
 
 
 def test_how_a_step_is_cut_into_micro_batches_changes_no_gradient(tmp_path):

@@ -26,7 +26,7 @@ class Critic:
 
     def __init__(self, policy: Any):
         """Copy the body of ``policy``, a causal language model."""
-        self.body = copy.deepcopy(policy.base_model).requires_grad_(True)
+        self.body = copy.deepcopy(policy.base_model).requires_grad_(True).train()
         self.head = _value_head(policy)
         self.trained: list[nn.Parameter] = [*self.body.parameters(), *self.head.parameters()]
 
@@ -40,6 +40,10 @@ class Critic:
     def turn(self) -> Iterator[None]:
         """Forward and backward passes within this are the critic's."""
         yield
+
+    def checkpoint(self, options: dict[str, Any] | None) -> None:
+        """Compute activations again in the backward pass instead of keeping them, as the policy does."""
+        self.body.gradient_checkpointing_enable(options)
 
     def release(self) -> None:
         """Leave the policy as if there had been no critic."""
@@ -93,6 +97,9 @@ class AdapterCritic(Critic):
         """Activate the critic's adapter, then the policy's again."""
         with acting(self.policy, NAME):
             yield
+
+    def checkpoint(self, options: dict[str, Any] | None) -> None:
+        """The trainer does it for the layers that policy and critic share."""
 
     def release(self) -> None:
         """Remove the adapter."""

@@ -53,6 +53,8 @@ class PPOTrainer(OnlineTrainer):
         self.settings, self.critic_rate = settings, critic_rate
         self.controller = math.KLController(settings.beta or 0.0, settings.kl_target, settings.kl_horizon)
         self.critic = Critic.beside(self.model)
+        if self.args.gradient_checkpointing:
+            self.critic.checkpoint(self.args.gradient_checkpointing_kwargs)
         self.stop_epochs = False
         self.add_callback(_ForgetGradients(self.critic))
 
@@ -124,6 +126,8 @@ class PPOTrainer(OnlineTrainer):
         log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
             model, ids, attention, keep, compute_entropy=True
         )
+        if not settings.entropy_bonus:
+            entropies = entropies.detach()  # else the head's backward pass works on a gradient of zeros
         old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
         losses = math.policy_losses(log_probs, old, advantages, settings.clip)
         loss = ((losses - settings.entropy_bonus * entropies) * mask).sum() / tokens
