@@ -42,7 +42,16 @@ def main() -> None:
         order = ("ours", "theirs") if seed % 2 else ("theirs", "ours")
         for which in order:
             result = side(
-                which, folder, base=base, adapter="full", seed=seed, beta=0.05, rate=3e-4, rollouts=100, judge=True
+                which,
+                folder,
+                base=base,
+                adapter="full",
+                seed=seed,
+                beta=0.05,
+                rate=3e-4,
+                batch=64,
+                rollouts=100,
+                judge=True,
             )
             found[which].append(result)
             print(f"  seed {seed} {which}: " + ", ".join(f"{k} {v:.3f}" for k, v in result.items()), flush=True)
@@ -54,7 +63,7 @@ def main() -> None:
             flush=True,
         )
     for adapter, limit in (("full", 1.0), ("lora", 0.6)):
-        peaks = {w: side(w, folder, base=None, shape=SHAPE, adapter=adapter, seed=0, beta=0.05, rate=1e-5, rollouts=2,
+        peaks = {w: side(w, folder, base=None, shape=SHAPE, adapter=adapter, seed=0, beta=0.05, rate=1e-5, batch=8, rollouts=2,
                          judge=False)["peak_mb"] for w in ("ours", "theirs")}  # fmt: skip
         print(
             f"peak memory, {adapter}: ours {peaks['ours']:,.0f} MB, TRL 1.12 {peaks['theirs']:,.0f} MB, "

@@ -27,7 +27,7 @@ from harness.tasks.arithmetic import Arithmetic
 from harness.telemetry.host import peak_resident_bytes, reset_peak
 
 TASK = Arithmetic()
-BATCH, EPOCHS, LENGTH = 64, 4, 32
+EPOCHS, LENGTH = 4, 32
 
 
 def resident_mb() -> float:
@@ -67,8 +67,8 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
             train=Train(
                 learning_rate=options["rate"],
                 steps=options["rollouts"] * EPOCHS,
-                batch_size=BATCH,
-                micro_batch_size=BATCH,
+                batch_size=options["batch"],
+                micro_batch_size=options["batch"],
                 max_length=96,
                 max_completion_length=LENGTH,
                 warmup_ratio=0.0,
@@ -121,13 +121,13 @@ def theirs(options: dict[str, Any]) -> tuple[Any, Any, float]:
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=options["scratch"],
-            total_episodes=options["rollouts"] * BATCH,
-            per_device_train_batch_size=BATCH,
+            total_episodes=options["rollouts"] * options["batch"],
+            per_device_train_batch_size=options["batch"],
             gradient_accumulation_steps=1,
             num_mini_batches=1,
             num_ppo_epochs=EPOCHS,
             response_length=LENGTH,
-            local_rollout_forward_batch_size=BATCH,
+            local_rollout_forward_batch_size=options["batch"],
             stop_token="eos",
             temperature=1.0,
             kl_coef=options["beta"],
