@@ -63,8 +63,8 @@ def main() -> None:
             flush=True,
         )
     for adapter, limit in (("full", 1.0), ("lora", 0.6)):
-        peaks = {w: side(w, folder, base=None, shape=SHAPE, adapter=adapter, seed=0, beta=0.05, rate=1e-5, batch=8, rollouts=2,
-                         judge=False)["peak_mb"] for w in ("ours", "theirs")}  # fmt: skip
+        options = {"shape": SHAPE, "adapter": adapter, "seed": 0, "beta": 0.05, "rate": 1e-5, "batch": 8, "rollouts": 2}
+        peaks = {w: side(w, folder, base=None, judge=False, **options)["peak_mb"] for w in ("ours", "theirs")}
         print(
             f"peak memory, {adapter}: ours {peaks['ours']:,.0f} MB, TRL 1.12 {peaks['theirs']:,.0f} MB, "
             f"ratio {peaks['ours'] / peaks['theirs']:.2f} (limit {limit})",
