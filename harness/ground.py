@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ class Ground:
         return folders
 
     def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
-        """What evaluators see."""
+        """What evaluators see of ``model``, which was trained where there is a ``reference``."""
         setup = self.setup
+        trained = reference is not None and setup.algo.trains
         return EvalContext(
             model=model,
             tokenizer=self.tokenizer,
@@ -100,7 +102,23 @@ class Ground:
             device=self.device,
             beta=setup.algo.beta,
             reference=reference,
+            before_training=self.before_training(model) if trained else None,
         )
+
+    def before_training(self, model: Any) -> Callable[[], AbstractContextManager[EvalContext]]:
+        """The way back from the trained ``model``: its adapter off, or the base's own weights, loaded for the while."""
+        memo: dict[Any, Any] = {}
+
+        @contextmanager
+        def turn() -> Iterator[EvalContext]:
+            adapter = self.setup.adapter.peft_config() is not None
+            with model.disable_adapter() if adapter else nullcontext():
+                context = self.eval_context(model if adapter else self.load_policy_base(), None)
+                context.memo.update(memo)
+                yield context
+                memo.update(context.memo)
+
+        return turn
 
 
 def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:

@@ -37,7 +37,7 @@ TRAINING_CODE = (
     "training.py",
     "worker.py",
 )
-EVALUATION_CODE = ("evaluators",)
+EVALUATION_CODE = ("evaluators", "stats.py")
 
 
 def digest(content: Any, length: int = 16) -> str:

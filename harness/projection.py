@@ -133,9 +133,9 @@ def project(folder: Path, sweep: SweepRun) -> str | None:
         return state.run_id
     _log_points(api, state, worker, runner)
     for event in worker:
-        _log_event(api, sweep, state, event, trial)
+        _log_event(api, sweep, state, event, trial, folder)
     for event in runner:
-        _log_event(api, sweep, state, event, trial)
+        _log_event(api, sweep, state, event, trial, folder)
     closing = [e for e in runner if e.kind == "outcome"]
     if closing:
         _finish_run(api, state.run_id, folder, closing[-1])
@@ -214,10 +214,14 @@ def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequen
         api.log_batch(state.run_id, metrics=chunk)
 
 
-def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any]) -> None:
+def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any], folder: Path) -> None:
     data = event.data
     if event.kind == "table":
         _log_table(api, state.run_id, data["name"], data["rows"])
+    elif event.kind == "artifact" and data["path"].startswith("examples/"):
+        file = folder / "artifacts" / data["path"]
+        if file.is_file():
+            api.log_artifact(state.run_id, str(file), "examples")
     elif event.kind == "device":
         api.set_tag(state.run_id, "device", data["device"])
         api.set_tag(state.run_id, "device_name", str(data.get("name")))

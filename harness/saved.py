@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,18 @@ def keep(ground: Ground, model: Any, journal: Journal) -> None:
         merged.save_pretrained(ground.folder / "artifacts" / "merged")
         ground.tokenizer.save_pretrained(ground.folder / "artifacts" / "merged")
         journal.write("artifact", path="merged")
+
+
+def keep_examples(ground: Ground, name: str, columns: Mapping[str, Sequence[Any]], journal: Journal) -> None:
+    """One evaluator's results per example, as Parquet: trials are compared example by example."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path = Path("examples") / f"{name}.parquet"
+    target = ground.folder / "artifacts" / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(dict(columns)), target)
+    journal.write("artifact", path=str(path))
 
 
 def load_trained(ground: Ground, base: Any) -> Any:

@@ -22,7 +22,7 @@ from harness.evaluators.base import Evaluation
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
-from harness.saved import keep, last_checkpoint, load_trained
+from harness.saved import keep, keep_examples, last_checkpoint, load_trained
 from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, assemble, check_data
 
@@ -60,7 +60,7 @@ def run(job: Job, journal: Journal) -> None:
 
 def judge_base(ground: Ground, journal: Journal) -> None:
     """Run every evaluator on the base, or take its figures from the cache."""
-    setup, model = ground.setup, None
+    setup, context = ground.setup, None
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, ground.data)
         if reason is not None:
@@ -79,16 +79,16 @@ def judge_base(ground: Ground, journal: Journal) -> None:
         }
 
         def build(folder: Path, evaluator: Any = evaluator) -> Mapping[str, Any]:
-            nonlocal model
-            model = model if model is not None else ground.load_base()
-            found = evaluator.evaluate(ground.eval_context(model, None))
+            nonlocal context
+            context = context or ground.eval_context(ground.load_base(), None)
+            found = evaluator.evaluate(context)
             (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
             return {}
 
         entry = ground.cache.fetch(f"baseline-{name}", identity.digest(inputs), build, inputs=inputs)
         note_stage(journal, f"baseline-{name}", entry)
-        record(journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
-    del model
+        record(ground, journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
+    del context
     free_memory(ground.device)
 
 
@@ -193,18 +193,21 @@ def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:
 
 
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
-    """Run every evaluator on the trained model."""
+    """Run every evaluator on the trained model; what one of them computed serves the others."""
+    context = ground.eval_context(model, reference)
     for evaluator in ground.setup.eval.active.values():
         if evaluator.not_applicable(ground.setup.task, ground.data) is not None:
             continue
-        record(journal, "eval", evaluator.evaluate(ground.eval_context(model, reference)))
+        record(ground, journal, "eval", evaluator.evaluate(context))
 
 
-def record(journal: Journal, prefix: str, found: Evaluation) -> None:
-    """Metrics, tables and reasons of an evaluation, under ``baseline/`` or ``eval/``."""
+def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> None:
+    """Metrics, tables, results per example and reasons of an evaluation, under ``baseline/`` or ``eval/``."""
     journal.write("metrics", values={f"{prefix}/{k}": v for k, v in found.metrics.items()})
     for name, rows in found.tables.items():
         journal.write("table", name=f"{prefix}_{name}", rows=list(rows))
+    for unit, columns in found.examples.items():
+        keep_examples(ground, f"{prefix}_{unit}", columns, journal)
     for name, reason in found.absent.items():
         journal.write("note", message=f"{prefix}/{name}: {reason}", absent=f"{prefix}/{name}")
 

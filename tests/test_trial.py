@@ -245,6 +245,7 @@ def test_the_yaml_of_embedded_lm_eval_tasks_counts_as_evaluation_code(tmp_path, 
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     tasks = tmp_path / "evaluators" / "lm_eval_tasks"
     tasks.mkdir(parents=True)
+    (tmp_path / "stats.py").write_text("")
     digests = []
     for question in ("doc_to_text: a", "doc_to_text: b"):
         (tasks / "letters.yaml").write_text(question)

@@ -50,7 +50,7 @@ def test_a_merged_copy_says_what_the_adapter_says(tmp_path, cache):
     from transformers import AutoModelForCausalLM
 
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "train.save=full")
-    assert [e.data["path"] for e in told.events if e.kind == "artifact"] == ["model", "merged"]
+    assert [p for e in told.events if e.kind == "artifact" and "/" not in (p := e.data["path"])] == ["model", "merged"]
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "merged").eval()
     plain = plain_config("algo=dpo", "adapter=lora", "train.save=full")
     setup = worker.assemble(plain)
@@ -204,3 +204,25 @@ def test_a_baseline_from_the_cache_changes_neither_training_nor_evaluation(tmp_p
     assert cold.series == warm.series  # to the bit
     assert cold.under("eval/") == warm.under("eval/")
     assert cold.under("baseline/") == warm.under("baseline/")
+
+
+def test_results_per_example_are_kept_as_parquet_and_average_to_the_metrics(tmp_path, cache):
+    import pandas as pd
+
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=full")
+    kept = {e.data["path"] for e in told.events if e.kind == "artifact" and e.data["path"].startswith("examples/")}
+    assert {"examples/baseline_prompts.parquet", "examples/eval_pairs.parquet", "examples/eval_wins.parquet"} <= kept
+    for path in kept:
+        prefix, frame = Path(path).stem.partition("_")[0], pd.read_parquet(tmp_path / "artifacts" / path)
+        for name in set(frame) - {"example"}:
+            assert frame[name].mean() == pytest.approx(told.metrics[f"{prefix}/{name}"]), name
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
+def test_drift_is_measured_against_the_model_that_training_started_from(tmp_path, cache, adapter):
+    still = tell(tmp_path / "still", cache, "algo=dpo", f"adapter={adapter}", "train.learning_rate=1e-12").metrics
+    moved = tell(tmp_path / "moved", cache, "algo=dpo", f"adapter={adapter}", "train.learning_rate=1e-2").metrics
+    assert still["eval/kl_per_sequence"] == pytest.approx(0, abs=1e-4)
+    assert still["eval/win_rate"] == pytest.approx(0.5, abs=0.05)
+    assert moved["eval/kl_per_sequence"] > 0.01
+    assert "baseline/kl_per_sequence" not in still and "baseline/entropy_per_token" in still

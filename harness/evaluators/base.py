@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -26,9 +27,12 @@ class EvalContext:
         beta: the algorithm's, for scaled margins; None where it has none.
         reference: log-probabilities of the held-out pairs under the model before training, as
             ``pair_log_probs`` returns them; None on the baseline.
+        before_training: within it, gives this context with the model that training started from; None where there
+            is no other model (on the baseline, and where nothing was trained).
         max_length: tokens after which a sequence is truncated.
         max_completion_length: tokens sampled per completion.
         seed: of sampling; the same for baseline and trained model.
+        memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
     model: PreTrainedModel
@@ -44,6 +48,8 @@ class EvalContext:
     device: str
     beta: float | None = None
     reference: Any | None = None
+    before_training: Callable[[], AbstractContextManager[EvalContext]] | None = None
+    memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def on_baseline(self) -> bool:
@@ -58,11 +64,14 @@ class Evaluation:
     Attributes:
         metrics: name without prefix -> value; ``<name>_stderr`` beside it where it is a mean.
         tables: name -> rows, kept as artifacts.
+        examples: unit (``pairs``, ``prompts``) -> columns, a value per example; ``example`` names it, the others bear
+            the names of the metrics that are their means. Two trials are compared example by example.
         absent: metric -> reason why it could not be measured.
     """
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    examples: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from harness.conversation import encode
 from harness.evaluators.base import EvalContext
+from harness.tasks.base import Row
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,13 @@ class PairLogProbs:
 
 
 def pair_log_probs(context: EvalContext) -> PairLogProbs:
-    """Score both sides of every held-out pair of the context's split under its model."""
+    """Score both sides of every held-out pair of the context's split under its model; once for all evaluators."""
+    if "pairs" not in context.memo:
+        context.memo["pairs"] = _score_pairs(context)
+    return context.memo["pairs"]
+
+
+def _score_pairs(context: EvalContext) -> PairLogProbs:
     pairs = context.rows(context.data.eval_pairs[context.split])
     sides = [encode(context.tokenizer, p["prompt"], p[side]) for side in ("chosen", "rejected") for p in pairs]
     truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
@@ -81,14 +88,44 @@ class Sample:
     Attributes:
         row: index of the prompt.
         text: without special tokens.
-        tokens: sampled tokens, end-of-sequence included.
+        ids: sampled tokens, end-of-sequence included.
         ended: whether it ended by itself before the limit.
     """
 
     row: int
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     ended: bool
+
+    @property
+    def tokens(self) -> int:
+        """Their number."""
+        return len(self.ids)
+
+
+def held_out_samples(
+    context: EvalContext, *, per_prompt: int, temperature: float = 1.0, max_prompts: int | None = None
+) -> tuple[Sequence[Row], list[Sample]]:
+    """The held-out prompts of the split with completions sampled for them; once for all evaluators that ask alike.
+
+    Returns:
+        Rows, and ``per_prompt`` samples of each, row by row.
+    """
+    rows = context.data.eval_prompts[context.split][:max_prompts]
+    key = ("samples", per_prompt, temperature, len(rows))
+    if key not in context.memo:
+        prompts = [row["prompt"] for row in context.rows(rows)]
+        context.memo[key] = sample(context, prompts, per_prompt=per_prompt, temperature=temperature)
+    return rows, context.memo[key]
+
+
+def sample_log_probs(
+    context: EvalContext, rows: Sequence[Row], samples: Sequence[Sample]
+) -> tuple[list[float], list[int]]:
+    """Log-probability (nats) of each sample under the context's model, and the tokens that were scored."""
+    encoded = [encode(context.tokenizer, row["prompt"])[0] for row in context.rows(rows)]
+    sums, counts = completion_log_probs(context, [(encoded[s.row], list(s.ids)) for s in samples])
+    return sums.tolist(), counts.tolist()
 
 
 @torch.no_grad()
@@ -127,8 +164,13 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
                 kept = tokens if end is None else tokens[: end + 1]
                 text = str(tokenizer.decode(kept, skip_special_tokens=True))
-                found[j] = Sample(jobs[j], text, len(kept), ended=end is not None)
+                found[j] = Sample(jobs[j], text, tuple(kept), ended=end is not None)
     return [found[j] for j in range(len(jobs))]
+
+
+def grouped(values: Sequence[float], size: int) -> list[float]:
+    """Means of consecutive groups: a value per sample becomes one per prompt, the unit of its error."""
+    return [math.fsum(values[i : i + size]) / size for i in range(0, len(values), size)]
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
@@ -146,6 +188,18 @@ def with_stderr(name: str, values: Sequence[float]) -> Mapping[str, float]:
         return {}
     mean, error = mean_and_stderr(values)
     return {name: mean} if error is None else {name: mean, f"{name}_stderr": error}
+
+
+def ratio_with_stderr(name: str, above: Sequence[float], below: Sequence[float]) -> Mapping[str, float]:
+    """Sum over sum, such as nats per token, with the standard error of a ratio (linearised, groups as units)."""
+    n, total = len(above), math.fsum(below)
+    if n == 0 or total == 0:
+        return {}
+    ratio = math.fsum(above) / total
+    if n < 2:
+        return {name: ratio}
+    spread = math.fsum((a - ratio * b) ** 2 for a, b in zip(above, below, strict=True)) / (n - 1)
+    return {name: ratio, f"{name}_stderr": math.sqrt(n * spread) / total}
 
 
 def _end_tokens(context: EvalContext) -> set[int]:

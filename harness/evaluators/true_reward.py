@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, text_of
+from harness.tasks.base import Task, TaskData, prompt_key, text_of
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class TrueReward(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample, score, and average first within a prompt, so that prompts are the unit of the error."""
-        from harness.evaluators.scoring import sample, with_stderr
+        from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
 
-        rows = context.data.eval_prompts[context.split][: self.max_prompts]
-        prompts = [r["prompt"] for r in context.rows(rows)]
-        drawn = sample(context, prompts, per_prompt=self.samples, temperature=self.temperature)
+        rows, drawn = held_out_samples(
+            context, per_prompt=self.samples, temperature=self.temperature, max_prompts=self.max_prompts
+        )
         scores = [context.task.score(rows[d.row], d.text) for d in drawn]
-
-        def per_prompt(values: list[float]) -> list[float]:
-            k = self.samples
-            return [sum(values[i * k : (i + 1) * k]) / k for i in range(len(rows))]
-
+        columns = {
+            "true_reward": grouped([s.reward for s in scores], self.samples),
+            "correct": grouped([float(s.correct) for s in scores], self.samples),
+            "completion_tokens": grouped([float(d.tokens) for d in drawn], self.samples),
+            "ended_by_eos": grouped([float(d.ended) for d in drawn], self.samples),
+        }
         table = [
             {
                 "prompt": text_of(rows[d.row]["prompt"]),
@@ -58,11 +59,7 @@ class TrueReward(Evaluator):
             for d, s in zip(drawn, scores, strict=True)
         ][:: max(1, self.samples)][: self.table_rows]
         return Evaluation(
-            metrics={
-                **with_stderr("true_reward", per_prompt([s.reward for s in scores])),
-                **with_stderr("correct", per_prompt([float(s.correct) for s in scores])),
-                **with_stderr("completion_tokens", per_prompt([float(d.tokens) for d in drawn])),
-                **with_stderr("ended_by_eos", per_prompt([float(d.ended) for d in drawn])),
-            },
+            metrics={k: v for name, values in columns.items() for k, v in with_stderr(name, values).items()},
             tables={"samples": table},
+            examples={"prompts": {"example": [prompt_key(row["prompt"]) for row in rows], **columns}},
         )

@@ -51,6 +51,7 @@ class Arithmetic(Task):
     """
 
     has_reward: ClassVar[bool] = True
+    knows_declining: ClassVar[bool] = True
 
     seed: Annotated[int, Ge(0)] = 0
     max_operand: Annotated[int, Ge(9), Le(99)] = 99
@@ -103,6 +104,14 @@ class Arithmetic(Task):
                 behaviour = rng.choices(BEHAVIOURS, self.mixture)[0]
             rows.append({"prompt": row["prompt"], "completion": self._say(rng, row, behaviour)})
         return rows
+
+    def declines(self, completion: str) -> bool:
+        """Said in so many words."""
+        return completion.strip() == DECLINE
+
+    def answerable(self, row: Row) -> bool:
+        """A prompt without an answer asks for something that does not exist."""
+        return row["answer"] is not None
 
     def score(self, row: Row, completion: str) -> Score:
         """True reward: 1 if right, 0 if not, less ``length_cost`` per character.

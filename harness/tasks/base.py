@@ -89,6 +89,8 @@ class Task(ABC):
 
     has_reward: ClassVar[bool] = False
     """True where ``score`` knows the true reward of any completion."""
+    knows_declining: ClassVar[bool] = False
+    """True where ``declines`` and ``answerable`` know what they are asked."""
 
     @abstractmethod
     def load(self) -> TaskData:
@@ -106,3 +108,11 @@ class Task(ABC):
     def score(self, row: Row, completion: str) -> Score:
         """The true reward of ``completion`` for the prompt row; only where ``has_reward``."""
         raise TypeError(f"{type(self).__name__} knows no true reward")
+
+    def declines(self, completion: str) -> bool:
+        """Whether ``completion`` declines to answer; only where ``knows_declining``."""
+        raise TypeError(f"{type(self).__name__} cannot tell declining from answering")
+
+    def answerable(self, row: Row) -> bool:
+        """Whether the prompt row has an answer; only where ``knows_declining``."""
+        raise TypeError(f"{type(self).__name__} does not know which prompts have an answer")

@@ -1,0 +1,92 @@
+"""Does the model know how sure it may be? Preference probabilities against clean labels, declining against need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+
+from harness import stats
+from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.tasks.base import Task, TaskData
+
+
+@dataclass(frozen=True)
+class Calibration(Evaluator):
+    """Of sigma(beta-scaled margin) as the probability that the chosen side is better: Brier score, calibration error.
+
+    The model is taken at its word, for the side that it prefers: its confidence lies between 1/2 and 1, and it is right
+    where that side is the chosen one. Where the data has unanswerable prompts, also how often it declines.
+
+    Attributes:
+        bins: of equal width over confidence 1/2 to 1.
+        samples: completions per prompt, for declining.
+    """
+
+    bins: Annotated[int, Gt(0)] = 10
+    samples: Annotated[int, Gt(0)] = 4
+
+    def not_applicable(self, task: Task, data: TaskData) -> str | None:
+        """Held-out pairs, or prompts of a task that can tell a refusal."""
+        if any(data.eval_pairs.values()) or (task.knows_declining and any(data.eval_prompts.values())):
+            return None
+        return "the data has no held-out pairs, and the task cannot tell declining from answering"
+
+    def evaluate(self, context: EvalContext) -> Evaluation:
+        """From the scores and samples that other evaluators need too."""
+        pairs, declining = self._pairs(context), self._declining(context)
+        return Evaluation(
+            metrics={**pairs.metrics, **declining.metrics},
+            tables=pairs.tables,
+            absent={**pairs.absent, **declining.absent},
+        )
+
+    def _pairs(self, context: EvalContext) -> Evaluation:
+        from harness.evaluators.scoring import pair_log_probs
+
+        why = None
+        if not context.data.eval_pairs.get(context.split):
+            why = f"no held-out pairs in split {context.split}"
+        elif context.reference is None:
+            why = "an untrained policy equals its reference and has no preference"
+        elif not context.beta:
+            why = "the algorithm has no beta to scale margins by"
+        if why is not None or context.reference is None or context.beta is None:
+            return Evaluation({}, absent=dict.fromkeys(("preference_brier", "preference_ece"), str(why)))
+        scores, reference = pair_log_probs(context), context.reference
+        margins = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).tolist()
+        chosen = [_sigmoid(context.beta * margin) for margin in margins]
+        bins = stats.reliability(*confidence(chosen), bins=self.bins, span=(0.5, 1.0))
+        return Evaluation(
+            metrics={
+                "preference_brier": stats.brier(chosen, [1.0] * len(chosen)),
+                "preference_ece": stats.expected_calibration_error(bins),
+            },
+            tables={"reliability": [asdict(b) for b in bins]},
+        )
+
+    def _declining(self, context: EvalContext) -> Evaluation:
+        from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
+
+        if not context.task.knows_declining or not context.data.eval_prompts.get(context.split):
+            return Evaluation({})
+        rows, drawn = held_out_samples(context, per_prompt=self.samples)
+        declined = grouped([float(context.task.declines(d.text)) for d in drawn], self.samples)
+        metrics: dict[str, float] = {}
+        for name, answerable in (("declined_answerable", True), ("declined_unanswerable", False)):
+            metrics |= with_stderr(
+                name, [d for row, d in zip(rows, declined, strict=True) if context.task.answerable(row) is answerable]
+            )
+        return Evaluation(metrics)
+
+
+def confidence(chosen: list[float]) -> tuple[list[float], list[float]]:
+    """Probabilities that the chosen side is better -> confidence in the preferred side, and whether it was right."""
+    sure = [max(p, 1 - p) for p in chosen]
+    return sure, [1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in chosen]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
