@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import forkserver, identity
 from harness.config import hydra_application
@@ -20,6 +20,9 @@ from harness.projection import Projector
 from harness.records import Outcome
 from harness.sweep import Sweep, named, plan_sweep, write_manifest
 from harness.tracking import SweepRun, Tracking, client, close_sweep, open_sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STOP = ".stopped"
 
@@ -163,11 +166,26 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
         frame = frame.loc[frame["trial_id"].isin(known)].reset_index(drop=True)
         frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
         print(render_terminal(frame))
+        _print_recipes(sweep.folder, frame)
     for trial_id in not_started:
         print(f"not started: {trial_id}")
     if run is not None:
         _report(sweep, run, succeeded)
     return 0 if succeeded else 1
+
+
+def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
+    """Where recipes were trained with several seeds, a row for each of them."""
+    from harness import results
+    from harness.report import recipes
+    from harness.report.leaderboard import quality_name
+
+    metric = quality_name(frame)
+    found = recipes.recipes(frame, metric)
+    if recipes.several_seeds(found):
+        unit = recipes.UNITS.get(metric or "", "")
+        kept = {t: e for t in frame["trial_id"] if (e := results.examples_from_folder(folder / t, unit)) is not None}
+        print("\n" + recipes.render_terminal(found, recipes.compared(found, metric, kept)))
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:

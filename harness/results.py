@@ -109,6 +109,19 @@ def tables(uri: str, run_id: str) -> dict[str, pd.DataFrame]:
     return found
 
 
+def examples(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
+    """A run's results per example (``examples/<name>.parquet``); None where it has none that can be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"examples/{name}.parquet"
+        local = _quietly(lambda: _client(uri).download_artifacts(run_id, path, folder), None)
+        return None if local is None else _read_parquet(Path(local))
+
+
+def examples_from_folder(folder: Path, name: str) -> pd.DataFrame | None:
+    """The same from a trial's folder."""
+    return _read_parquet(folder / "artifacts" / "examples" / f"{name}.parquet")
+
+
 def result_document(uri: str, run_id: str) -> dict[str, Any]:
     """The run's ``result.json``; empty where it has none (it is still running, or the files are gone)."""
     return _artifact_json(_client(uri), run_id, "result.json") or {}
@@ -265,6 +278,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return dict(content) if isinstance(content, Mapping) else None
+
+
+def _read_parquet(path: Path) -> pd.DataFrame | None:
+    from pyarrow import ArrowInvalid
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ArrowInvalid):
+        return None
 
 
 def _listed(names: Sequence[str]) -> str:

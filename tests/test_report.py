@@ -10,9 +10,9 @@ import pytest
 
 from harness import results
 from harness.errors import UserError
-from harness.report import plots, text
+from harness.report import plots, recipes, text
 from harness.report.command import main
-from harness.report.leaderboard import labels, leaderboard, ranked, render_markdown, render_terminal
+from harness.report.leaderboard import labels, leaderboard, quality_name, ranked, render_markdown, render_terminal
 from harness.report.markdown import differences, shown_command, summary, write_report
 from tests.test_results import BEGAN, INJECTION, STUDY, study_root
 
@@ -201,18 +201,22 @@ def test_a_long_completion_ends_in_an_ellipsis(report):
     assert text.escape("x" * 10_000, 160) == "x" * 159 + "…"
 
 
+def head_of(frame: pd.DataFrame, examples: recipes.Examples | None = None) -> str:
+    found = recipes.recipes(frame, quality_name(frame))
+    return summary(ranked(frame), found, recipes.compared(found, quality_name(frame), examples or {}))
+
+
 def test_the_head_names_the_best_the_cheapest_and_the_limits(study):
-    assert summary(ranked(study)) == (
-        "2 of 4 trials finished. Best mean true reward: **grpo-qlora-b0.1-r16-s0** with 0.500 ± 0.026 (base: 0.125). "
-        "The runner-up, **dpo-lora-b0.1-r16-s0** (0.375 ± 0.026), is 0.125 behind, more than the noise of the "
-        "held-out rows (95 %: ± 0.072). Lowest peak memory: **dpo-lora-b0.1-r16-s0** with 577 MB. Each recipe was "
-        "trained with one seed: no proof of a difference, since ± covers the choice of held-out rows and not the "
-        "luck of a seed."
+    assert head_of(study) == (
+        "2 of 4 trials finished. Best mean true reward: **grpo-qlora-b0.1-r16** with 0.500 [0.449, 0.551] "
+        "(base: 0.125). The runner-up, **dpo-lora-b0.1-r16** (0.375 [0.324, 0.426]), is 0.125 behind; the two were not "
+        "compared row by row. Lowest peak memory: **dpo-lora-b0.1-r16** with 577 MB. Each recipe was trained with one "
+        "seed: no proof of a difference, since held-out rows say nothing of the luck of a seed."
     )
 
 
 def test_the_head_says_so_if_nothing_finished():
-    assert summary(ranked(trials({"outcome": "oom"}))) == "No trial finished (of 1)."
+    assert head_of(trials({"outcome": "oom"})) == "No trial finished (of 1)."
 
 
 def test_two_seeds_per_recipe_end_the_warning():
@@ -220,8 +224,8 @@ def test_two_seeds_per_recipe_end_the_warning():
         name = {"trial_id": f"a-s{seed}", "seed": float(seed), "params.seed": str(seed), "params.algo.beta": "0.1"}
         return {**name, "eval/true_reward": 0.5}
 
-    assert "one seed" in summary(ranked(trials(row(0))))
-    assert "one seed" not in summary(ranked(trials(row(0), row(1))))
+    assert "one seed" in head_of(trials(row(0)))
+    assert "one seed" not in head_of(trials(row(0), row(1)))
 
 
 def test_work_that_cannot_be_compared_is_named():

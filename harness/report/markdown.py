@@ -15,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness import results
+from harness import results, stats
 from harness.errors import UserError
 from harness.outcome import read_result
 from harness.records import PHASES
-from harness.report import plots, text
+from harness.report import plots, recipes, text
 from harness.report.leaderboard import (
     BASE_LABEL,
     finished,
@@ -60,6 +60,7 @@ class Material:
 
     Attributes:
         frame: trials as ``results`` gives them, in the leaderboard's order.
+        examples: trial id -> results per example of the metric that ranks (``recipes.UNITS``).
         samples: label -> the tables ``baseline_samples`` and ``eval_samples`` of the trials shown.
         environment: of one trial, as in ``result.json``.
         command: that started the sweep.
@@ -72,6 +73,7 @@ class Material:
     frame: pd.DataFrame
     source: str
     samples: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    examples: recipes.Examples = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
     again: str | None = None
@@ -102,10 +104,14 @@ def write_report(
     samples = {}
     for row in [r for i, r in enumerate(done.to_dict("records")) if i in (0, len(done) - 1)]:  # the best and the last
         samples[row["label"]] = results.tables(uri, row["run_id"])
+    unit = recipes.UNITS.get(quality_name(frame) or "", "")
+    examples = {t: kept for t, run in zip(done["trial_id"], done["run_id"], strict=True)
+                if (kept := results.examples(uri, run, unit)) is not None}  # fmt: skip
     first = [*done["run_id"], *frame["run_id"]][0]
     environment = results.result_document(uri, first).get("environment", {})
     command = results.sweep_command(uri, name, experiment) or environment.get("command")
-    material = Material(name, frame, "MLflow", samples, environment, command, _again(uri, name, experiment))
+    again = _again(uri, name, experiment)
+    material = Material(name, frame, "MLflow", samples, examples, environment, command, again)
     return _write(material, series, Path(out_dir or Path("reports") / name))
 
 
@@ -115,7 +121,12 @@ def write_report_from_folder(folder: str | Path, out_dir: str | Path | None = No
     name = str(frame["sweep"].iloc[0])
     found = read_result(Path(folder) / str(frame["trial_id"].iloc[0]))
     environment = {} if found is None else found.environment
-    material = Material(name, frame, "`result.json` files", environment=environment, command=environment.get("command"))
+    unit = recipes.UNITS.get(quality_name(frame) or "", "")
+    examples = {t: kept for t in frame["trial_id"]
+                if (kept := results.examples_from_folder(Path(folder) / t, unit)) is not None}  # fmt: skip
+    material = Material(
+        name, frame, "`result.json` files", {}, examples, environment, command=environment.get("command")
+    )
     return _write(material, pd.DataFrame(columns=list(results.SERIES_COLUMNS)), Path(out_dir or Path("reports") / name))
 
 
@@ -145,15 +156,18 @@ def _write(material: Material, series: pd.DataFrame, out_dir: Path) -> Path:
 
 def compose(material: Material) -> str:
     """The report's text."""
-    frame = material.frame
+    frame, metric = material.frame, quality_name(material.frame)
+    found = recipes.recipes(frame, metric)
+    verdicts = recipes.compared(found, metric, material.examples)
     sections = [
         f"# Sweep {text.escape(material.sweep)}",
-        summary(frame),
+        summary(frame, found, verdicts),
         *[f"> **Not alike:** {line}" for line in differences(frame)],
         "## Leaderboard",
         render_markdown(frame),
         "± is one standard error over held-out pairs or prompts. Δ is the difference to the base before training. "
         "MB are 10⁶ bytes; train s includes rollouts.",
+        *recipes.section(found, metric, verdicts),
         _plot(material, "quality_against_memory.png", "Quality against peak memory", "no finished trial has both"),
         "## Training",
         _plot(material, "learning_curves.png", "Training series by step", "no training series in this source"),
@@ -170,29 +184,34 @@ def compose(material: Material) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def summary(frame: pd.DataFrame) -> str:
-    """One or two sentences of findings, and what they are not."""
+def summary(
+    frame: pd.DataFrame,
+    found: Sequence[recipes.Recipe],
+    verdicts: Mapping[tuple[str, str], stats.Comparison],
+) -> str:
+    """What was found in a few sentences, and what was not."""
     done = finished(frame)
     name = quality_name(frame)
     counted = f"{len(done)} of {len(frame)} trials finished." if len(frame) > 1 else "One trial, which finished."
     if name is None:
         return counted if len(done) else f"No trial finished (of {len(frame)})."
-    rows = [r for r in done.to_dict("records") if value_of(r, name) is not None]
-    best = rows[0]
+    best = found[0]
     base = shared_value(frame, name.replace("eval/", "baseline/", 1))
     against = "" if base is None else f" (base: {text.number(base)})"
-    said = [f"{counted} Best {QUALITY_WORDS[name]}: {_bold(best)} with {_measured(best, name)}{against}."]
-    if len(rows) > 1:
-        said.append(_runner_up(best, rows[1], name))
-    measured = [(mb, r) for r in done.to_dict("records") if (mb := value_of(r, "memory/peak_mb")) is not None]
-    if measured:
-        least, cheap = min(measured, key=lambda pair: pair[0])
-        said.append(f"Lowest peak memory: {_bold(cheap)} with {text.whole(least)} MB.")
-    seeds = _seeds_per_recipe(done)
-    if len(seeds) and min(seeds) == 1:
+    measured = recipes.interval(best.estimate(name))
+    said = [f"{counted} Best {QUALITY_WORDS[name]}: **{text.escape(best.label)}** with {measured}{against}."]
+    second = recipes.runner_up(found, name, verdicts)
+    if second is not None:
+        said.append(second)
+    weights = [(mb, r) for r in found if (mb := r.mean("memory/peak_mb")) is not None]
+    if weights:
+        least, cheap = min(weights, key=lambda pair: pair[0])
+        said.append(f"Lowest peak memory: **{text.escape(cheap.label)}** with {text.whole(least)} MB.")
+    seeds = [len(r.frame) for r in found]
+    if min(seeds) == 1:
         said.append(
             ("Each recipe was trained with one seed" if max(seeds) == 1 else "Some recipes were trained with one seed")
-            + ": no proof of a difference, since ± covers the choice of held-out rows and not the luck of a seed."
+            + ": no proof of a difference, since held-out rows say nothing of the luck of a seed."
         )
     return " ".join(said)
 
@@ -209,25 +228,6 @@ def differences(frame: pd.DataFrame) -> list[str]:
     if tokens and max(tokens) > 2 * min(tokens):
         said.append(f"training saw between {min(tokens):,.0f} and {max(tokens):,.0f} tokens per trial.")
     return said
-
-
-def _runner_up(best: Mapping[Any, Any], second: Mapping[Any, Any], name: str) -> str:
-    gap = best[name] - second[name]
-    errors = [value_of(row, f"{name}_stderr") for row in (best, second)]
-    said = f"The runner-up, {_bold(second)} ({_measured(second, name)}), is {text.number(gap)} behind"
-    if None in errors:
-        return said + "."
-    noise = 1.96 * sum(e * e for e in errors if e is not None) ** 0.5
-    verdict = "within" if gap <= noise else "more than"
-    return f"{said}, {verdict} the noise of the held-out rows (95 %: ± {text.number(noise)})."
-
-
-def _seeds_per_recipe(done: pd.DataFrame) -> Sequence[int]:
-    settings = done.filter(regex=r"^params\.(?!eval\.|seed)").astype("str").fillna("")
-    if done.empty or settings.shape[1] == 0:
-        return []
-    recipe = settings.apply(tuple, axis=1)
-    return [int(n) for n in done["seed"].groupby(recipe).nunique(dropna=False)]
 
 
 def _plot(material: Material, name: str, words: str, why_not: str) -> str:

@@ -52,6 +52,11 @@ def whole(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def count(n: int, thing: str) -> str:
+    """``one seed``, ``3 seeds``."""
+    return f"one {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
 def printable(text: str, limit: int | None = None) -> str:
     """One line of visible characters: line breaks as arrows, control and direction characters by their code.
 

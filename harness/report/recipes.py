@@ -1,0 +1,216 @@
+"""Trials that differ in their seed alone are one recipe: its mean, its interval, how it compares. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness import stats
+from harness.report import text
+from harness.report.leaderboard import finished, labels, value_of
+from harness.stats import Comparison, Interval, Verdict
+
+MARGINS = {"eval/true_reward": 0.02, "eval/correct": 0.02, "eval/preference_accuracy": 0.02}
+"""Differences smaller than this do not matter (docs/metrics.md)."""
+UNITS = {"eval/true_reward": "eval_prompts", "eval/correct": "eval_prompts", "eval/preference_accuracy": "eval_pairs"}
+"""Where a metric's results per example are kept."""
+COLUMNS = {
+    "pref. acc.": "eval/preference_accuracy",
+    "true reward": "eval/true_reward",
+    "Δ true reward": "delta/true_reward",
+    "correct": "eval/correct",
+    "KL": "eval/kl_per_sequence",
+}
+_SEED = re.compile(r"-s\d+(?= |$)")
+
+Examples = Mapping[str, pd.DataFrame]
+"""Trial id -> its results per example: a column ``example`` and one per metric."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Finished trials of one recipe, one per seed.
+
+    Attributes:
+        label: of its trials, without the seed.
+        frame: their rows, by seed.
+    """
+
+    label: str
+    frame: pd.DataFrame
+
+    def estimate(self, metric: str) -> Interval | None:
+        """Mean over seeds with a t interval; of one seed its own value, with the interval of its examples."""
+        rows = [r for r in self.frame.to_dict("records") if value_of(r, metric) is not None]
+        if not rows:
+            return None
+        values = [value_of(r, metric) or 0.0 for r in rows]
+        if len(values) > 1:
+            return stats.t_interval(values)
+        error = value_of(rows[0], f"{metric}_stderr")
+        reach = None if error is None else 1.96 * error
+        low, high = (None, None) if reach is None else (values[0] - reach, values[0] + reach)
+        return Interval(values[0], low, high, 1, "standard error over examples")
+
+    def mean(self, metric: str) -> float | None:
+        """Over the seeds that have it."""
+        found = self.estimate(metric)
+        return None if found is None else found.mean
+
+    def scores(self, metric: str, examples: Examples) -> stats.Scores:
+        """Per seed the results per example, or the mean alone where ``examples`` has none."""
+        rows = [r for r in self.frame.to_dict("records") if value_of(r, metric) is not None]
+        return {
+            int(r["seed"]): [float(r[metric])]
+            if (kept := examples.get(r["trial_id"])) is None
+            else list(kept[_column(metric)])
+            for r in rows
+        }
+
+
+def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
+    """The recipes of the finished trials, those with the highest mean of ``metric`` first."""
+    done = finished(frame).reset_index(drop=True)
+    if done.empty:
+        return []
+    done = done.assign(label=labels(done), recipe=recipe_keys(done))
+    found = [
+        Recipe(_SEED.sub("", str(rows["label"].iloc[0])), rows.sort_values("seed").drop_duplicates("seed", keep="last"))
+        for _, rows in done.groupby("recipe", sort=False)
+    ]
+
+    def key(recipe: Recipe) -> tuple[float, str]:
+        mean = recipe.mean(metric) if metric else None
+        return float("inf") if mean is None else -mean, recipe.label
+
+    return sorted(found, key=key)
+
+
+def recipe_keys(frame: pd.DataFrame) -> list[str]:
+    """What a trial has in common with the other seeds of its recipe: every setting of training but the seed."""
+    settings = frame.filter(regex=r"^params\.(?!eval\.|seed|sweep)").astype("str").fillna("")
+    if settings.shape[1] == 0:
+        return [str(t) for t in frame["trial_id"]]
+    return ["\n".join(row) for row in settings.itertuples(index=False)]
+
+
+def compared(found: Sequence[Recipe], metric: str | None, examples: Examples) -> dict[tuple[str, str], Comparison]:
+    """Every two recipes on the seeds that all of them have, by their labels.
+
+    Nothing where they share no seed, or share one and were not judged on the same examples.
+    """
+    if metric not in MARGINS:
+        return {}
+    paired = _same_examples(found, metric, examples)
+    scores = {r.label: seeds for r in found if (seeds := r.scores(metric, examples if paired else {}))}
+    shared = set.intersection(*map(set, scores.values())) if scores else set()
+    if len(scores) < 2 or len(shared) < (1 if paired else 2):
+        return {}
+    return stats.compare_all(
+        {label: {seed: seeds[seed] for seed in sorted(shared)} for label, seeds in scores.items()},
+        margin=MARGINS[metric],
+    )
+
+
+def _same_examples(found: Sequence[Recipe], metric: str, examples: Examples) -> bool:
+    """Whether every trial has results per example, of the same examples."""
+    tables = [examples.get(str(trial_id)) for recipe in found for trial_id in recipe.frame["trial_id"]]
+    kept = [t for t in tables if t is not None and _column(metric) in t]
+    return len(kept) == len(tables) and len({tuple(t["example"]) for t in kept}) == 1
+
+
+def _column(metric: str) -> str:
+    return metric.partition("/")[2]
+
+
+def table(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison]) -> pd.DataFrame:
+    """One row per recipe, as text; intervals are 95 %."""
+    rows = []
+    for recipe in found:
+        row = {"recipe": recipe.label, "seeds": str(len(recipe.frame))}
+        row |= {heading: interval(recipe.estimate(name)) for heading, name in COLUMNS.items()}
+        row["peak MB"] = text.whole(recipe.mean("memory/peak_mb"))
+        row["total s"] = text.seconds(recipe.mean("time/total_s"))
+        verdict = verdicts.get((recipe.label, found[0].label), text.MISSING)
+        row["against the best"] = "best" if recipe is found[0] else str(verdict)
+        rows.append(row)
+    board = pd.DataFrame(rows)
+    empty = [c for c in COLUMNS if (board[c] == text.MISSING).all()]
+    return board.drop(columns=empty)
+
+
+def interval(found: Interval | None) -> str:
+    """``0.43 [0.40, 0.46]``; the mean alone where there are no bounds."""
+    if found is None:
+        return text.MISSING
+    shown = text.number(found.mean)
+    if found.low is None or found.high is None:
+        return shown
+    return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
+
+
+def several_seeds(found: Sequence[Recipe]) -> bool:
+    """Whether some recipe was trained with more than one seed."""
+    return any(len(recipe.frame) > 1 for recipe in found)
+
+
+def section(found: Sequence[Recipe], metric: str | None, verdicts: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """The report's section on recipes; nothing where none has several seeds."""
+    if not several_seeds(found):
+        return []
+    board = table(found, verdicts)
+    body = [[text.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
+    words = "Means over seeds with 95 % intervals (Student's t); of a single seed its held-out rows give the interval."
+    if verdicts and metric:
+        one = next(iter(verdicts.values()))
+        words += (
+            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {text.count(one.seeds, 'seed')} that all recipes "
+            f"have, corrected for {text.count(len(verdicts) // 2, 'comparison')} (Holm). A tie lies inside ± {one.margin}."
+        )
+    return ["## Recipes", text.table([*board.columns], body), words]
+
+
+def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str, str], Comparison]) -> str | None:
+    """How the best recipe compares with the second, and over what; None where there is no second."""
+    best, second = (*(r.estimate(metric) for r in found[:2]), None, None)[:2]
+    if best is None or second is None:
+        return None
+    said = f"The runner-up, **{text.escape(found[1].label)}** ({interval(second)}), is"
+    comparison = verdicts.get((found[0].label, found[1].label))
+    if comparison is None:
+        return f"{said} {text.number(best.mean - second.mean)} behind; the two were not compared row by row."
+    gap = comparison.interval
+    bounds = "" if gap.low is None else f" (95 %: {text.number(gap.low)} to {text.number(gap.high)})"
+    over = (
+        text.count(comparison.seeds, "seed") if comparison.seeds > 1 else f"{comparison.examples} held-out rows, paired"
+    )
+    verdict = {
+        Verdict.BETTER: "the best is better",
+        Verdict.WORSE: "the best is worse",
+        Verdict.TIE: f"a tie inside ± {comparison.margin}",
+        Verdict.OPEN: str(comparison) if comparison.seeds > 1 else "that settles nothing",
+    }[comparison.verdict]
+    return f"{said} {text.number(gap.mean)} behind{bounds} over {over}: {verdict}."
+
+
+def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison], width: int = 100) -> str:
+    """The same table for a terminal."""
+    from io import StringIO
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    board = table(found, verdicts).map(text.printable)
+    grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in board.columns:
+        grid.add_column(name, justify="left" if name in ("recipe", "against the best") else "right", overflow="fold")
+    for row in board.itertuples(index=False):
+        grid.add_row(*(Text(cell) for cell in row))
+    stream = StringIO()
+    Console(file=stream, width=width, no_color=True).print(grid)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")

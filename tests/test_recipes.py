@@ -1,0 +1,112 @@
+"""Seeds of one recipe become one row, with an interval and a verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.report import recipes
+from harness.stats import Verdict
+from tests.test_report import cells, trials
+
+METRIC = "eval/true_reward"
+
+
+def seeds_of(algo: str, values: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial_id": f"{algo}-lora-s{seed}-0123456{seed}",
+            "seed": float(seed),
+            "params.algo.name": algo,
+            "params.seed": str(seed),
+            "eval/true_reward": value,
+            "eval/true_reward_stderr": 0.02,
+            "memory/peak_mb": 100.0 + seed,
+            **more,
+        }
+        for seed, value in enumerate(values)
+    ]
+
+
+def kept(values: dict[str, list[float]], names: list[str] | None = None) -> dict[str, pd.DataFrame]:
+    return {
+        trial: pd.DataFrame({"example": names or [str(i) for i in range(len(v))], "true_reward": v})
+        for trial, v in values.items()
+    }
+
+
+def test_trials_that_differ_in_their_seed_alone_are_one_recipe_and_the_best_comes_first():
+    found = recipes.recipes(trials(*seeds_of("dpo", [0.4, 0.5]), *seeds_of("grpo", [0.7, 0.6, 0.8])), METRIC)
+    assert [(r.label, len(r.frame)) for r in found] == [("grpo-lora", 3), ("dpo-lora", 2)]
+    estimate = found[0].estimate(METRIC)
+    assert estimate is not None and estimate.mean == pytest.approx(0.7) and estimate.method == "t"
+
+
+def test_a_setting_that_differs_makes_two_recipes_that_are_told_apart():
+    slow, fast = seeds_of("dpo", [0.4], **{"params.beta": "0.1"}), seeds_of("dpo", [0.4], **{"params.beta": "0.5"})
+    fast[0]["trial_id"] = "dpo-lora-s0-aaaaaaaa"
+    found = recipes.recipes(trials(*slow, *fast), METRIC)
+    assert sorted(r.label for r in found) == ["dpo-lora beta=0.1", "dpo-lora beta=0.5"]
+
+
+def test_trials_that_did_not_finish_are_no_seeds():
+    rows = seeds_of("dpo", [0.4, 0.5])
+    rows[1]["outcome"] = "oom"
+    (found,) = recipes.recipes(trials(*rows), METRIC)
+    assert len(found.frame) == 1 and not recipes.several_seeds([found])
+    assert recipes.recipes(trials(*({**r, "outcome": "oom"} for r in rows))) == []
+
+
+def test_three_seeds_give_a_verdict_against_the_best_and_say_over_what():
+    found = recipes.recipes(trials(*seeds_of("dpo", [0.40, 0.41, 0.42]), *seeds_of("grpo", [0.70, 0.73, 0.71])), METRIC)
+    verdicts = recipes.compared(found, METRIC, {})
+    assert verdicts["dpo-lora", "grpo-lora"].verdict is Verdict.WORSE
+    heading, table, words = recipes.section(found, METRIC, verdicts)
+    rows = [cells(line) for line in table.splitlines()]
+    assert heading == "## Recipes" and rows[2][:3] == ["grpo-lora", "3", "0.713 [0.675, 0.751]"]
+    assert rows[2][-1] == "best" and rows[3][-1] == "worse"
+    assert "over the 3 seeds" in words and "one comparison (Holm)" in words
+
+
+def test_two_seeds_that_wander_are_not_enough():
+    found = recipes.recipes(trials(*seeds_of("dpo", [0.4, 0.6]), *seeds_of("grpo", [0.7, 0.6])), METRIC)
+    verdicts = recipes.compared(found, METRIC, {})
+    assert str(verdicts["dpo-lora", "grpo-lora"]).startswith("needs more seeds (about ")
+    assert "needs more seeds (about" in (recipes.runner_up(found, METRIC, verdicts) or "")
+
+
+def test_one_seed_is_compared_row_by_row():
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(0.4, 0.3, 200).tolist(), rng.normal(0.7, 0.3, 200).tolist()
+    rows = [*seeds_of("dpo", [float(np.mean(low))]), *seeds_of("grpo", [float(np.mean(high))])]
+    found = recipes.recipes(trials(*rows), METRIC)
+    examples = kept({rows[0]["trial_id"]: low, rows[1]["trial_id"]: high})
+    said = recipes.runner_up(found, METRIC, recipes.compared(found, METRIC, examples))
+    assert said is not None and "200 held-out rows, paired: the best is better" in said
+    assert recipes.section(found, METRIC, {}) == []
+
+
+@pytest.mark.parametrize("names", [["a", "b"], None])
+def test_one_seed_judged_on_other_examples_or_on_unknown_ones_is_not_compared(names):
+    rows = [*seeds_of("dpo", [0.4]), *seeds_of("grpo", [0.7])]
+    found = recipes.recipes(trials(*rows), METRIC)
+    examples = kept({rows[0]["trial_id"]: [0.0, 1.0]}, ["x", "y"])
+    if names:
+        examples |= kept({rows[1]["trial_id"]: [1.0, 1.0]}, names)
+    assert recipes.compared(found, METRIC, examples) == {}
+    assert "not compared row by row" in (recipes.runner_up(found, METRIC, {}) or "")
+
+
+def test_recipes_without_a_shared_seed_are_not_compared():
+    rows = [*seeds_of("dpo", [0.4, 0.5]), *({**r, "seed": r["seed"] + 7} for r in seeds_of("grpo", [0.7, 0.6]))]
+    found = recipes.recipes(trials(*rows), METRIC)
+    assert recipes.compared(found, METRIC, {}) == {}
+
+
+def test_the_terminal_gets_the_same_rows():
+    found = recipes.recipes(trials(*seeds_of("dpo", [0.40, 0.41]), *seeds_of("grpo", [0.70, 0.73])), METRIC)
+    shown = recipes.render_terminal(found, recipes.compared(found, METRIC, {}))
+    assert "grpo-lora" in shown and "best" in shown and max(map(len, shown.splitlines())) <= 100
