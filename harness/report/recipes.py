@@ -166,9 +166,10 @@ def section(found: Sequence[Recipe], metric: str | None, verdicts: Mapping[tuple
     words = "Means over seeds with 95 % intervals (Student's t); of a single seed its held-out rows give the interval."
     if verdicts and metric:
         one = next(iter(verdicts.values()))
+        seeds, pairs = text.count(one.seeds, "seed"), text.count(len(verdicts) // 2, "comparison")
         words += (
-            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {text.count(one.seeds, 'seed')} that all recipes "
-            f"have, corrected for {text.count(len(verdicts) // 2, 'comparison')} (Holm). A tie lies inside ± {one.margin}."
+            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, corrected "
+            f"for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
     return ["## Recipes", text.table([*board.columns], body), words]
 
