@@ -36,6 +36,13 @@ from harness.tracking import Tracking
 SAMPLE_ROWS = 8
 SAMPLE_CHARACTERS = 160
 SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}
+GROUPS = {
+    "Preference": ("likelihood_", "sequence_likelihood_", "logratio_", "preference_margin", "chosen_", "rejected_"),
+    "Win rate, calibration": ("win_rate", "preference_brier", "preference_ece", "declined_", "best_of_"),
+    "Drift and diversity": ("kl_", "entropy_", "self_similarity", "distinct_", "repetition"),
+    "Length": ("completion_tokens", "ended_by_eos"),
+}
+"""Tables of the evaluation section, and how the names of their metrics begin."""
 QUALITY_WORDS = {"eval/true_reward": "mean true reward", "eval/preference_accuracy": "held-out preference accuracy"}
 LENSES = {
     "private": "private resident memory of the trial's processes",
@@ -251,9 +258,15 @@ def _evaluations(frame: pd.DataFrame) -> list[str]:
     tails = [t for t in tails if known(frame, f"eval/{t}")]
     if "preference_truncated" in tails and not any(known(frame, "eval/preference_truncated")):
         tails.remove("preference_truncated")
-    own, tasks = [t for t in tails if "/" not in t], [t for t in tails if "/" in t]
+    tasks = [t for t in tails if "/" in t]
+    groups = {title: [t for t in tails if t.startswith(starts) and t not in tasks] for title, starts in GROUPS.items()}
+    placed = {t for group in [tasks, *groups.values()] for t in group}
     tables = []
-    for title, group in (("lm-eval tasks", tasks), ("Other measurements", own)):
+    for title, group in {
+        **groups,
+        "lm-eval tasks": tasks,
+        "Other measurements": [t for t in tails if t not in placed],
+    }.items():
         if group:
             tables.append(f"**{title}** (in brackets: difference to the base)\n\n{_evaluation_table(frame, group)}")
     return ["## Evaluation", *tables] if tables else []
