@@ -23,6 +23,8 @@ from harness.tracking import SweepRun, client
 
 AT_THE_END = ("delta/", "memory/", "time/", "energy/")
 """Figures that are known when all attempts are; from ``result.json``."""
+DIGESTS = {"dataset": "dataset", "base": "base", "evaluator": "evaluators", "code": "code"}
+"""Tags ``<name>_digest`` and the keys of a trial's digests."""
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
 STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
 SYSTEM_NAMES = {
@@ -162,12 +164,10 @@ def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Pat
         "model": config["model"]["name"],
         "task": config["task"]["name"],
         "git_sha": environment["git_sha"] or "unknown",
-        "dataset_digest": trial["digests"]["dataset"],
-        "base_digest": trial["digests"]["base"],
         "train_key": trial["train_key"],
         "eval_key": trial["eval_key"],
         "folder": str(folder),
-    }
+    } | {f"{what}_digest": trial["digests"][key] for what, key in DIGESTS.items() if key in trial["digests"]}
     run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
     return run.info.run_id
 

@@ -32,7 +32,8 @@ from harness.tracking import Tracking, check_reachable, client
 
 TEXTS = (
     "trial_id", "sweep", "run_id", "outcome", "reason", "algo", "adapter", "model", "task", "device", "device_name",
-    "precision", "memory_lens", "git_sha", "dataset_digest", "base_digest", "train_key", "eval_key",
+    "precision", "memory_lens", "git_sha", "dataset_digest", "base_digest", "evaluator_digest",
+    "code_digest", "train_key", "eval_key",
 )  # fmt: skip
 NUMBERS = ("beta", "rank", "seed")
 SERIES_COLUMNS = ("run_id", "name", "step", "time", "value")
@@ -168,6 +169,8 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         "git_sha": result.environment.get("git_sha") or "unknown",
         "dataset_digest": result.digests.get("dataset"),
         "base_digest": result.digests.get("base"),
+        "evaluator_digest": result.digests.get("evaluators"),
+        "code_digest": result.digests.get("code"),
         "train_key": trial.get("train_key"),
         "eval_key": trial.get("eval_key"),
         **{name: config.get(name) for name in NUMBERS},

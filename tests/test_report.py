@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.report import plots, recipes, text
 from harness.report.command import main
 from harness.report.leaderboard import labels, leaderboard, quality_name, ranked, render_markdown, render_terminal
-from harness.report.markdown import differences, shown_command, summary, write_report
+from harness.report.markdown import shown_command, summary, write_report
 from tests.test_results import BEGAN, INJECTION, STUDY, study_root
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -226,15 +226,6 @@ def test_two_seeds_per_recipe_end_the_warning():
 
     assert "one seed" in head_of(trials(row(0)))
     assert "one seed" not in head_of(trials(row(0), row(1)))
-
-
-def test_work_that_cannot_be_compared_is_named():
-    same = {"eval/true_reward": 0.5, "train/num_tokens": 100.0}
-    assert differences(trials(same, same)) == []
-    assert differences(trials(same, {**same, "dataset_digest": "e", "train/num_tokens": 300.0})) == [
-        "the trials differ in their data: d, e.",
-        "training saw between 100 and 300 tokens per trial.",
-    ]
 
 
 def test_memory_and_time_are_split_by_phase(report):

@@ -20,6 +20,8 @@ from harness.errors import UserError
 from harness.outcome import read_result
 from harness.records import PHASES
 from harness.report import plots, recipes, text
+from harness.report.comparability import differences
+from harness.report.evaluation import evaluations
 from harness.report.leaderboard import (
     BASE_LABEL,
     finished,
@@ -35,14 +37,6 @@ from harness.tracking import Tracking
 
 SAMPLE_ROWS = 8
 SAMPLE_CHARACTERS = 160
-SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}
-GROUPS = {
-    "Preference": ("likelihood_", "sequence_likelihood_", "logratio_", "preference_margin", "chosen_", "rejected_"),
-    "Win rate, calibration": ("win_rate", "preference_brier", "preference_ece", "declined_", "best_of_"),
-    "Drift and diversity": ("kl_", "entropy_", "self_similarity", "distinct_", "repetition"),
-    "Length": ("completion_tokens", "ended_by_eos"),
-}
-"""Tables of the evaluation section, and how the names of their metrics begin."""
 QUALITY_WORDS = {"eval/true_reward": "mean true reward", "eval/preference_accuracy": "held-out preference accuracy"}
 LENSES = {
     "private": "private resident memory of the trial's processes",
@@ -51,14 +45,6 @@ LENSES = {
 }
 MEMORY_COLUMNS = {**{p: f"memory/{p}_peak_mb" for p in PHASES}, "peak": "memory/peak_mb"}
 TIME_COLUMNS = {**{p: f"time/{p}_s" for p in PHASES}, "total": "time/total_s"}
-ALIKE = {
-    "dataset_digest": "data",
-    "base_digest": "base model",
-    "params.eval.split": "evaluation split",
-    "device_name": "device",
-    "precision": "precision",
-    "git_sha": "commit of the harness",
-}
 
 
 @dataclass(frozen=True)
@@ -169,7 +155,7 @@ def compose(material: Material) -> str:
     sections = [
         f"# Sweep {text.escape(material.sweep)}",
         summary(frame, found, verdicts),
-        *[f"> **Not alike:** {line}" for line in differences(frame)],
+        *[f"> **Not alike** – {line}" for line in differences(frame)],
         "## Leaderboard",
         render_markdown(frame),
         "± is one standard error over held-out pairs or prompts. Δ is the difference to the base before training. "
@@ -182,7 +168,7 @@ def compose(material: Material) -> str:
         _plot(material, "memory_over_time.png", "Memory over time", "no memory series in this source"),
         _phases(frame, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS),
         _phases(frame, "Time by phase (s)", text.seconds, TIME_COLUMNS),
-        *_evaluations(frame),
+        *evaluations(frame),
         *_samples(material),
         *_unfinished(frame),
         "## Environment",
@@ -223,20 +209,6 @@ def summary(
     return " ".join(said)
 
 
-def differences(frame: pd.DataFrame) -> list[str]:
-    """In what the finished trials did not do comparable work, one sentence each."""
-    done = finished(frame)
-    said = []
-    for column, words in ALIKE.items():
-        values = sorted(set(map(str, known(done, column))))
-        if len(values) > 1:
-            said.append(f"the trials differ in their {words}: {text.escape(', '.join(values), 200)}.")
-    tokens = known(done, "train/num_tokens")
-    if tokens and max(tokens) > 2 * min(tokens):
-        said.append(f"training saw between {min(tokens):,.0f} and {max(tokens):,.0f} tokens per trial.")
-    return said
-
-
 def _plot(material: Material, name: str, words: str, why_not: str) -> str:
     return f"![{words}]({name})" if material.plots.get(name) else f"_{words}: left out, {why_not}._"
 
@@ -249,44 +221,6 @@ def _phases(frame: pd.DataFrame, title: str, form: Callable[[float | None], str]
         return ""
     body = [[text.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
     return f"**{title}**\n\n{text.table(['trial', *names], body)}"
-
-
-def _evaluations(frame: pd.DataFrame) -> list[str]:
-    """Measurements beside the leaderboard's: the evaluators' own, and lm-eval's, with their change in brackets."""
-    tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
-    tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
-    tails = [t for t in tails if known(frame, f"eval/{t}")]
-    if "preference_truncated" in tails and not any(known(frame, "eval/preference_truncated")):
-        tails.remove("preference_truncated")
-    tasks = [t for t in tails if "/" in t]
-    groups = {title: [t for t in tails if t.startswith(starts) and t not in tasks] for title, starts in GROUPS.items()}
-    placed = {t for group in [tasks, *groups.values()] for t in group}
-    tables = []
-    for title, group in {
-        **groups,
-        "lm-eval tasks": tasks,
-        "Other measurements": [t for t in tails if t not in placed],
-    }.items():
-        if group:
-            tables.append(f"**{title}** (in brackets: difference to the base)\n\n{_evaluation_table(frame, group)}")
-    return ["## Evaluation", *tables] if tables else []
-
-
-def _evaluation_table(frame: pd.DataFrame, tails: Sequence[str]) -> str:
-    rows = []
-    base = [
-        text.with_error(shared_value(frame, f"baseline/{t}"), shared_value(frame, f"baseline/{t}_stderr"))
-        for t in tails
-    ]
-    if any(c != text.MISSING for c in base):
-        rows.append([BASE_LABEL, *base])
-    for row in frame.to_dict("records"):
-        cells = [_measured(row, f"eval/{t}") for t in tails]
-        changes = [text.number(value_of(row, f"delta/{t}"), signed=True) for t in tails]
-        if any(c != text.MISSING for c in cells):
-            pairs = zip(cells, changes, strict=True)
-            rows.append([text.escape(row["label"]), *(c if d == text.MISSING else f"{c} ({d})" for c, d in pairs)])
-    return text.table(["trial", *(text.escape(t) for t in tails)], rows)
 
 
 def _samples(material: Material) -> list[str]:
@@ -390,11 +324,3 @@ def _values(frame: pd.DataFrame, column: str) -> str:
 
 def _known(value: Any) -> str:
     return "" if value is None or pd.isna(value) else str(value)
-
-
-def _measured(row: Mapping[Any, Any] | pd.Series, name: str) -> str:
-    return text.with_error(value_of(row, name), value_of(row, f"{name}_stderr"))
-
-
-def _bold(row: Mapping[Any, Any] | pd.Series) -> str:
-    return f"**{text.escape(row['label'])}**"

@@ -168,8 +168,8 @@ def section(found: Sequence[Recipe], metric: str | None, verdicts: Mapping[tuple
         one = next(iter(verdicts.values()))
         seeds, pairs = text.count(one.seeds, "seed"), text.count(len(verdicts) // 2, "comparison")
         words += (
-            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, corrected "
-            f"for {pairs} (Holm). A tie lies inside ± {one.margin}."
+            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, "
+            f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
     return ["## Recipes", text.table([*board.columns], body), words]
 

@@ -1,0 +1,94 @@
+"""Did the trials of a table do comparable work? What differs, and in which rows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.report import text
+from harness.report.leaderboard import finished, known, value_of
+
+ALIKE = {
+    "dataset_digest": "data",
+    "base_digest": "base model",
+    "evaluator_digest": "evaluation (configuration, code or data of the evaluators)",
+    "params.eval.split": "evaluation split",
+    "code_digest": "training code of the harness",
+    "device_name": "device",
+    "precision": "precision",
+}
+MOST_NAMED = 4
+UNEQUAL_WORK = 2.0
+"""Trials whose tokens differ by more than this factor are named."""
+CUT = 0.01
+"""A share of truncated held-out pairs above which a trial is named."""
+
+
+def differences(frame: pd.DataFrame) -> list[str]:
+    """In what the finished trials did not do comparable work, a sentence each, with the rows concerned."""
+    rows = finished(frame).to_dict("records")
+    said = [
+        line for column, words in ALIKE.items() if (line := _unlike(words, {_name(r): r.get(column) for r in rows}))
+    ]
+    kto = {_name(r): r.get("params.train.micro_batch_size") for r in rows if r.get("algo") == "kto"}
+    said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
+    said += filter(None, [_unlike("reference", {_name(r): _reference(r) for r in rows})])
+    return said + _tokens(rows) + _truncated(rows)
+
+
+def _unlike(words: str, values: Mapping[str, Any]) -> str | None:
+    """One sentence if the known values differ: each value with its rows, the most common first."""
+    by_value: dict[str, list[str]] = {}
+    for label, value in values.items():
+        if value is not None and not pd.isna(value):
+            by_value.setdefault(str(value), []).append(label)
+    if len(by_value) < 2:
+        return None
+    ordered = sorted(by_value.items(), key=lambda item: (-len(item[1]), item[0]))
+    return f"{words}: " + "; ".join(f"{text.escape(value, 80)} in {_listed(labels)}" for value, labels in ordered) + "."
+
+
+def _reference(row: Mapping[Any, Any]) -> str | None:
+    """What the row's trial was held to while it trained, in words; None where nothing is known."""
+    beta, quantized = value_of(row, "beta"), str(row.get("params.adapter.quantized"))
+    if row.get("algo") in ("none", "sft") or (beta is None and row.get("params.algo.beta") is None):
+        return None
+    if beta == 0:
+        return "none (beta 0)"
+    return "the base in 4 bits" if quantized == "True" or row.get("adapter") == "qlora" else "the base"
+
+
+def _tokens(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    seen = {_name(r): tokens for r in rows if (tokens := value_of(r, "train/num_tokens")) is not None}
+    if not seen or max(seen.values()) <= UNEQUAL_WORK * min(seen.values()):
+        return []
+    least, most = min(seen, key=lambda n: seen[n]), max(seen, key=lambda n: seen[n])
+    return [
+        f"tokens seen in training: from {seen[least]:,.0f} in {text.escape(least)} to {seen[most]:,.0f} in "
+        f"{text.escape(most)}."
+    ]
+
+
+def _truncated(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    shares = {
+        _name(r): cut / pairs
+        for r in rows
+        if (cut := value_of(r, "eval/preference_truncated")) is not None
+        and (pairs := value_of(r, "eval/preference_pairs"))
+    }
+    cut = {label: share for label, share in shares.items() if share > CUT}
+    if not cut:
+        return []
+    worst = max(cut.values())
+    return [f"up to {worst:.0%} of the held-out pairs were cut at the length limit, in {_listed(list(cut))}."]
+
+
+def _name(row: Mapping[Any, Any]) -> str:
+    return str(row.get("label") or row["trial_id"])
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(text.escape(label) for label in labels[:MOST_NAMED])
+    return shown if len(labels) <= MOST_NAMED else f"{shown} and {len(labels) - MOST_NAMED} more"

@@ -1,0 +1,57 @@
+"""The report's tables of what the evaluators measured beside the leaderboard. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from harness.report import text
+from harness.report.leaderboard import BASE_LABEL, known, shared_value, value_of
+
+SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}
+GROUPS = {
+    "Preference": ("likelihood_", "sequence_likelihood_", "logratio_", "preference_margin", "chosen_", "rejected_"),
+    "Win rate, calibration": ("win_rate", "preference_brier", "preference_ece", "declined_", "best_of_"),
+    "Drift and diversity": ("kl_", "entropy_", "self_similarity", "distinct_", "repetition"),
+    "Length": ("completion_tokens", "ended_by_eos"),
+}
+"""Tables of the evaluation section, and how the names of their metrics begin."""
+
+
+def evaluations(frame: pd.DataFrame) -> list[str]:
+    """Measurements beside the leaderboard's: the evaluators' own, and lm-eval's, with their change in brackets."""
+    tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
+    tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
+    tails = [t for t in tails if known(frame, f"eval/{t}")]
+    if "preference_truncated" in tails and not any(known(frame, "eval/preference_truncated")):
+        tails.remove("preference_truncated")
+    tasks = [t for t in tails if "/" in t]
+    groups = {title: [t for t in tails if t.startswith(starts) and t not in tasks] for title, starts in GROUPS.items()}
+    placed = {t for group in [tasks, *groups.values()] for t in group}
+    tables = []
+    for title, group in {
+        **groups,
+        "lm-eval tasks": tasks,
+        "Other measurements": [t for t in tails if t not in placed],
+    }.items():
+        if group:
+            tables.append(f"**{title}** (in brackets: difference to the base)\n\n{_table(frame, group)}")
+    return ["## Evaluation", *tables] if tables else []
+
+
+def _table(frame: pd.DataFrame, tails: Sequence[str]) -> str:
+    rows = []
+    base = [
+        text.with_error(shared_value(frame, f"baseline/{t}"), shared_value(frame, f"baseline/{t}_stderr"))
+        for t in tails
+    ]
+    if any(c != text.MISSING for c in base):
+        rows.append([BASE_LABEL, *base])
+    for row in frame.to_dict("records"):
+        cells = [text.with_error(value_of(row, f"eval/{t}"), value_of(row, f"eval/{t}_stderr")) for t in tails]
+        changes = [text.number(value_of(row, f"delta/{t}"), signed=True) for t in tails]
+        if any(c != text.MISSING for c in cells):
+            pairs = zip(cells, changes, strict=True)
+            rows.append([text.escape(row["label"]), *(c if d == text.MISSING else f"{c} ({d})" for c, d in pairs)])
+    return text.table(["trial", *(text.escape(t) for t in tails)], rows)

@@ -1,0 +1,72 @@
+"""Trials side by side that did not do comparable work are named, with what differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.report.comparability import differences
+from tests.test_report import trials
+
+SAME: dict[str, Any] = {"eval/true_reward": 0.5, "train/num_tokens": 100.0, "beta": 0.1}
+
+
+def test_trials_that_did_the_same_work_raise_no_warning():
+    assert differences(trials(SAME, SAME, {**SAME, "train/num_tokens": 199.0})) == []
+    assert differences(trials(SAME)) == []
+    assert differences(trials({"outcome": "oom"}, {"outcome": "failed", "dataset_digest": "e"})) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("dataset_digest", "data"),
+        ("base_digest", "base model"),
+        ("evaluator_digest", "evaluation (configuration, code or data of the evaluators)"),
+        ("code_digest", "training code of the harness"),
+        ("device_name", "device"),
+        ("precision", "precision"),
+    ],
+)
+def test_what_differs_is_named_with_its_rows_the_common_value_first(column, words):
+    rows = trials({**SAME, column: "a"}, {**SAME, column: "b"}, {**SAME, column: "b"})
+    assert differences(rows) == [f"{words}: b in t1, t2; a in t0."]
+
+
+def test_of_many_rows_the_first_are_named():
+    rows = trials({**SAME, "precision": "fp32"}, *[{**SAME, "precision": "bf16"}] * 6)
+    assert differences(rows) == ["precision: bf16 in t1, t2, t3, t4 and 2 more; fp32 in t0."]
+
+
+def test_a_value_that_is_not_known_is_no_difference():
+    assert differences(trials({**SAME, "precision": "fp32"}, {**SAME, "precision": None})) == []
+
+
+def test_twice_the_tokens_are_named():
+    (said,) = differences(trials(SAME, {**SAME, "train/num_tokens": 300.0}))
+    assert said == "tokens seen in training: from 100 in t0 to 300 in t1."
+
+
+def test_micro_batches_matter_to_kto_alone():
+    small, large = ({**SAME, "params.train.micro_batch_size": size} for size in ("8", "32"))
+    assert differences(trials(small, large)) == []
+    (said,) = differences(trials({**small, "algo": "kto"}, {**large, "algo": "kto"}))
+    assert said.startswith("micro-batch, from which KTO estimates its KL term: 32 in t1; 8 in t0")
+
+
+def test_what_the_policy_was_held_to_is_compared():
+    (said,) = differences(trials(SAME, {**SAME, "beta": 0.0}, {**SAME, "adapter": "qlora"}))
+    assert said == "reference: none (beta 0) in t1; the base in t0; the base in 4 bits in t2."
+
+
+def test_rows_that_were_cut_are_named():
+    cut = {**SAME, "eval/preference_pairs": 200.0, "eval/preference_truncated": 30.0}
+    (said,) = differences(trials(SAME, cut))
+    assert said == "up to 15% of the held-out pairs were cut at the length limit, in t1."
+    assert differences(trials(SAME, {**cut, "eval/preference_truncated": 2.0})) == []
+
+
+def test_names_are_data():
+    (said,) = differences(trials({**SAME, "device_name": "a"}, {**SAME, "device_name": "<b>|"}))
+    assert "&lt;b&gt;&#124;" in said
