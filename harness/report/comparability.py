@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.report import text
-from harness.report.leaderboard import finished, known, value_of
+from harness.report.leaderboard import finished, value_of
 
 ALIKE = {
     "dataset_digest": "data",
