@@ -218,10 +218,10 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     data = event.data
     if event.kind == "table":
         _log_table(api, state.run_id, data["name"], data["rows"])
-    elif event.kind == "artifact" and data["path"].startswith("examples/"):
+    elif event.kind == "artifact" and (place := _artifact_place(data["path"])) is not None:
         file = folder / "artifacts" / data["path"]
         if file.is_file():
-            api.log_artifact(state.run_id, str(file), "examples")
+            api.log_artifact(state.run_id, str(file), place or None)
     elif event.kind == "device":
         api.set_tag(state.run_id, "device", data["device"])
         api.set_tag(state.run_id, "device_name", str(data.get("name")))
@@ -233,6 +233,11 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     elif event.kind == "attempt":
         api.set_tag(state.run_id, "train_key", data["train_key"])
         api.set_tag(state.run_id, "eval_key", data["eval_key"])
+
+
+def _artifact_place(path: str) -> str | None:
+    """The folder in MLflow of an artifact small enough to go there; models stay where they are."""
+    return {"examples": "examples", "data_card.md": ""}.get(path.partition("/")[0])
 
 
 def _log_table(api: Any, run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

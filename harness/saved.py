@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.audit import card
+from harness.data import audited
 from harness.journal import Journal
 
 if TYPE_CHECKING:
     from harness.ground import Ground
+
+DATA_CARD = "data_card.md"
 
 
 def keep(ground: Ground, model: Any, journal: Journal) -> None:
@@ -45,6 +49,16 @@ def keep_examples(ground: Ground, name: str, columns: Mapping[str, Sequence[Any]
     target.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table(dict(columns)), target)
     journal.write("artifact", path=str(path))
+
+
+def keep_data_card(ground: Ground, journal: Journal) -> None:
+    """One page about the data the trial was given."""
+    setup, data = ground.setup, ground.data
+    target = ground.folder / "artifacts" / DATA_CARD
+    target.parent.mkdir(parents=True, exist_ok=True)
+    title = type(setup.task).__name__.lower()
+    target.write_text(card(audited(data), title=title, digest=data.digest, notes=data.notes), encoding="utf-8")
+    journal.write("artifact", path=DATA_CARD)
 
 
 def load_trained(ground: Ground, base: Any) -> Any:

@@ -5,7 +5,6 @@ Torch-free, so that everything wrong with a sweep is said before anything heavy 
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from harness import identity
 from harness.adapters import Adapter
 from harness.algorithms.base import Algorithm
 from harness.config import build
+from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
 from harness.models import Model
@@ -171,35 +171,29 @@ def check_data(setup: Setup) -> TaskData:
                     value=setup.eval.split,
                 )
             )
+    errors += _leaks(setup, data)
     if errors:
         raise UserErrors(errors)
     return data
 
 
-def load_data(task: Task) -> TaskData:
-    """The task's rows; read once per process for equal tasks and unchanged files."""
-    fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""  # type: ignore[attr-defined]
-    return _load_keyed(
-        _Keyed(task, f"{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}{fingerprint}")
-    )
-
-
-class _Keyed:
-    """A task that hashes by its content, for the cache below (dataclasses with dictionaries do not hash)."""
-
-    def __init__(self, task: Task, key: str):
-        self.task, self.key = task, key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and other.key == self.key
-
-
-@functools.lru_cache(maxsize=8)
-def _load_keyed(keyed: _Keyed) -> TaskData:
-    return keyed.task.load()
+def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
+    """Held-out prompts that training shows, if they are too many."""
+    if not setup.eval.active:
+        return []
+    found = audited(data)
+    if found.leaked <= setup.eval.max_leaked:
+        return []
+    example = found.leaks[0]
+    return [
+        UserError(
+            f"{found.leaked:.1%} of the held-out prompts are shown in training, such as {example.held_out[:60]!r} "
+            f"({example.how}: {example.training[:60]!r}), more than eval.max_leaked={setup.eval.max_leaked}",
+            key="task",
+            value=setup.task.name if hasattr(setup.task, "name") else type(setup.task).__name__.lower(),
+            fix="remove them from the training rows, or allow them: eval.max_leaked=1",
+        )
+    ]
 
 
 def identify(setup: Setup, data: TaskData) -> Trial:

@@ -22,7 +22,7 @@ from harness.evaluators.base import Evaluation
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
-from harness.saved import keep, keep_examples, last_checkpoint, load_trained
+from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
 from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, assemble, check_data
 
@@ -34,6 +34,7 @@ def run(job: Job, journal: Journal) -> None:
         setup = assemble(job.plain)
         data = check_data(setup)
         ground = prepare_ground(setup, data, job, journal)
+        keep_data_card(ground, journal)
     with clock.phase("baseline"):
         seed_everything(setup.eval.seed)
         judge_base(ground, journal)

@@ -50,6 +50,9 @@ ORDER = (
     "stages",
     "algorithms",
     "evaluators",
+    # The rows of a task, and what is to be said of them.
+    "audit",
+    "data",
     # One trial, then many.
     "trial",
     "ground",

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from harness.tasks.base import Task, TaskData
 
@@ -101,6 +101,7 @@ class Eval:
         max_length: tokens after which a sequence is truncated.
         max_completion_length: tokens sampled per completion.
         seed: of sampling.
+        max_leaked: share of the held-out prompts that training may show; above it the trial is refused.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -111,6 +112,7 @@ class Eval:
     max_length: Annotated[int, Gt(1)] = 1024
     max_completion_length: Annotated[int, Gt(0)] = 256
     seed: Annotated[int, Ge(0)] = 0
+    max_leaked: Annotated[float, Ge(0), Le(1)] = 0.01
 
     @property
     def active(self) -> dict[str, Evaluator]:

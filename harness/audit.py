@@ -1,0 +1,174 @@
+"""What a careful reader would ask of the data: copies, leaks of held-out rows into training, lengths, balance. Pure.
+
+A held-out prompt has leaked where a training prompt is the same but for white space, case and Unicode form, or where
+half of its runs of eight words occur in one training prompt. Short prompts have no such runs: sums that differ in a
+digit are no copies.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.tasks.base import Row, TaskData, text_of
+
+RUN = 8
+"""Words of a run; shorter ones occur by chance."""
+SHARED = 0.5
+"""Share of a prompt's runs that make it a copy."""
+LISTED = 50
+"""Leaks that the card lists."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A held-out prompt that training shows.
+
+    Attributes:
+        where: the held-out rows: split and kind.
+        how: what the two have in common.
+    """
+
+    where: str
+    how: str
+    held_out: str
+    training: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        facts: by heading, in words fit for a reader.
+        leaks: every held-out prompt that leaked, once per kind of rows.
+        leaked: the largest share of leaked prompts among the kinds of held-out rows.
+    """
+
+    facts: Mapping[str, str]
+    leaks: Sequence[Leak]
+    leaked: float
+
+
+def audit(data: TaskData) -> Audit:
+    """Look at all rows of a trial's data."""
+    held = {
+        f"{split} {kind}": sorted({text_of(row["prompt"]) for row in rows})
+        for kind, splits in (("pairs", data.eval_pairs), ("prompts", data.eval_prompts))
+        for split, rows in splits.items()
+    }
+    training = (r["prompt"] for rows in (data.train_pairs, data.train_unpaired, data.train_prompts) for r in rows)
+    copies = _copies({prompt for prompts in held.values() for prompt in prompts}, map(text_of, training))
+    leaks = [Leak(where, *copies[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in copies]
+    leaked = max(
+        (sum(p in copies for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0
+    )
+    facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired)}
+    return Audit(facts, leaks, leaked)
+
+
+def card(found: Audit, *, title: str, digest: str, notes: Sequence[str] = ()) -> str:
+    """One page of markdown about the data."""
+    from harness.report import text
+
+    rows = [[text.escape(k), text.escape(v)] for k, v in found.facts.items()]
+    parts = [
+        f"# Data of {text.escape(title)}",
+        f"Content digest `{digest}`.",
+        text.table(["what", "found"], rows, left=2),
+    ]
+    if found.leaks:
+        parts.append(f"## Held-out prompts that training shows ({found.leaked:.1%} of the worst split)")
+        shown = [
+            [k.where, k.how, text.escape(k.held_out, 80), text.escape(k.training, 80)] for k in found.leaks[:LISTED]
+        ]
+        parts.append(text.table(["held-out rows", "how", "held out", "in training"], shown, left=4))
+    else:
+        parts.append("No held-out prompt was found in the training rows.")
+    if notes:
+        parts.append("## Notes\n\n" + "\n".join(f"- {text.escape(n)}" for n in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def tight_key(text: str) -> str:
+    """A text's identity without white space, case and Unicode form."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Held-out prompts that training shows -> how, the prompt itself, and the training prompt.
+
+    The held-out side is indexed, since it is small; training rows are looked at once, one after the other.
+    """
+    same: dict[str, list[str]] = defaultdict(list)
+    runs: dict[int, set[str]] = defaultdict(set)
+    total: dict[str, int] = {}
+    for prompt in held:
+        same[tight_key(prompt)].append(prompt)
+        own = set(_runs(prompt))
+        total[prompt] = len(own)
+        for run in own:
+            runs[run].add(prompt)
+    exact: dict[str, tuple[str, str, str]] = {}
+    partly: dict[str, tuple[int, str]] = {}
+    for source in dict.fromkeys(training):
+        for prompt in same.get(tight_key(source), ()):
+            exact.setdefault(prompt, ("the same but for spacing and case", prompt, source))
+        shared: Counter[str] = Counter(p for run in set(_runs(source)) for p in runs.get(run, ()))
+        for prompt, count in shared.items():
+            if count >= SHARED * total[prompt] and count > partly.get(prompt, (0, ""))[0]:
+                partly[prompt] = (count, source)
+    near = {p: (f"{n} of {total[p]} runs of {RUN} words", p, source) for p, (n, source) in partly.items()}
+    return near | exact
+
+
+def _runs(prompt: str) -> Iterator[int]:
+    words = unicodedata.normalize("NFKC", prompt).casefold().split()
+    return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
+
+
+def _prompts(data: TaskData) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for name, rows in (
+        ("training pairs", data.train_pairs),
+        ("training completions", data.train_unpaired),
+        ("training prompts", data.train_prompts),
+        *((f"held-out pairs, {split}", rows) for split, rows in data.eval_pairs.items()),
+        *((f"held-out prompts, {split}", rows) for split, rows in data.eval_prompts.items()),
+    ):
+        if rows:
+            distinct = {text_of(row["prompt"]) for row in rows}
+            near = len(distinct) - len({tight_key(p) for p in distinct})
+            facts[name] = f"{len(rows):,}, of {len(distinct):,} different prompts" + (
+                f", {near:,} of them copies but for spacing and case" if near else ""
+            )
+    return facts
+
+
+def _pairs(rows: Sequence[Row]) -> dict[str, str]:
+    if not rows:
+        return {}
+    sides = [tuple(text_of(row[side]) for side in ("prompt", "chosen", "rejected")) for row in rows]
+    n, counted = len(sides), Counter(sides)
+    longer = sum((len(c) > len(r)) + 0.5 * (len(c) == len(r)) for _, c, r in sides) / n
+    both_ways = sum(1 for p, c, r in counted if c != r and (p, r, c) in counted) // 2
+    return {
+        "chosen is longer": f"{longer:.1%} of pairs (ties count one half)",
+        "mean length, chosen / rejected": f"{sum(len(c) for _, c, _ in sides) / n:.1f} / "
+        f"{sum(len(r) for *_, r in sides) / n:.1f} characters",
+        "pairs whose sides are identical": _share(sum(c == r for _, c, r in sides), n),
+        "pairs that occur more than once": _share(n - len(counted), n),
+        "preferences that occur both ways": f"{both_ways:,}",
+    }
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, str]:
+    if not rows:
+        return {}
+    return {"desirable completions": _share(sum(bool(row["label"]) for row in rows), len(rows))}
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count:,} ({count / n:.1%})"

@@ -1,0 +1,110 @@
+"""Leaks are caught and named, clean data raises nothing, and the card says what is in the rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.audit import audit, card, tight_key
+from harness.errors import UserErrors
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import TaskData
+from harness.trial import check_data
+
+CLEAN = Arithmetic(pairs=400, eval_pairs=60, eval_prompts=60).load()
+STORY = "once upon a time there was a small red barn near the river where two old birds lived"
+
+
+def pair(prompt: Any, chosen: str = "yes", rejected: str = "no") -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def data(train: list[Any], held: list[Any]) -> TaskData:
+    return TaskData(train_pairs=[pair(p) for p in train], eval_pairs={"test": [pair(p) for p in held]})
+
+
+def test_clean_data_raises_nothing():
+    found = audit(CLEAN)
+    assert found.leaked == 0.0 and list(found.leaks) == []
+
+
+def test_thirty_planted_prompts_with_other_spacing_and_case_are_caught_and_named():
+    held = sorted({row["prompt"] for row in CLEAN.eval_prompts["test"]})[:30]
+    planted = [pair(f"  {p.replace('+', ' + ').replace('-', ' -').upper()} ") for p in held]
+    found = audit(replace(CLEAN, train_pairs=[*CLEAN.train_pairs, *planted]))
+    assert {leak.held_out for leak in found.leaks if leak.where == "test prompts"} == set(held)
+    assert found.leaked >= 30 / len({row["prompt"] for row in CLEAN.eval_prompts["test"]})
+    assert all(leak.how == "the same but for spacing and case" for leak in found.leaks)
+
+
+def test_a_prompt_in_other_words_at_the_ends_is_a_copy_and_one_that_shares_a_phrase_is_not():
+    (leak,) = audit(data([f"please: {STORY} so it is said"], [STORY])).leaks
+    assert leak.how == "11 of 11 runs of 8 words" and leak.training.startswith("please")
+    assert audit(data(["once upon a time there was a small dog"], [STORY])).leaks == []
+
+
+def test_half_of_the_runs_must_occur_in_one_training_prompt():
+    words = STORY.split()
+    assert len(audit(data([" ".join(words[:13])], [STORY])).leaks) == 1  # 6 of 11
+    assert audit(data([" ".join(words[:12]), " ".join(words[6:])][:1], [STORY])).leaks == []  # 5 of 11
+
+
+def test_short_prompts_that_differ_in_a_digit_are_no_copies():
+    assert audit(data(["12+7="], ["12+8=", "2+17="])).leaks == []
+
+
+def test_conversations_are_read_by_their_words():
+    prompt = [{"role": "user", "content": "Say  CHEESE"}]
+    assert len(audit(data(["say cheese"], [prompt])).leaks) == 1
+
+
+def test_a_prompt_is_its_letters():
+    assert tight_key(" Ａ b\tC ") == tight_key("abc")
+
+
+def test_every_kind_of_training_row_is_looked_at():
+    for field, row in (
+        ("train_unpaired", {"prompt": "x", "completion": "y", "label": True}),
+        ("train_prompts", {"prompt": "x"}),
+    ):
+        found = audit(TaskData(**{field: [row]}, eval_prompts={"test": [{"prompt": "X"}, {"prompt": "other"}]}))
+        assert found.leaked == 0.5 and [leak.where for leak in found.leaks] == ["test prompts"]
+
+
+def test_pairs_are_counted():
+    rows = [pair("a", "long", "s"), pair("a", "long", "s"), pair("b", "x", "x"), pair("a", "s", "long")]
+    facts = audit(TaskData(train_pairs=rows)).facts
+    assert facts["training pairs"] == "4, of 2 different prompts"
+    assert facts["chosen is longer"] == "62.5% of pairs (ties count one half)"
+    assert facts["pairs whose sides are identical"] == "1 (25.0%)"
+    assert facts["pairs that occur more than once"] == "1 (25.0%)"
+    assert facts["preferences that occur both ways"] == "1"
+    labels = [{"prompt": "a", "completion": "b", "label": i < 3} for i in range(4)]
+    assert audit(TaskData(train_unpaired=labels)).facts["desirable completions"] == "3 (75.0%)"
+
+
+def test_no_rows_are_no_error():
+    assert audit(TaskData()).leaked == 0.0
+
+
+def test_the_card_lists_leaks_and_is_not_broken_by_what_prompts_hold():
+    written = card(audit(data(["<b>|x"], ["<B> |X"])), title="t", digest="d", notes=["*note*"])
+    assert "&lt;b&gt;&#124;x" in written and "100.0% of the worst split" in written and "<b>" not in written
+    assert "No held-out prompt was found" in card(audit(CLEAN), title="t", digest="d")
+
+
+def test_a_leak_stops_a_trial_before_it_starts_unless_it_is_allowed(assemble, tmp_path, monkeypatch):
+    words = [f"{STORY} number {i}" for i in range(40)]
+    train, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
+    train.write_text("\n".join(json.dumps(pair(f"please, {w}")) for w in words))
+    held.write_text("\n".join(json.dumps(pair(w)) for w in words[:10]))
+    line = ["task=preferences", f"task.path={train}", f"task.eval_path={held}", "model=shape/llama-10m"]
+    with pytest.raises(UserErrors) as caught:
+        check_data(assemble(*line))
+    (error,) = caught.value.errors
+    assert "100.0% of the held-out prompts are shown in training" in str(error) and "eval.max_leaked=1" in str(error)
+    check_data(assemble(*line, "eval.max_leaked=1"))
+    check_data(assemble(*line, "eval=none"))
