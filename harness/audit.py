@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness import text
 from harness.tasks.base import Row, TaskData, text_of
 
 RUN = 8
@@ -71,8 +72,6 @@ def audit(data: TaskData) -> Audit:
 
 def card(found: Audit, *, title: str, digest: str, notes: Sequence[str] = ()) -> str:
     """One page of markdown about the data."""
-    from harness.report import text
-
     rows = [[text.escape(k), text.escape(v)] for k, v in found.facts.items()]
     parts = [
         f"# Data of {text.escape(title)}",
@@ -92,9 +91,9 @@ def card(found: Audit, *, title: str, digest: str, notes: Sequence[str] = ()) ->
     return "\n\n".join(parts) + "\n"
 
 
-def tight_key(text: str) -> str:
+def tight_key(words: str) -> str:
     """A text's identity without white space, case and Unicode form."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return "".join(unicodedata.normalize("NFKC", words).casefold().split())
 
 
 def _copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:

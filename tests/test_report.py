@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import results
+from harness import results, text
 from harness.errors import UserError
-from harness.report import plots, recipes, text
+from harness.report import plots, recipes
 from harness.report.command import main
 from harness.report.leaderboard import labels, leaderboard, quality_name, ranked, render_markdown, render_terminal
 from harness.report.markdown import shown_command, summary, write_report

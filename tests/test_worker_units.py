@@ -50,7 +50,7 @@ def test_a_merged_copy_says_what_the_adapter_says(tmp_path, cache):
     from transformers import AutoModelForCausalLM
 
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "train.save=full")
-    assert [p for e in told.events if e.kind == "artifact" and "/" not in (p := e.data["path"])] == ["model", "merged"]
+    assert [p for e in told.events if e.kind == "artifact" and "." not in (p := e.data["path"])] == ["model", "merged"]
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "merged").eval()
     plain = plain_config("algo=dpo", "adapter=lora", "train.save=full")
     setup = worker.assemble(plain)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report import text
+from harness import text
 from harness.report.leaderboard import finished, value_of
 
 ALIKE = {

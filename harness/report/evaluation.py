@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from harness.report import text
+from harness import text
 from harness.report.leaderboard import BASE_LABEL, known, shared_value, value_of
 
 SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}

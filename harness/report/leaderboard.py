@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from harness import text
 from harness.records import Outcome
-from harness.report import text
 
 COLUMNS = (
     "trial",

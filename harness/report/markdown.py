@@ -15,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness import results, stats
+from harness import results, stats, text
 from harness.errors import UserError
 from harness.outcome import read_result
 from harness.records import PHASES
-from harness.report import plots, recipes, text
+from harness.report import plots, recipes
 from harness.report.comparability import differences
 from harness.report.evaluation import evaluations
 from harness.report.leaderboard import (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.report import text
+from harness import text
 from harness.report.leaderboard import (
     BASE_LABEL,
     LENGTH_LABEL,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness import stats
-from harness.report import text
+from harness import stats, text
 from harness.report.leaderboard import finished, labels, value_of
 from harness.stats import Comparison, Interval, Verdict
 
