@@ -178,7 +178,11 @@ def compare(first: Scores, second: Scores, *, margin: float, higher_is_better: b
     else:
         interval = bootstrap_interval(differences[0].tolist())
         both = np.concatenate(pairs[0])
-        p = mcnemar(*pairs[0]) if np.isin(both, (0.0, 1.0)).all() else _t_test(differences[0])
+        p = (
+            mcnemar(pairs[0][0].tolist(), pairs[0][1].tolist())
+            if np.isin(both, (0.0, 1.0)).all()
+            else _t_test(differences[0])
+        )
     found = Comparison(interval, p, len(shared), examples, margin, Verdict.OPEN, None)
     return judged(found, p, higher_is_better=higher_is_better)
 

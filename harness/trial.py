@@ -189,7 +189,7 @@ def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
             f"{found.leaked:.1%} of the held-out prompts are shown in training, such as {example.held_out[:60]!r} "
             f"({example.how}: {example.training[:60]!r}), more than eval.max_leaked={setup.eval.max_leaked}",
             key="task",
-            value=setup.task.name if hasattr(setup.task, "name") else type(setup.task).__name__.lower(),
+            value=type(setup.task).__name__.lower(),
             fix="remove them from the training rows, or allow them: eval.max_leaked=1",
         )
     ]

@@ -137,7 +137,7 @@ def table(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison
         row["against the best"] = "best" if recipe is found[0] else str(verdict)
         rows.append(row)
     board = pd.DataFrame(rows)
-    empty = [c for c in COLUMNS if (board[c] == text.MISSING).all()]
+    empty = [c for c in COLUMNS if set(board[c]) == {text.MISSING}]
     return board.drop(columns=empty)
 
 
