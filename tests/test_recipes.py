@@ -22,6 +22,8 @@ def seeds_of(algo: str, values: list[float], **more: Any) -> list[dict[str, Any]
             "seed": float(seed),
             "params.algo.name": algo,
             "params.seed": str(seed),
+            "params.train.seed": str(seed),
+            "params.model.seed": "0",
             "eval/true_reward": value,
             "eval/true_reward_stderr": 0.02,
             "memory/peak_mb": 100.0 + seed,

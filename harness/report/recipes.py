@@ -90,7 +90,7 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
 
 def recipe_keys(frame: pd.DataFrame) -> list[str]:
     """What a trial has in common with the other seeds of its recipe: every setting of training but the seed."""
-    settings = frame.filter(regex=r"^params\.(?!eval\.|seed|sweep)").astype("str").fillna("")
+    settings = frame.filter(regex=r"^params\.(?!eval\.|seed$|train\.seed$)").astype("str").fillna("")
     if settings.shape[1] == 0:
         return [str(t) for t in frame["trial_id"]]
     return ["\n".join(row) for row in settings.itertuples(index=False)]
