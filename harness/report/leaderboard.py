@@ -194,13 +194,13 @@ def _row(trial: dict[Any, Any]) -> dict[str, str]:
         "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
         "correct": measured("eval/correct"),
         "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
-        "train s": text.seconds(_training_s(trial)),
+        "train s": text.seconds(training_s(trial)),
         "tokens/s": text.whole(value_of(trial, "throughput/train_tokens_per_s")),
         NOTE: "" if reason is None or pd.isna(reason) else " ".join(str(reason).split()),
     }
 
 
-def _training_s(trial: dict[Any, Any]) -> float | None:
+def training_s(trial: dict[Any, Any]) -> float | None:
     """Seconds of training as one waits for them: the clock books rollouts on a phase of their own."""
     train, rollout = value_of(trial, "time/train_s"), value_of(trial, "time/rollout_s")
     return train if train is None else train + (rollout or 0.0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import finished, labels, value_of
+from harness.report.leaderboard import finished, labels, training_s, value_of
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.02, "eval/correct": 0.02, "eval/preference_accuracy": 0.02}
@@ -58,6 +58,11 @@ class Recipe:
         """Over the seeds that have it."""
         found = self.estimate(metric)
         return None if found is None else found.mean
+
+    def training_s(self) -> float | None:
+        """Mean seconds of training, rollouts included."""
+        found = [s for r in self.frame.to_dict("records") if (s := training_s(r)) is not None]
+        return sum(found) / len(found) if found else None
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
         """Per seed the results per example, or the mean alone where ``examples`` has none."""
@@ -125,14 +130,19 @@ def _column(metric: str) -> str:
     return metric.partition("/")[2]
 
 
-def table(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison]) -> pd.DataFrame:
-    """One row per recipe, as text; intervals are 95 %."""
+def table(
+    found: Sequence[Recipe],
+    verdicts: Mapping[tuple[str, str], Comparison],
+    form: Callable[[Interval | None], str] | None = None,
+) -> pd.DataFrame:
+    """One row per recipe, as text; intervals are 95 %, written by ``form`` (``interval``)."""
+    form = form or interval
     rows = []
     for recipe in found:
         row = {"recipe": recipe.label, "seeds": str(len(recipe.frame))}
-        row |= {heading: interval(recipe.estimate(name)) for heading, name in COLUMNS.items()}
+        row |= {heading: form(recipe.estimate(name)) for heading, name in COLUMNS.items()}
         row["peak MB"] = text.whole(recipe.mean("memory/peak_mb"))
-        row["total s"] = text.seconds(recipe.mean("time/total_s"))
+        row["train s"] = text.seconds(recipe.training_s())
         verdict = verdicts.get((recipe.label, found[0].label), text.MISSING)
         row["against the best"] = "best" if recipe is found[0] else str(verdict)
         rows.append(row)
@@ -149,6 +159,13 @@ def interval(found: Interval | None) -> str:
     if found.low is None or found.high is None:
         return shown
     return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
+
+
+def short_interval(found: Interval | None) -> str:
+    """``0.43±0.03``, half the width of the interval; its bounds are symmetric where seeds or rows gave a t interval."""
+    if found is None or found.high is None:
+        return interval(found)
+    return f"{text.number(found.mean)}±{text.number(found.high - found.mean, like=found.mean)}"
 
 
 def several_seeds(found: Sequence[Recipe]) -> bool:
@@ -197,7 +214,7 @@ def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str,
 
 
 def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison], width: int = 100) -> str:
-    """The same table for a terminal."""
+    """The same table for a terminal, intervals written short."""
     from io import StringIO
 
     from rich import box
@@ -205,10 +222,11 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     from rich.table import Table
     from rich.text import Text
 
-    board = table(found, verdicts).map(text.printable)
+    board = table(found, verdicts, short_interval).drop(columns="Δ true reward", errors="ignore").map(text.printable)
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in board.columns:
-        grid.add_column(name, justify="left" if name in ("recipe", "against the best") else "right", overflow="fold")
+        left = name in ("recipe", "against the best")
+        grid.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "against the best")
     for row in board.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
