@@ -23,6 +23,8 @@ COLUMNS = {
     "correct": "eval/correct",
     "KL": "eval/kl_per_sequence",
 }
+WIDEST_VERDICT = 16  # "needs more seeds", with the number below it
+NOT_IN_TERMINAL = ("Δ true reward", "correct")
 _SEED = re.compile(r"-s\d+(?= |$)")
 
 Examples = Mapping[str, pd.DataFrame]
@@ -222,11 +224,13 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     from rich.table import Table
     from rich.text import Text
 
-    board = table(found, verdicts, short_interval).drop(columns="Δ true reward", errors="ignore").map(text.printable)
+    board = table(found, verdicts, short_interval).drop(columns=list(NOT_IN_TERMINAL), errors="ignore")
+    board = board.map(text.printable)
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in board.columns:
         left = name in ("recipe", "against the best")
-        grid.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "against the best")
+        wide = WIDEST_VERDICT if name == "against the best" else None
+        grid.add_column(name, justify="left" if left else "right", no_wrap=wide is None, min_width=wide)
     for row in board.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
