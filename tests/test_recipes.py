@@ -112,3 +112,12 @@ def test_the_terminal_gets_the_same_rows():
     found = recipes.recipes(trials(*seeds_of("dpo", [0.40, 0.41]), *seeds_of("grpo", [0.70, 0.73])), METRIC)
     shown = recipes.render_terminal(found, recipes.compared(found, METRIC, {}))
     assert "grpo-lora" in shown and "best" in shown and max(map(len, shown.splitlines())) <= 100
+
+
+def test_a_long_name_and_an_open_verdict_fit_100_columns():
+    rows = [*seeds_of("a-plugin-with-a-name", [0.4, 0.6]), *seeds_of("grpo", [0.7, 0.6])]
+    rows = [{**r, "eval/preference_accuracy": 0.71, "eval/kl_per_sequence": 12.3, "time/train_s": 1234.5} for r in rows]
+    found = recipes.recipes(trials(*rows), METRIC)
+    shown = recipes.render_terminal(found, recipes.compared(found, METRIC, {}))
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "needs more seeds" in shown and "a-plugin-with-a-name-lora" in shown and "vs. best" in shown

@@ -225,11 +225,11 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     from rich.text import Text
 
     board = table(found, verdicts, short_interval).drop(columns=list(NOT_IN_TERMINAL), errors="ignore")
-    board = board.map(text.printable)
+    board = board.map(text.printable).rename(columns={"against the best": "vs. best"})
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in board.columns:
-        left = name in ("recipe", "against the best")
-        wide = WIDEST_VERDICT if name == "against the best" else None
+        left = name in ("recipe", "vs. best")
+        wide = WIDEST_VERDICT if name == "vs. best" else None
         grid.add_column(name, justify="left" if left else "right", no_wrap=wide is None, min_width=wide)
     for row in board.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in row))
