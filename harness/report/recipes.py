@@ -23,8 +23,10 @@ COLUMNS = {
     "correct": "eval/correct",
     "KL": "eval/kl_per_sequence",
 }
-WIDEST_VERDICT = 16  # "needs more seeds", with the number below it
-NOT_IN_TERMINAL = ("Δ true reward", "correct")
+VERDICT = "vs. best"
+WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
+DROPPED_FIRST = ("Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
+"""What a terminal that is too narrow goes without, in this order."""
 _SEED = re.compile(r"-s\d+(?= |$)")
 
 Examples = Mapping[str, pd.DataFrame]
@@ -224,13 +226,18 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     from rich.table import Table
     from rich.text import Text
 
-    board = table(found, verdicts, short_interval).drop(columns=list(NOT_IN_TERMINAL), errors="ignore")
-    board = board.map(text.printable).rename(columns={"against the best": "vs. best"})
+    board = table(found, verdicts, short_interval).map(text.printable).rename(columns={"against the best": VERDICT})
+    needs = {name: 2 + max(map(len, [str(name), *board[name]])) for name in board.columns}
+    needs[VERDICT] = WIDEST_VERDICT
+    for name in DROPPED_FIRST:
+        if sum(needs.values()) > width and needs.pop(name, None):
+            board = board.drop(columns=name)
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in board.columns:
-        left = name in ("recipe", "vs. best")
-        wide = WIDEST_VERDICT if name == "vs. best" else None
-        grid.add_column(name, justify="left" if left else "right", no_wrap=wide is None, min_width=wide)
+        wide = WIDEST_VERDICT if name == VERDICT else None
+        grid.add_column(
+            name, justify="left" if name in ("recipe", VERDICT) else "right", no_wrap=wide is None, min_width=wide
+        )
     for row in board.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
