@@ -30,3 +30,4 @@ bench: setup
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/train_phase.py
 	$(BIN)/python bench/sweep.py
+	$(BIN)/python bench/update_cost.py
