@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 
-CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra")
+CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
 REST = (
     "peft",
     "bitsandbytes",

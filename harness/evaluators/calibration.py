@@ -8,7 +8,6 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from harness import stats
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.tasks.base import Task, TaskData
 
@@ -44,6 +43,7 @@ class Calibration(Evaluator):
         )
 
     def _pairs(self, context: EvalContext) -> Evaluation:
+        from harness import stats
         from harness.evaluators.scoring import pair_log_probs
 
         why = None

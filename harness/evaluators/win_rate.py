@@ -7,7 +7,6 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from harness import stats
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.tasks.base import Task, TaskData, prompt_key
 
@@ -35,6 +34,7 @@ class WinRate(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample on either side and compare sample by sample."""
+        from harness import stats
         from harness.evaluators.preference import wins
         from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
 
