@@ -9,12 +9,16 @@ from dataclasses import asdict
 from harness.audit import Audit, audit
 from harness.tasks.base import Task, TaskData
 
+KEPT = 8
+"""Tasks whose rows and audit are remembered."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
 
 
 def audited(data: TaskData) -> Audit:
     """The audit of these rows; made once for the same object."""
     if id(data) not in _AUDITS:
+        if len(_AUDITS) >= KEPT:
+            _AUDITS.clear()
         _AUDITS[id(data)] = data, audit(data)  # the data is kept too, so that its id stays its own
     return _AUDITS[id(data)][1]
 
@@ -40,6 +44,6 @@ class _Keyed:
         return isinstance(other, _Keyed) and other.key == self.key
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=KEPT)
 def _load_keyed(keyed: _Keyed) -> TaskData:
     return keyed.task.load()

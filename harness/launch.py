@@ -183,8 +183,7 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     metric = quality_name(frame)
     found = recipes.recipes(frame, metric)
     if recipes.several_seeds(found):
-        unit = recipes.UNITS.get(metric or "", "")
-        kept = {t: e for t in frame["trial_id"] if (e := results.examples_from_folder(folder / t, unit)) is not None}
+        kept = results.examples_from_folder(folder, frame, recipes.UNITS.get(metric or ""))
         print("\n" + recipes.render_terminal(found, recipes.compared(found, metric, kept)))
 
 

@@ -15,6 +15,7 @@ Columns, the same from either source; what a trial does not have is missing (NaN
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -110,17 +111,26 @@ def tables(uri: str, run_id: str) -> dict[str, pd.DataFrame]:
     return found
 
 
-def examples(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
-    """A run's results per example (``examples/<name>.parquet``); None where it has none that can be read."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"examples/{name}.parquet"
-        local = _quietly(lambda: _client(uri).download_artifacts(run_id, path, folder), None)
-        return None if local is None else _read_parquet(Path(local))
+def examples(uri: str, frame: pd.DataFrame, name: str | None) -> dict[str, pd.DataFrame]:
+    """Results per example of the trials of ``frame``, from MLflow: trial id -> ``examples/<name>.parquet``.
+
+    Trials that have none that can be read are left out; without a name all are.
+    """
+    if name is None:
+        return {}
+    api, path, found = _client(uri), f"examples/{name}.parquet", {}
+    for trial_id, run_id in zip(frame["trial_id"], frame["run_id"], strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            local = _quietly(functools.partial(api.download_artifacts, run_id, path, folder), None)
+            if local is not None and (table := _read_parquet(Path(local))) is not None:
+                found[str(trial_id)] = table
+    return found
 
 
-def examples_from_folder(folder: Path, name: str) -> pd.DataFrame | None:
-    """The same from a trial's folder."""
-    return _read_parquet(folder / "artifacts" / "examples" / f"{name}.parquet")
+def examples_from_folder(folder: str | Path, frame: pd.DataFrame, name: str | None) -> dict[str, pd.DataFrame]:
+    """The same from the trial folders below ``outputs/<sweep>``."""
+    paths = {t: Path(folder) / t / "artifacts" / "examples" / f"{name}.parquet" for t in map(str, frame["trial_id"])}
+    return {t: table for t, path in paths.items() if name and (table := _read_parquet(path)) is not None}
 
 
 def result_document(uri: str, run_id: str) -> dict[str, Any]:

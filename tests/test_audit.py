@@ -49,7 +49,7 @@ def test_a_prompt_in_other_words_at_the_ends_is_a_copy_and_one_that_shares_a_phr
 def test_half_of_the_runs_must_occur_in_one_training_prompt():
     words = STORY.split()
     assert len(audit(data([" ".join(words[:13])], [STORY])).leaks) == 1  # 6 of 11
-    assert audit(data([" ".join(words[:12]), " ".join(words[6:])][:1], [STORY])).leaks == []  # 5 of 11
+    assert audit(data([" ".join(words[:12]), " ".join(words[6:])], [STORY])).leaks == []  # 5 of 11 in each
 
 
 def test_short_prompts_that_differ_in_a_digit_are_no_copies():

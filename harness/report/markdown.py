@@ -97,9 +97,7 @@ def write_report(
     samples = {}
     for row in [r for i, r in enumerate(done.to_dict("records")) if i in (0, len(done) - 1)]:  # the best and the last
         samples[row["label"]] = results.tables(uri, row["run_id"])
-    unit = recipes.UNITS.get(quality_name(frame) or "", "")
-    examples = {t: kept for t, run in zip(done["trial_id"], done["run_id"], strict=True)
-                if (kept := results.examples(uri, run, unit)) is not None}  # fmt: skip
+    examples = results.examples(uri, done, recipes.UNITS.get(quality_name(frame) or ""))
     first = [*done["run_id"], *frame["run_id"]][0]
     environment = results.result_document(uri, first).get("environment", {})
     command = results.sweep_command(uri, name, experiment) or environment.get("command")
@@ -114,9 +112,7 @@ def write_report_from_folder(folder: str | Path, out_dir: str | Path | None = No
     name = str(frame["sweep"].iloc[0])
     found = read_result(Path(folder) / str(frame["trial_id"].iloc[0]))
     environment = {} if found is None else found.environment
-    unit = recipes.UNITS.get(quality_name(frame) or "", "")
-    examples = {t: kept for t in frame["trial_id"]
-                if (kept := results.examples_from_folder(Path(folder) / t, unit)) is not None}  # fmt: skip
+    examples = results.examples_from_folder(folder, frame, recipes.UNITS.get(quality_name(frame) or ""))
     material = Material(
         name, frame, "`result.json` files", {}, examples, environment, command=environment.get("command")
     )
