@@ -8,8 +8,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from harness.journal import Journal
+from harness.meter import Meter
 
 SKIPPED = (
+    "num_tokens",  # what it counts differs between TRL's trainers; the meter's means one thing
     "epoch",
     "total_flos",
     "train_runtime",
@@ -20,16 +22,11 @@ SKIPPED = (
 
 
 class JournalCallback(TrainerCallback):
-    """Turns trainer logs into ``train/`` series and steps into progress events.
+    """Turns trainer logs into ``train/`` series, each point with what was spent by then, and steps into progress."""
 
-    Attributes:
-        tokens: tokens the trainer has processed, as it counts them.
-    """
-
-    def __init__(self, journal: Journal):
+    def __init__(self, journal: Journal, meter: Meter):
         """Write to ``journal``."""
-        self.journal = journal
-        self.tokens = 0.0
+        self.journal, self.meter = journal, meter
         self._progress_at = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -37,7 +34,8 @@ class JournalCallback(TrainerCallback):
         now = time.monotonic()
         if now - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
             self._progress_at = now
-            self.journal.write("progress", what="train", step=state.global_step, total=state.max_steps)
+            total = self.meter.expected(state.global_step, state.max_steps)
+            self.journal.write("progress", what="train", step=state.global_step, total=total)
         if state.global_step == state.max_steps:
             control.should_log = True
 
@@ -47,11 +45,10 @@ class JournalCallback(TrainerCallback):
         for key, value in (logs or {}).items():
             if key in SKIPPED:
                 continue
-            if key == "num_tokens":
-                self.tokens = float(value)
             try:
                 values[f"train/{key}"] = float(value)
             except (TypeError, ValueError):
                 continue  # transformers logs a few texts
         if values:
+            values |= {f"train/{unit}": amount for unit, amount in self.meter.spent.items() if unit != "steps"}
             self.journal.write("series", step=state.global_step, values=values)

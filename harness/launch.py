@@ -20,6 +20,7 @@ from harness.projection import Projector
 from harness.records import Outcome
 from harness.sweep import Sweep, named, plan_sweep, write_manifest
 from harness.tracking import SweepRun, Tracking, client, close_sweep, open_sweep
+from harness.training import Train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,12 +132,18 @@ def _announce(sweep: Sweep) -> None:
         setup, train = point.setup, point.setup.train
         unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
         recipe = (
-            f"recipe {train.recipe}: lr {train.learning_rate:g}, "
-            f"{f'{train.steps} steps' if train.steps else f'{train.epochs:g} epochs'} of {train.batch_size}"
+            f"recipe {train.recipe}: lr {train.learning_rate:g}, {_length(train)} of {train.batch_size}"
             if setup.algo.trains
             else "evaluates the model as it is"
         )
         say(f"  {point.trial.trial_id}  {recipe}{unused}")
+
+
+def _length(train: Train) -> str:
+    """How long training goes on, in words."""
+    if named := train.budget.named:
+        return f"{named[1]:,g} {named[0]}, in steps" if named[0] != "steps" else f"{named[1]:g} steps"
+    return f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
 
 
 def _hydra(options: Any, overrides: Sequence[str]) -> None:

@@ -3,10 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
+
+UNKNOWN_STEPS = 10**9
+"""Stands for the number of steps where only a budget ends training."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where training ends, in one unit, so that unlike algorithms can be compared at equal cost.
+
+    Attributes:
+        steps: optimizer steps.
+        prompts: rows (a pair is one); for online algorithms, prompts that completions were sampled for. Whole
+            steps, and for PPO and GRPO whole rollouts, within it.
+        tokens: tokens of the policy's forward passes with a gradient, padding left out; ends with the step that
+            reaches it.
+        seconds: of training, rollouts included; ends with the step that reaches it, and so is not repeatable to
+            the bit.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    steps: Annotated[int, Gt(0)] | None = None
+    prompts: Annotated[int, Gt(0)] | None = None
+    tokens: Annotated[int, Gt(0)] | None = None
+    seconds: Annotated[float, Gt(0)] | None = None
+
+    @property
+    def all_named(self) -> dict[str, float]:
+        """Units that are set."""
+        return {unit: amount for unit, amount in asdict(self).items() if amount is not None}
+
+    @property
+    def named(self) -> tuple[str, float] | None:
+        """The unit and its amount; None where steps or epochs end training."""
+        return next(iter(self.all_named.items()), None)
 
 
 @dataclass(frozen=True)
@@ -18,6 +53,7 @@ class Train:
         learning_rate: peak learning rate.
         steps: optimizer steps; null with ``epochs`` set trains whole epochs instead.
         epochs: passes over the training rows, where ``steps`` is null.
+        budget: ends training in a unit of your choice, in place of ``steps`` and ``epochs``.
         batch_size: rows (pairs, examples or completions) per optimizer step.
         micro_batch_size: rows per forward pass; ``batch_size`` must be a multiple. For KTO it changes the
             algorithm, since the KL term is estimated inside it.
@@ -41,6 +77,7 @@ class Train:
     learning_rate: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
     epochs: Annotated[float, Gt(0)] | None = None
+    budget: Budget = field(default_factory=Budget)
     batch_size: Annotated[int, Gt(0)] | None = None
     micro_batch_size: Annotated[int, Gt(0)] | None = None
     max_length: Annotated[int, Gt(1)] = 1024
@@ -65,12 +102,13 @@ def fill_from_recipe(
 ) -> dict[str, Any]:
     """The training knobs with nulls filled from ``table[train.recipe][adapter]``.
 
-    A ``steps`` set by the user silences the recipe's ``epochs`` and the other way round; a micro-batch that
-    neither names is the whole batch.
+    A ``steps`` set by the user silences the recipe's ``epochs`` and the other way round, a ``budget`` both; a
+    micro-batch that neither names is the whole batch.
     """
     filled = dict(train)
     column = table.get(train["recipe"], {}).get(adapter, {})
-    asked_for_length = filled.get("steps") is not None or filled.get("epochs") is not None
+    budget = filled.get("budget") or {}
+    asked_for_length = any(v is not None for v in (filled.get("steps"), filled.get("epochs"), *budget.values()))
     for key, value in column.items():
         if key in ("steps", "epochs") and asked_for_length:
             continue

@@ -352,12 +352,32 @@ def _check_train(train: Train, algo: Algorithm) -> list[UserError]:
                     fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
                 )
             )
-    if train.steps is None and train.epochs is None:
+    named = train.budget.all_named
+    if len(named) > 1:
+        errors.append(
+            UserError(
+                "training can end in one unit only",
+                key="train.budget",
+                value=", ".join(named),
+                fix=f"train.budget.{min(named)}=null",
+            )
+        )
+    if named and (train.steps or train.epochs):
+        other = "steps" if train.steps else "epochs"
+        errors.append(
+            UserError(
+                f"a budget ends training, and so does train.{other}={getattr(train, other):g}",
+                key=f"train.budget.{min(named)}",
+                value=named[min(named)],
+                fix=f"leave one of them away (train.{other}=null)",
+            )
+        )
+    if train.steps is None and train.epochs is None and not named:
         errors.append(
             UserError(
                 "the length of training is not set",
                 key="train.steps",
-                fix="train.steps=100 or train.epochs=1",
+                fix="train.steps=100, train.epochs=1 or train.budget.tokens=1000000",
             )
         )
     if train.batch_size and train.micro_batch_size and train.batch_size % train.micro_batch_size:

@@ -108,13 +108,15 @@ def train(
 ) -> Any:
     """Train by TRL; returns the trained policy, unwrapped and in eval mode."""
     from harness.callback import JournalCallback
+    from harness.meter import Meter
 
     setup = ground.setup
     with clock.phase("prepare"):
         seed_everything(setup.seed)
         copies = setup.algo.uses_reference and setup.adapter.peft_config() is None
         reference = copy.deepcopy(model).requires_grad_(False).eval() if copies else None
-        callback = JournalCallback(journal)
+        meter = Meter(setup.algo, setup.train)
+        callback = JournalCallback(journal, meter)
         trainer = setup.algo.trainer(
             TrainJob(
                 model=model.train(),
@@ -141,22 +143,23 @@ def train(
             # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
             if parameter.requires_grad and setup.adapter.peft_config() is not None:
                 parameter.data = parameter.data.float()
+        meter.attach(trainer)
         count_parameters(policy, expected, journal)
         account_for_roles(trainer, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
+        meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
     with clock.phase("train"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if ground.device == "cuda":
             torch.cuda.synchronize()
     seconds = clock.seconds()
-    throughput = {}
-    if callback.tokens:
-        throughput["throughput/train_tokens_per_s"] = callback.tokens / (seconds["train"] + seconds.get("rollout", 0.0))
+    spent = meter.spent
+    throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}
     if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
         throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
-    journal.write("metrics", values=throughput)
+    journal.write("metrics", values=throughput | {f"budget/{unit}": amount for unit, amount in spent.items()})
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trainer.optimizer = trainer.lr_scheduler = None
     del trainer, reference

@@ -9,11 +9,11 @@ import pytest
 from harness.report.comparability import differences
 from tests.test_report import trials
 
-SAME: dict[str, Any] = {"eval/true_reward": 0.5, "train/num_tokens": 100.0, "beta": 0.1}
+SAME: dict[str, Any] = {"eval/true_reward": 0.5, "budget/tokens": 100.0, "beta": 0.1}
 
 
 def test_trials_that_did_the_same_work_raise_no_warning():
-    assert differences(trials(SAME, SAME, {**SAME, "train/num_tokens": 199.0})) == []
+    assert differences(trials(SAME, SAME, {**SAME, "budget/tokens": 199.0})) == []
     assert differences(trials(SAME)) == []
     assert differences(trials({"outcome": "oom"}, {"outcome": "failed", "dataset_digest": "e"})) == []
 
@@ -44,7 +44,7 @@ def test_a_value_that_is_not_known_is_no_difference():
 
 
 def test_twice_the_tokens_are_named():
-    (said,) = differences(trials(SAME, {**SAME, "train/num_tokens": 300.0}))
+    (said,) = differences(trials(SAME, {**SAME, "budget/tokens": 300.0}))
     assert said == "tokens seen in training: from 100 in t0 to 300 in t1."
 
 

@@ -33,6 +33,7 @@ ORDER = (
     "preload",
     "forkserver",
     "outcome",
+    "meter",
     "callback",
     # Tracking and what is made from tracked numbers.
     "tracking",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.algorithms.base import TrainJob
+from harness.training import UNKNOWN_STEPS
 
 
 def common_arguments(job: TrainJob) -> dict[str, Any]:
@@ -41,8 +42,11 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
     }
     if train.checkpoint_steps:
         arguments["save_steps"] = train.checkpoint_steps
-    if train.steps is not None:
-        arguments["max_steps"] = train.steps
+    steps = train.steps or train.budget.steps
+    if steps is not None:
+        arguments["max_steps"] = steps
+    elif train.budget.named:
+        arguments["max_steps"] = UNKNOWN_STEPS  # the meter knows better
     else:
         arguments["num_train_epochs"] = train.epochs
     return arguments

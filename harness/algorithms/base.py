@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,19 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """One round of sampling.
+
+    Attributes:
+        steps: optimizer steps that it feeds.
+        prompts: that completions are sampled for.
+    """
+
+    steps: int
+    prompts: int
+
+
+@dataclass(frozen=True)
 class Algorithm(ABC):
     """An alignment algorithm.
 
@@ -100,6 +114,29 @@ class Algorithm(ABC):
         if self.consumes == "prompts" and not data.train_prompts:
             found.append(UserError(f"{self.name} needs prompts, and this data set has none", key="task"))
         return found
+
+    def rollout(self, train: Train) -> Rollout | None:
+        """How an online algorithm samples; None for one that learns from given rows."""
+        return None
+
+    def prompts_seen(self, steps: int, rows: int, train: Train) -> int:
+        """Rows that ``steps`` optimizer steps take of a data set of ``rows``; the last batch of an epoch is short.
+
+        Of an online algorithm, the prompts of the rollouts begun by then.
+        """
+        if (rollout := self.rollout(train)) is not None:
+            return math.ceil(steps / rollout.steps) * rollout.prompts
+        assert train.batch_size
+        epochs, rest = divmod(steps, math.ceil(rows / train.batch_size))
+        return epochs * rows + min(rest * train.batch_size, rows)
+
+    def steps_for(self, prompts: int, rows: int, train: Train) -> int:
+        """The most optimizer steps, in whole rollouts, that take no more than ``prompts`` rows; one at least."""
+        if (rollout := self.rollout(train)) is not None:
+            return max(1, prompts // rollout.prompts) * rollout.steps
+        assert train.batch_size
+        epochs, rest = divmod(prompts, rows)
+        return max(1, epochs * math.ceil(rows / train.batch_size) + rest // train.batch_size)
 
     @abstractmethod
     def trainer(self, job: TrainJob) -> Trainer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from harness.algorithms.base import Algorithm, TrainJob
+from harness.algorithms.base import Algorithm, Rollout, TrainJob
 from harness.errors import UserError
 from harness.training import Train
 
@@ -73,6 +73,12 @@ class GRPO(Algorithm):
                 )
             )
         return found
+
+    def rollout(self, train: Train) -> Rollout:
+        """Groups of completions."""
+        assert train.batch_size
+        groups = train.batch_size * self.rollout_batches // self.num_generations
+        return Rollout(steps=self.num_iterations * self.rollout_batches, prompts=groups)
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer, with rollouts clocked as a phase of their own."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from harness.algorithms.base import Algorithm, TrainJob
+from harness.algorithms.base import Algorithm, Rollout, TrainJob
 from harness.errors import UserError
 from harness.training import Train
 
@@ -82,6 +82,11 @@ class PPO(Algorithm):
                 )
             )
         return found
+
+    def rollout(self, train: Train) -> Rollout:
+        """One completion for each prompt."""
+        assert train.batch_size
+        return Rollout(steps=self.epochs * self.minibatches, prompts=train.batch_size * self.minibatches)
 
     def trainer(self, job: TrainJob) -> Trainer:
         """Our trainer, on TRL's."""

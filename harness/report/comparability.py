@@ -61,7 +61,7 @@ def _reference(row: Mapping[Any, Any]) -> str | None:
 
 
 def _tokens(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    seen = {_name(r): tokens for r in rows if (tokens := value_of(r, "train/num_tokens")) is not None}
+    seen = {_name(r): tokens for r in rows if (tokens := value_of(r, "budget/tokens")) is not None}
     if not seen or max(seen.values()) <= UNEQUAL_WORK * min(seen.values()):
         return []
     least, most = min(seen, key=lambda n: seen[n]), max(seen, key=lambda n: seen[n])
