@@ -283,6 +283,12 @@ def reliability(
     ]
 
 
+def confidence(chosen: list[float]) -> tuple[list[float], list[float]]:
+    """Probabilities that the chosen side is better -> confidence in the preferred side, and whether it was right."""
+    sure = [max(p, 1 - p) for p in chosen]
+    return sure, [1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in chosen]
+
+
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Mean gap of predicted and observed, bins weighted by their count (Naeini et al. 2015)."""
     total = sum(b.count for b in bins)

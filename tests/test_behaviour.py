@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from harness import stats
 from harness.evaluators import behaviour, scoring
 from harness.evaluators.base import EvalContext
 from harness.evaluators.behaviour import Behaviour
-from harness.evaluators.calibration import Calibration, confidence
+from harness.evaluators.calibration import Calibration
 from harness.evaluators.preference import Preference
 from harness.evaluators.scoring import PairLogProbs, pair_log_probs, ratio_with_stderr
 from harness.evaluators.true_reward import TrueReward
@@ -186,7 +187,7 @@ def test_calibration_by_hand(monkeypatch):
 
 
 def test_indifference_is_half_right():
-    assert confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
+    assert stats.confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(

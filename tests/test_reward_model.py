@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.classifier import score_sequences, with_score
-from harness.stages.reward_model import judged
+from harness.stages.reward_model import contrasting, judged
 from tests.inside import tell
 from tests.toys import build_model, random_llama
 
@@ -129,3 +129,29 @@ def test_accuracy_margin_and_calibration_of_known_margins():
     assert found["brier"] == pytest.approx((3 * 0.25**2 + 0.75**2) / 4)
     assert judged(torch.tensor([0.0, 1.0]))["accuracy"] == 0.75
     assert judged(torch.tensor([math.log(3)] * 4))["ece"] == pytest.approx(0.25)
+
+
+# -- pairs that contrast prompts -----------------------------------------------------------------------
+
+
+def test_a_contrasting_pair_keeps_its_winner_and_loses_to_what_was_chosen_for_another_prompt():
+    pairs = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "dunno"} for n in range(20)]
+    added = contrasting(pairs, 50, seed=0)
+    assert len(added) == 50
+    for row in added:
+        assert int(row["chosen"]) == int(row["prompt"].removesuffix("+1=")) + 1
+        assert row["rejected"] != row["chosen"] and row["rejected"] in {p["chosen"] for p in pairs}
+    assert contrasting(pairs, 50, seed=0) == added != contrasting(pairs, 50, seed=1)
+
+
+def test_where_every_prompt_has_the_same_answer_nothing_can_be_contrasted():
+    alike = [{"prompt": str(n), "chosen": "yes", "rejected": "no"} for n in range(4)]
+    assert contrasting(alike, 10, seed=0) == []
+    assert contrasting([], 10, seed=0) == []
+
+
+def test_conversations_are_contrasted_whole():
+    said = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    pairs = [{"prompt": [{"role": "user", "content": c}], "chosen": said(c * 2), "rejected": said("x")} for c in "ab"]
+    first = contrasting(pairs, 1, seed=0)[0]
+    assert first["rejected"] in (said("aa"), said("bb")) and first["rejected"] != first["chosen"]

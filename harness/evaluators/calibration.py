@@ -58,7 +58,7 @@ class Calibration(Evaluator):
         scores, reference = pair_log_probs(context), context.reference
         margins = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).tolist()
         chosen = [_sigmoid(context.beta * margin) for margin in margins]
-        bins = stats.reliability(*confidence(chosen), bins=self.bins, span=(0.5, 1.0))
+        bins = stats.reliability(*stats.confidence(chosen), bins=self.bins, span=(0.5, 1.0))
         return Evaluation(
             metrics={
                 "preference_brier": stats.brier(chosen, [1.0] * len(chosen)),
@@ -80,12 +80,6 @@ class Calibration(Evaluator):
                 name, [d for row, d in zip(rows, declined, strict=True) if context.task.answerable(row) is answerable]
             )
         return Evaluation(metrics)
-
-
-def confidence(chosen: list[float]) -> tuple[list[float], list[float]]:
-    """Probabilities that the chosen side is better -> confidence in the preferred side, and whether it was right."""
-    sure = [max(p, 1 - p) for p in chosen]
-    return sure, [1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in chosen]
 
 
 def _sigmoid(x: float) -> float:

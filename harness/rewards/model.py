@@ -28,6 +28,7 @@ class RewardModelSpec:
         adapter: what is trained; its score head always is.
         learning_rate, steps, batch_size: of AdamW; ``batch_size`` counts pairs.
         seed: adapter initialisation and data order.
+        contrast: pairs added for each given one, whose loser is the chosen completion of another prompt.
         max_length: tokens of prompt and completion; longer pairs are left out.
     """
 
@@ -35,6 +36,7 @@ class RewardModelSpec:
     learning_rate: float
     steps: int
     batch_size: int
+    contrast: float
     seed: int
     max_length: int
 
@@ -54,7 +56,9 @@ class ModelReward(Reward):
         adapter: of that stage. ``same`` is the trial's own, so that LoRA and QLoRA trials hold one base for
             policy, critic and reward model; ``full`` trains and holds separate weights.
         recipes: hyper-parameters of the stage per ``train.recipe`` and adapter.
-        learning_rate, steps, batch_size: null takes the recipe's.
+        learning_rate, steps, batch_size, contrast: null takes the recipe's. ``contrast`` is the number of pairs added
+            for each given one, in which the chosen completion beats one that was chosen for another prompt: they
+            teach to judge the answer to this prompt and not the looks of an answer (arXiv 2409.13156).
         seed: of the stage; a constant, so that the seeds of a trial share one reward model.
         max_length: tokens the reward model reads.
         score_batch_size: completions per forward pass.
@@ -68,6 +72,7 @@ class ModelReward(Reward):
     learning_rate: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] | None = None
+    contrast: Annotated[float, Ge(0)] | None = None
     seed: Annotated[int, Ge(0)] = 0
     max_length: Annotated[int, Gt(1)] = 1024
     score_batch_size: Annotated[int, Gt(0)] = 64
@@ -110,7 +115,8 @@ class ModelReward(Reward):
         trained = adapter if self.adapter == "same" else Full()
         column = self.recipes.get(recipe, {}).get(trained.recipe, {})
         chosen: dict[str, Any] = {
-            k: getattr(self, k) or column.get(k) for k in ("learning_rate", "steps", "batch_size")
+            k: column.get(k) if getattr(self, k) is None else getattr(self, k)
+            for k in ("learning_rate", "steps", "batch_size", "contrast")
         }
         absent = [k for k, v in chosen.items() if v is None]
         if absent:

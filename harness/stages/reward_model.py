@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import identity
+from harness import identity, stats
 from harness.cache import Cache, Entry
 from harness.classifier import score_sequences, sequence_of, with_score
 from harness.rewards.model import RewardModelSpec
 from harness.tasks.base import TaskData
 
-CODE = ("stages/reward_model.py", "classifier.py", "adapters.py", "conversation.py", "loading.py")
+CODE = ("stages/reward_model.py", "classifier.py", "adapters.py", "conversation.py", "loading.py", "stats.py")
 CALIBRATION_PAIRS = 1000
 BINS = 10
 
@@ -78,7 +79,9 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
 
     set_seed(spec.seed)
     tokenizer = ground.tokenizer
-    chosen, rejected = _encoded(ground, ground.data.train_pairs)
+    pairs = ground.data.train_pairs
+    added = contrasting(pairs, round(spec.contrast * len(pairs)), spec.seed)
+    chosen, rejected = _encoded(ground, [*pairs, *added])
     whole = [i for i in range(len(chosen)) if max(len(chosen[i]), len(rejected[i])) <= spec.max_length]
     shell = with_score(ground.load())
     shell.config.pad_token_id = tokenizer.pad_token_id
@@ -134,7 +137,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
         )
 
     note: dict[str, float] = {"loss": losses[-1], "steps": spec.steps, "pairs": len(whole)}
-    seen = whole[:CALIBRATION_PAIRS]
+    seen = [i for i in whole if i < len(pairs)][:CALIBRATION_PAIRS]
     known = torch.cat([scores([chosen[i] for i in seen]), scores([rejected[i] for i in seen])])
     note |= {"mean": float(known.mean()), "deviation": max(float(known.std()), 1e-6)}
     for split, pairs in ground.data.eval_pairs.items():
@@ -144,26 +147,37 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
     return note
 
 
-def judged(margins: Tensor) -> dict[str, float]:
-    """Accuracy, mean margin and calibration of the probabilities sigmoid(margin), (pairs,).
+def contrasting(pairs: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` pairs of a chosen completion and one that was chosen for another prompt; none where all are alike.
 
-    The side that the model prefers is predicted with probability sigmoid(|margin|) and is right or wrong;
-    ``ece`` is the mean gap of confidence and accuracy over ten equal bins of confidence from 0.5 to 1, weighted by
-    their counts; ``brier`` is the mean of (1 - sigmoid(margin))^2.
+    Such losers are fluent and wrong for this prompt alone. Without them a reward model can win most pairs by the
+    style of the answer, and a policy that is paid by it finds that out (RRM, arXiv 2409.13156, whose pairs of two
+    completions of other prompts, tied, are left out here).
     """
-    right = (margins > 0).float() + 0.5 * (margins == 0).float()
-    confidence = torch.sigmoid(margins.abs())
-    bins = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
-    gap = torch.tensor(0.0)
-    for b in range(BINS):
-        inside = bins == b
-        if inside.any():
-            gap = gap + inside.float().mean() * (confidence[inside].mean() - right[inside].mean()).abs()
+    rng = random.Random(f"contrast-{seed}")
+    found: list[dict[str, Any]] = []
+    for _ in range(20 * count if pairs else 0):
+        if len(found) == count:
+            break
+        own, other = rng.choice(pairs), rng.choice(pairs)
+        if other["prompt"] != own["prompt"] and other["chosen"] != own["chosen"]:
+            found.append({"prompt": own["prompt"], "chosen": own["chosen"], "rejected": other["chosen"]})
+    return found
+
+
+def judged(margins: Tensor) -> dict[str, float]:
+    """Accuracy (ties as half), mean margin and calibration of the probabilities sigmoid(margin), (pairs,).
+
+    ``ece`` is that of the preferred side's probability over ten equal bins from 0.5 to 1; ``brier`` the mean of
+    (1 - sigmoid(margin))^2.
+    """
+    chosen = torch.sigmoid(margins.double()).tolist()
+    sure, right = stats.confidence(chosen)
     return {
-        "accuracy": float(right.mean()),
+        "accuracy": sum(right) / len(right),
         "margin": float(margins.mean()),
-        "brier": float(((1 - torch.sigmoid(margins)) ** 2).mean()),
-        "ece": float(gap),
+        "brier": stats.brier(chosen, [1.0] * len(chosen)),
+        "ece": stats.expected_calibration_error(stats.reliability(sure, right, bins=BINS, span=(0.5, 1.0))),
     }
 
 
