@@ -124,6 +124,7 @@ def _write(material: Material, series: pd.DataFrame, out_dir: Path) -> Path:
         out_dir.mkdir(parents=True, exist_ok=True)
         drawn = {
             "quality_against_memory.png": lambda path: plots.quality_against_memory(material.frame, path),
+            "quality_against_drift.png": lambda path: plots.quality_against_drift(material.frame, path),
             "learning_curves.png": lambda path: plots.learning_curves(series, material.frame, path),
             "memory_over_time.png": lambda path: plots.memory_over_time(series, material.frame, path),
         }
@@ -158,6 +159,12 @@ def compose(material: Material) -> str:
         "MB are 10⁶ bytes; train s includes rollouts.",
         *recipes.section(found, metric, verdicts),
         _plot(material, "quality_against_memory.png", "Quality against peak memory", "no finished trial has both"),
+        _plot(
+            material,
+            "quality_against_drift.png",
+            "Quality against drift from the reference",
+            "fewer than two recipes have a measured KL",
+        ),
         "## Training",
         _plot(material, "learning_curves.png", "Training series by step", "no training series in this source"),
         "## Memory and time",

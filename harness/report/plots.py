@@ -6,6 +6,7 @@ Each function returns False, and writes nothing, where the trials have not got w
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from harness.report.leaderboard import (
     succeeded,
     value_of,
 )
+from harness.report.recipes import recipes
+from harness.stats import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,6 +169,77 @@ def memory_over_time(series: pd.DataFrame, frame: pd.DataFrame, path: Path) -> b
         axes.set_title("× : the trial did not finish", loc="left", color=GREY)
     legend.draw(figure)
     return _save(figure, path)
+
+
+@_styled
+def quality_against_drift(frame: pd.DataFrame, path: Path) -> bool:
+    """Each recipe: KL to the reference against quality, means over seeds with their intervals; a line runs over beta."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    name, drift = quality_name(frame), "eval/kl_per_sequence"
+    if name is None or drift not in frame:
+        return False
+    measured = [
+        (r, x, y)
+        for r in recipes(frame, name)
+        if (x := r.estimate(drift)) is not None and (y := r.estimate(name)) is not None and x.mean > 0
+    ]
+    if len(measured) < 2:
+        return False
+    figure = _figure(4.2)
+    axes = figure.add_subplot()
+    curves: dict[str, list[Any]] = {}
+    for recipe, x, y in measured:
+        curves.setdefault(_without_beta(recipe.label), []).append((recipe, x, y))
+    order = sorted(curves)
+    for label, points in curves.items():
+        points.sort(key=lambda p: (value_of(p[0].frame.iloc[0].to_dict(), "beta") or 0.0, p[1].mean))
+        colour, marker = _cycle(COLOURS, order, label), MARKERS[order.index(label) // len(COLOURS) % len(MARKERS)]
+        xs, ys = [[p[k].mean for p in points] for k in (1, 2)]
+        axes.plot(xs, ys, color=colour, linewidth=1.1, alpha=0.7, zorder=2)
+        axes.errorbar(
+            xs, ys, xerr=_reach([p[1] for p in points]), yerr=_reach([p[2] for p in points]), fmt=marker, color=colour,
+            markersize=5, elinewidth=0.8, capsize=2, zorder=3,
+        )  # fmt: skip
+        for recipe, x, y in points if len(points) > 1 else []:
+            beta = value_of(recipe.frame.iloc[0].to_dict(), "beta")
+            axes.annotate(f"{beta:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("KL to the reference (nats per sequence, log scale)")
+    axes.set_ylabel(QUALITY_AXIS[name][0])
+    handles = [
+        _handle(
+            color=_cycle(COLOURS, order, c), marker=MARKERS[i // len(COLOURS) % len(MARKERS)], linewidth=1.1,
+            label=_one_line(c),
+        )
+        for i, c in enumerate(order)
+    ]  # fmt: skip
+    _, reference, reference_label = QUALITY_AXIS[name]
+    if (value := shared_value(frame, reference)) is not None:
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
+        handles.append(_handle(color=GREY, linestyle="--", linewidth=1, label=reference_label))
+    if any(len(points) > 1 for points in curves.values()):
+        axes.set_title("numbers at the points: β", loc="left", color=GREY)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    return _save(figure, path)
+
+
+def _without_beta(label: str) -> str:
+    """A recipe's label with its beta left out."""
+    return re.sub(r"-b[\d.e+-]+(?=-|$)", "", label)
+
+
+def _reach(found: Sequence[Interval]) -> list[list[float]] | None:
+    """Lengths of error bars below and above; None where there are no intervals of three seeds or more."""
+    if any(i.low is None or i.high is None for i in found):
+        return None
+    return [
+        [max(0.0, i.mean - float(i.low or 0)) for i in found],
+        [max(0.0, float(i.high or 0) - i.mean) for i in found],
+    ]
 
 
 class _Lines:
