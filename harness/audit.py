@@ -61,11 +61,9 @@ def audit(data: TaskData) -> Audit:
         for split, rows in splits.items()
     }
     training = (r["prompt"] for rows in (data.train_pairs, data.train_unpaired, data.train_prompts) for r in rows)
-    copies = _copies({prompt for prompts in held.values() for prompt in prompts}, map(text_of, training))
-    leaks = [Leak(where, *copies[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in copies]
-    leaked = max(
-        (sum(p in copies for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0
-    )
+    shown = copies({prompt for prompts in held.values() for prompt in prompts}, map(text_of, training))
+    leaks = [Leak(where, *shown[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in shown]
+    leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
     facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired)}
     return Audit(facts, leaks, leaked)
 
@@ -96,8 +94,8 @@ def tight_key(words: str) -> str:
     return "".join(unicodedata.normalize("NFKC", words).casefold().split())
 
 
-def _copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Held-out prompts that training shows -> how, the prompt itself, and the training prompt.
+def copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Held-out texts that training prompts show -> how, the text itself, and the training prompt.
 
     The held-out side is indexed, since it is small; training rows are looked at once, one after the other.
     """

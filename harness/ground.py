@@ -102,6 +102,7 @@ class Ground:
             device=self.device,
             beta=setup.algo.beta,
             reference=reference,
+            max_leaked=setup.eval.max_leaked,
             before_training=self.before_training(model) if trained else None,
         )
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from harness.errors import UserError
+
 UNKNOWN_STEPS = 10**9
 """Stands for the number of steps where only a budget ends training."""
 
@@ -117,3 +119,56 @@ def fill_from_recipe(
     if filled.get("micro_batch_size") is None:
         filled["micro_batch_size"] = filled.get("batch_size")
     return filled
+
+
+def train_problems(train: Train, algo: str) -> list[UserError]:
+    """What is missing or contradicts itself in the knobs, as filled for the algorithm of this name."""
+    errors = []
+    for key, example in (("learning_rate", "1e-6"), ("batch_size", "16")):
+        if getattr(train, key) is None:
+            errors.append(
+                UserError(
+                    f"the recipe {train.recipe!r} of algo={algo} gives no value",
+                    key=f"train.{key}",
+                    value=None,
+                    fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
+                )
+            )
+    named = train.budget.all_named
+    if len(named) > 1:
+        errors.append(
+            UserError(
+                "training can end in one unit only",
+                key="train.budget",
+                value=", ".join(named),
+                fix=f"train.budget.{min(named)}=null",
+            )
+        )
+    if named and (train.steps or train.epochs):
+        other = "steps" if train.steps else "epochs"
+        errors.append(
+            UserError(
+                f"a budget ends training, and so does train.{other}={getattr(train, other):g}",
+                key=f"train.budget.{min(named)}",
+                value=named[min(named)],
+                fix=f"leave one of them away (train.{other}=null)",
+            )
+        )
+    if train.steps is None and train.epochs is None and not named:
+        errors.append(
+            UserError(
+                "the length of training is not set",
+                key="train.steps",
+                fix="train.steps=100, train.epochs=1 or train.budget.tokens=1000000",
+            )
+        )
+    if train.batch_size and train.micro_batch_size and train.batch_size % train.micro_batch_size:
+        errors.append(
+            UserError(
+                f"must divide train.batch_size ({train.batch_size})",
+                key="train.micro_batch_size",
+                value=train.micro_batch_size,
+                fix=f"train.micro_batch_size={train.batch_size}",
+            )
+        )
+    return errors

@@ -22,7 +22,7 @@ from harness.models import Model
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
-from harness.training import Train, fill_from_recipe
+from harness.training import Train, fill_from_recipe, train_problems
 
 GROUPS: dict[str, type] = {
     "algo": Algorithm,
@@ -123,7 +123,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         raise UserErrors(errors)
 
     if algo.trains:
-        errors += _check_train(built["train"], algo)
+        errors += train_problems(built["train"], algo.name)
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
         if reward is None:
@@ -335,58 +335,6 @@ def _check_top(plain: Mapping[str, Any]) -> list[UserError]:
                 key="sweep",
                 value=name,
                 fix="sweep=monday",
-            )
-        )
-    return errors
-
-
-def _check_train(train: Train, algo: Algorithm) -> list[UserError]:
-    errors = []
-    for key, example in (("learning_rate", "1e-6"), ("batch_size", "16")):
-        if getattr(train, key) is None:
-            errors.append(
-                UserError(
-                    f"the recipe {train.recipe!r} of algo={algo.name} gives no value",
-                    key=f"train.{key}",
-                    value=None,
-                    fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
-                )
-            )
-    named = train.budget.all_named
-    if len(named) > 1:
-        errors.append(
-            UserError(
-                "training can end in one unit only",
-                key="train.budget",
-                value=", ".join(named),
-                fix=f"train.budget.{min(named)}=null",
-            )
-        )
-    if named and (train.steps or train.epochs):
-        other = "steps" if train.steps else "epochs"
-        errors.append(
-            UserError(
-                f"a budget ends training, and so does train.{other}={getattr(train, other):g}",
-                key=f"train.budget.{min(named)}",
-                value=named[min(named)],
-                fix=f"leave one of them away (train.{other}=null)",
-            )
-        )
-    if train.steps is None and train.epochs is None and not named:
-        errors.append(
-            UserError(
-                "the length of training is not set",
-                key="train.steps",
-                fix="train.steps=100, train.epochs=1 or train.budget.tokens=1000000",
-            )
-        )
-    if train.batch_size and train.micro_batch_size and train.batch_size % train.micro_batch_size:
-        errors.append(
-            UserError(
-                f"must divide train.batch_size ({train.batch_size})",
-                key="train.micro_batch_size",
-                value=train.micro_batch_size,
-                fix=f"train.micro_batch_size={train.batch_size}",
             )
         )
     return errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ class Told:
         return {e.data["stage"]: e.data["hit"] for e in self.events if e.kind == "stage"}
 
 
-def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train") -> Told:
-    """Run a trial here and now, without lm-eval where it is not asked for."""
-    plain = plain_config(*overrides)
+def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train", sizes: Sequence[str] = SIZES) -> Told:
+    """Run a trial here and now, without lm-eval where it is not asked for; ``sizes`` make it small."""
+    plain = plain_config(*overrides, sizes=sizes)
     journal = Journal(folder / f"worker-{mode}.jsonl")
     job = Job(folder=str(folder), plain=plain, cache_dir=str(cache), mode=mode, device="cpu")
     try:
@@ -60,7 +61,7 @@ def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train") -> Tol
     return Told(read(journal.path))
 
 
-def plain_config(*overrides: str) -> dict[str, Any]:
+def plain_config(*overrides: str, sizes: Sequence[str] = SIZES) -> dict[str, Any]:
     judged = [] if any("eval=" in o or "lm_eval" in o for o in overrides) else ["eval.evaluators.lm_eval=null"]
     with hydra_config():
-        return compose(["sweep=test", *SIZES, *judged, *overrides])
+        return compose(["sweep=test", *sizes, *judged, *overrides])

@@ -43,6 +43,7 @@ ORDER = (
     "report",
     # Components.
     "tasks",
+    "audit",
     "loading",
     "models",
     "adapters",
@@ -52,8 +53,7 @@ ORDER = (
     "stages",
     "algorithms",
     "evaluators",
-    # The rows of a task, and what is to be said of them.
-    "audit",
+    # The rows of a task.
     "data",
     # One trial, then many.
     "trial",

@@ -102,6 +102,15 @@ def test_namesakes_are_told_apart_by_the_settings_in_which_they_differ():
     assert labels(frame.drop(columns="params.train.learning_rate"))[:2] == ["dpo-s0-0123abcd", "dpo-s0-4567abcd"]
 
 
+def test_namesakes_with_another_component_are_told_apart_by_its_name_alone():
+    frame = trials(
+        {"trial_id": "ppo-s0-0123abcd", "params.reward.name": "verifier"},
+        {"trial_id": "ppo-s0-4567abcd", "params.reward.name": "modelreward", "params.reward.steps": "800"},
+    )
+    assert labels(frame) == ["ppo-s0 reward=verifier", "ppo-s0 reward=modelreward"]
+    assert labels(frame.drop(columns="params.reward.name")) == ["ppo-s0", "ppo-s0 steps=800"]
+
+
 def test_the_terminal_table_fits_100_columns_and_has_no_colours_in_a_pipe(study):
     shown = render_terminal(study)
     assert "\x1b" not in shown
@@ -168,6 +177,37 @@ def test_many_trials_can_be_plotted(tmp_path):
     )
     assert plots.quality_against_memory(frame, tmp_path / "q.png")
     assert plots.learning_curves(series, frame, tmp_path / "l.png")
+
+
+def drifting(*betas: float, algos: str = "dpo") -> pd.DataFrame:
+    rows = [
+        {
+            "trial_id": f"{algo}-b{beta:g}-s{seed}-00000000", "algo": algo, "beta": beta, "seed": seed,
+            "params.algo.name": algo, "params.algo.beta": str(beta),
+            "eval/true_reward": 0.3 + beta, "eval/kl_per_sequence": 0.5 / beta * (1 + 0.1 * seed),
+        }
+        for algo in algos.split(",") for beta in betas for seed in range(3)
+    ]  # fmt: skip
+    return trials(*rows)
+
+
+def test_quality_is_drawn_against_drift_with_a_line_over_beta(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[list[float], list[float]]] = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, xs, ys, *a, **o: (drawn.append((list(xs), list(ys))), plot(self, xs, ys, *a, **o))[1]
+    )
+    assert plots.quality_against_drift(drifting(0.5, 0.1, algos="dpo,kto"), tmp_path / "d.png")
+    assert len(drawn) == 2
+    for xs, ys in drawn:
+        assert xs == pytest.approx([5.5, 1.1]) and ys == pytest.approx([0.4, 0.8])  # by beta, means over seeds
+
+
+def test_one_recipe_or_none_with_a_measured_drift_is_no_plot(tmp_path):
+    assert not plots.quality_against_drift(drifting(0.5), tmp_path / "d.png")
+    assert not plots.quality_against_drift(drifting(0.5, 0.1).drop(columns="eval/kl_per_sequence"), tmp_path / "d.png")
 
 
 # -- report --------------------------------------------------------------------------------------------

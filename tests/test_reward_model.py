@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from harness.classifier import score_sequences, with_score
+from harness.errors import UserError
 from harness.stages.reward_model import contrasting, judged
 from tests.inside import tell
-from tests.toys import build_model, random_llama
+from tests.toys import build_model, conversational_rows, random_llama, write_jsonl
 
 FAST = ("algo=ppo", "reward=model", "reward.steps=3", "reward.batch_size=8", "eval=none", "train.steps=4",
         "train.batch_size=8")  # fmt: skip
@@ -96,18 +97,66 @@ def test_on_the_shared_base_the_reward_model_says_what_it_said_when_it_was_train
     journal.close()
 
 
-def test_a_reward_model_by_path_is_taken_as_it_is(tmp_path, cache):
+def reward_model_at(folder: Path, base: Path) -> Path:
+    """A reward model of random weights, saved as a user's would be."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = build_model(tmp_path / "base", "qwen2", chat=False)
-    shell = with_score(AutoModelForCausalLM.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    shell = with_score(AutoModelForCausalLM.from_pretrained(base))
     torch.nn.init.normal_(shell.score.weight)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "rm")
-    shell.config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
-    shell.save_pretrained(tmp_path / "rm")
-    told = tell(tmp_path / "t", cache, *FAST[:2], f"reward.path={tmp_path / 'rm'}", *FAST[4:], "adapter=lora", "rank=2")
+    shell.config.pad_token_id = tokenizer.pad_token_id
+    for part in (shell, tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_model_by_path_is_taken_as_it_is(tmp_path, cache):
+    path = reward_model_at(tmp_path / "rm", build_model(tmp_path / "base", "qwen2", chat=False))
+    told = tell(tmp_path / "t", cache, *FAST[:2], f"reward.path={path}", *FAST[4:], "adapter=lora", "rank=2")
     assert "reward_model" not in told.stages
     assert told.under("memory/role_")["memory/role_reward_mb"] > 0
+
+
+def test_a_reward_model_judges_the_win_rate_where_no_rule_does(tmp_path, cache):
+    base = build_model(tmp_path / "base", "qwen2")
+    judge = reward_model_at(tmp_path / "judge", base)
+    write_jsonl(tmp_path / "prefs.jsonl", conversational_rows(30))
+    own = ("algo=dpo", "model=hf", f"model.path={base}", "task=preferences", f"task.path={tmp_path / 'prefs.jsonl'}",
+           "eval.evaluators.behaviour=null")  # fmt: skip
+    sizes = ("train.steps=2", "train.batch_size=4", "train.micro_batch_size=4", "train.max_length=64",
+             "train.max_completion_length=8", "train.learning_rate=1e-2")  # fmt: skip
+    without = tell(tmp_path / "without", cache, *own, sizes=sizes)
+    assert "eval/win_rate" not in without.metrics
+    said = next(e.data["message"] for e in without.events if e.kind == "note" and "win_rate" in e.data["message"])
+    assert "win_rate.judge" in said
+    told = tell(tmp_path / "with", cache, *own, f"eval.evaluators.win_rate.judge={judge}", sizes=sizes)
+    assert 0 <= told.metrics["eval/win_rate"] <= 1
+    with pytest.raises(UserError, match=r"win_rate\.judge"):
+        tell(tmp_path / "no", cache, *own, f"eval.evaluators.win_rate.judge={tmp_path / 'nothing'}", sizes=sizes)
+
+
+def test_what_a_reward_model_trained_can_be_judged_anew_without_it(tmp_path, cache):
+    """A later evaluation loads what was saved; the reward model is the trainer's alone."""
+    options = (*FAST, "adapter=lora", "rank=2")
+    first = tell(tmp_path, cache, *options)
+    again = tell(tmp_path, cache, *options, mode="evaluate")
+    assert "reward_model" in first.stages and "reward_model" not in again.stages
+
+
+@pytest.mark.slow
+def test_two_trials_at_once_build_one_reward_model(tmp_path, cache):
+    """Parallel launchers start trials that need the same stage; the second waits for the first."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    fresh = tmp_path / "cache"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        waiting = [
+            pool.submit(tell, tmp_path / str(n), fresh, *FAST, "adapter=lora", "rank=2", f"seed={n}") for n in range(2)
+        ]
+        hits = sorted(w.result().stages["reward_model"] for w in waiting)
+    assert hits == [False, True]
+    assert len([p for p in (fresh / "reward_model").iterdir() if p.is_dir()]) == 1
 
 
 def test_scores_do_not_depend_on_the_batch():

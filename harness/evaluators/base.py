@@ -32,6 +32,7 @@ class EvalContext:
         max_length: tokens after which a sequence is truncated.
         max_completion_length: tokens sampled per completion.
         seed: of sampling; the same for baseline and trained model.
+        max_leaked: share of an evaluator's documents that training may show.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -49,6 +50,7 @@ class EvalContext:
     beta: float | None = None
     reference: Any | None = None
     before_training: Callable[[], AbstractContextManager[EvalContext]] | None = None
+    max_leaked: float = 1.0
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

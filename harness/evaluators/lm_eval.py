@@ -1,21 +1,29 @@
-"""EleutherAI's lm-evaluation-harness on the model in memory, adapters and 4-bit weights included."""
+"""EleutherAI's lm-evaluation-harness on the model in memory, adapters and 4-bit weights included.
+
+Beside its scores: results per document, calibration of multiple-choice tasks, and documents that training shows.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
+from harness.audit import copies
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import Task, TaskData, text_of
 
 EMBEDDED = ("arithmetic_generate", "arithmetic_choice", "letters")
 FOLDER = Path(__file__).parent / "lm_eval_tasks"
+BINS = 10
+Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+"""lm-eval's record per task: a dictionary per document and filter."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,12 @@ class LmEval(Evaluator):
         return None
 
     def evaluate(self, context: EvalContext) -> Evaluation:
-        """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in."""
+        """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in.
+
+        Raises:
+            UserError: a task is unknown, lacks a package, or, on the baseline, training shows more of its documents
+                than ``eval.max_leaked`` allows.
+        """
         import numpy
         import torch
         from lm_eval.evaluator import simple_evaluate
@@ -69,33 +82,177 @@ class LmEval(Evaluator):
         wrapper: Any = huggingface.HFLM  # its metaclass hides the signature from type checkers
         training, python_state, numpy_state = context.model.training, random.getstate(), numpy.random.get_state()
         with torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []):
-            found: Any = simple_evaluate(
-                model=wrapper(
-                    pretrained=context.model,
-                    tokenizer=context.tokenizer,
-                    batch_size=context.batch_size,
-                    max_length=context.max_length,
-                    device=context.device,
-                ),
-                tasks=names,
-                task_manager=manager,
-                limit=self.limit,
-                num_fewshot=self.num_fewshot,
-                bootstrap_iters=0,
-                log_samples=False,
-                apply_chat_template=bool(context.tokenizer.chat_template) and not context.data.retention,
-                random_seed=context.seed,
-                numpy_random_seed=context.seed,
-                torch_random_seed=context.seed,
-                fewshot_random_seed=context.seed,
-            )
+            try:
+                found: Any = simple_evaluate(
+                    model=wrapper(
+                        pretrained=context.model,
+                        tokenizer=context.tokenizer,
+                        batch_size=context.batch_size,
+                        max_length=context.max_length,
+                        device=context.device,
+                    ),
+                    tasks=names,
+                    task_manager=manager,
+                    limit=self.limit,
+                    num_fewshot=self.num_fewshot,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    apply_chat_template=bool(context.tokenizer.chat_template) and not context.data.retention,
+                    random_seed=context.seed,
+                    numpy_random_seed=context.seed,
+                    torch_random_seed=context.seed,
+                    fewshot_random_seed=context.seed,
+                )
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"a task needs the package {error.name!r}, which is not installed",
+                    key="eval.evaluators.lm_eval.tasks",
+                    value=names,
+                    fix=f"pip install {error.name}, or lm_eval's extra for the task (ifeval, math, ...)",
+                ) from None
         context.model.train(training)
         random.setstate(python_state)  # lm-eval reseeds the global generators
         numpy.random.set_state(numpy_state)
         assert found is not None
+        samples = by_reported_name(found["samples"], found.get("group_subtasks") or {}, found["results"], names)
+        leaks = leaked(samples, context) if context.on_baseline else []
+        effective = {n: d["effective"] for n, d in found["n-samples"].items()}
+        documents = {name: len({_document(s) for s in own}) for name, own in samples.items()} | effective
         return Evaluation(
-            metrics=plain_metrics(found["results"], {n: d["effective"] for n, d in found["n-samples"].items()})
+            metrics=plain_metrics({n: v for n, v in found["results"].items() if n in samples}, documents)
+            | choice_calibration(samples),
+            tables={"lm_eval_leaks": leaks} if leaks else {},
+            examples={
+                f"lm_eval_{name}": columns for name, own in samples.items() if (columns := per_document(name, own))
+            },
         )
+
+
+def by_reported_name(
+    samples: Samples, subtasks: Mapping[str, Sequence[str]], results: Mapping[str, Any], asked: Sequence[str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of every task that is reported, with its name in each as ``task``.
+
+    A group is reported as one task with the records of its parts where lm-eval gives a figure for it, and its parts
+    only where they were asked for by name.
+    """
+
+    def parts(name: str) -> Iterator[str]:
+        if name in samples:
+            yield name
+        for part in subtasks.get(name, ()):
+            yield from parts(part)
+
+    def has_figures(name: str) -> bool:
+        return any(isinstance(v, int | float) and "," in k for k, v in results.get(name, {}).items())
+
+    def reported(name: str) -> Iterator[str]:
+        if has_figures(name):
+            yield name
+        else:
+            for part in subtasks.get(name, ()):
+                yield from reported(part)
+
+    chosen = dict.fromkeys(name for asked_for in asked for name in reported(asked_for))
+    return {
+        name: [{**s, "task": part} for part in dict.fromkeys(parts(name)) for s in samples[part]] for name in chosen
+    }
+
+
+def per_document(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A value per document for each metric of a task that is a number there; empty where none is for all of them."""
+    columns: dict[str, dict[str, float]] = {}
+    for sample in samples:
+        for metric in sample.get("metrics", ()):
+            value = sample.get(metric)
+            if isinstance(value, bool | int | float) and math.isfinite(value):
+                columns.setdefault(_label(name, metric, sample.get("filter", "none")), {})[_document(sample)] = float(
+                    value
+                )
+    documents = list(dict.fromkeys(_document(s) for s in samples))
+    whole = {
+        label: [values[d] for d in documents] for label, values in columns.items() if len(values) == len(documents)
+    }
+    return {"example": documents, **whole} if whole else {}
+
+
+def choice_calibration(samples: Samples) -> dict[str, float]:
+    """``<task>/ece`` and ``<task>/brier`` of multiple-choice tasks.
+
+    The confidence of an answer is the softmax of the log-likelihoods of the choices (nats, summed over tokens), the
+    prediction the most likely choice, right where lm-eval's ``acc`` says so. Ten equal bins from 0 to 1; ``brier``
+    is the mean squared difference of that confidence and being right.
+    """
+    from harness import stats
+
+    metrics: dict[str, float] = {}
+    for name, own in samples.items():
+        judged = [(_confidence(s["filtered_resps"]), float(s["acc"])) for s in own if _is_choice(s)]
+        if judged and len(judged) == len({_document(s) for s in own}):
+            sure, right = [c for c, _ in judged], [r for _, r in judged]
+            metrics[f"{name}/ece"] = stats.expected_calibration_error(stats.reliability(sure, right, bins=BINS))
+            metrics[f"{name}/brier"] = stats.brier(sure, right)
+    return metrics
+
+
+def _is_choice(sample: Mapping[str, Any]) -> bool:
+    """Whether a record holds a log-likelihood for each choice, and which was right."""
+    answers = sample.get("filtered_resps") or ()
+    return (
+        sample.get("acc") in (0, 1)
+        and len(answers) > 1
+        and len(answers) == len(sample.get("arguments", ()))
+        and all(isinstance(a, list | tuple) and len(a) == 2 and isinstance(a[0], float) for a in answers)
+    )
+
+
+def _confidence(answers: Sequence[tuple[float, bool]]) -> float:
+    highest = max(a[0] for a in answers)
+    return 1 / math.fsum(math.exp(a[0] - highest) for a in answers)
+
+
+def leaked(samples: Samples, context: EvalContext) -> list[dict[str, str]]:
+    """Documents that a training prompt shows: a row for each.
+
+    A document is looked for by each of its texts (lm-eval's fields) as held-out prompts are (``audit``).
+
+    Raises:
+        UserError: more of a task than ``eval.max_leaked`` allows.
+    """
+    data = context.data
+    training = [
+        text_of(r["prompt"]) for rows in (data.train_pairs, data.train_unpaired, data.train_prompts) for r in rows
+    ]
+    texts = {
+        name: {_document(s): [v for v in s["doc"].values() if isinstance(v, str)] for s in own}
+        for name, own in samples.items()
+    }
+    shown = copies({t for documents in texts.values() for fields in documents.values() for t in fields}, training)
+    rows: list[dict[str, str]] = []
+    for name, documents in texts.items():
+        hits = {
+            d: shown[next(t for t in fields if t in shown)] for d, fields in documents.items() if shown.keys() & fields
+        }
+        for document, (how, text, source) in hits.items():
+            rows.append({"task": name, "document": document, "how": how, "text": text, "in_training": source})
+        if len(hits) > context.max_leaked * len(documents):
+            how, text, source = next(iter(hits.values()))
+            raise UserError(
+                f"{len(hits) / len(documents):.1%} of the documents of {name} are shown in training, such as "
+                f"{text[:60]!r} ({how}: {source[:60]!r}), more than eval.max_leaked={context.max_leaked}",
+                key="eval.evaluators.lm_eval.tasks",
+                value=name,
+                fix="remove them from the training rows, leave the task out, or allow them: eval.max_leaked=1",
+            )
+    return rows
+
+
+def _document(sample: Mapping[str, Any]) -> str:
+    return f"{sample['task']}:{sample['doc_id']}"
+
+
+def _label(task: str, metric: str, filter_name: str) -> str:
+    return f"{task}/{metric}" + ("" if filter_name in ("", "none") else f"_{filter_name}")
 
 
 def plain_metrics(results: dict[str, dict[str, Any]], documents: dict[str, int]) -> dict[str, float]:
@@ -112,7 +269,7 @@ def plain_metrics(results: dict[str, dict[str, Any]], documents: dict[str, int])
                 continue
             if name in ("sample_len", "sample_count") or not math.isfinite(value):
                 continue
-            label = f"{task}/{name}" + ("" if filter_name in ("", "none") else f"_{filter_name}")
+            label = _label(task, name, filter_name)
             metrics[label] = float(value)
             n = documents.get(task, 0)
             if n > 1 and 0 <= value <= 1 and name in ("acc", "acc_norm", "exact_match"):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, prompt_key
+from harness.tasks.base import Row, Task, TaskData, prompt_key
+
+if TYPE_CHECKING:
+    from harness.evaluators.scoring import Sample
 
 
 @dataclass(frozen=True)
 class WinRate(Evaluator):
-    """Trained model against the one training started from, the same prompts, judged by the task's own reward.
+    """Trained model against the one training started from, the same prompts, judged by one reward for both.
 
     Raw, a tie counting one half, and length-controlled: what a logistic regression on the difference in length
     expects between answers of equal length (``stats.length_controlled_rate``).
@@ -21,15 +26,18 @@ class WinRate(Evaluator):
     Attributes:
         samples: completions per prompt on either side.
         max_prompts: at most this many prompts of the split; null takes all.
+        judge: a sequence-classification model with one label, by directory or hub id; null is the task's own rule.
+            A judge that the policy was trained against only tells how well it was exploited.
     """
 
     samples: Annotated[int, Gt(0)] = 4
     max_prompts: Annotated[int, Gt(0)] | None = None
+    judge: str | None = None
 
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
-        """The task must be able to score a completion."""
-        if not task.has_reward:
-            return "the task has no rule that scores a completion"
+        """The task must be able to score a completion, or a judge be named."""
+        if self.judge is None and not task.has_reward:
+            return "no rule scores a completion of this task; name a reward model: eval.evaluators.win_rate.judge=..."
         return None if any(data.eval_prompts.values()) else "the data has no held-out prompts"
 
     def evaluate(self, context: EvalContext) -> Evaluation:
@@ -44,8 +52,8 @@ class WinRate(Evaluator):
         rows, mine = held_out_samples(context, per_prompt=k, max_prompts=self.max_prompts)
         with context.before_training() as before:
             _, theirs = held_out_samples(before, per_prompt=k, max_prompts=self.max_prompts)
-        rewards = [[context.task.score(rows[d.row], d.text).reward for d in side] for side in (mine, theirs)]
-        won = wins(*rewards)
+        score = self._score(context)
+        won = wins(score([rows[d.row] for d in mine], mine), score([rows[d.row] for d in theirs], theirs))
         controlled = stats.length_controlled_rate(
             won, [float(a.tokens - b.tokens) for a, b in zip(mine, theirs, strict=True)]
         )
@@ -55,3 +63,18 @@ class WinRate(Evaluator):
             metrics["win_rate_length_controlled"] = controlled
         names = [prompt_key(row["prompt"]) for row in rows]
         return Evaluation(metrics, examples={"wins": {"example": names, "win_rate": per_prompt}})
+
+    def _score(self, context: EvalContext) -> Callable[[Sequence[Row], Sequence[Sample]], list[float]]:
+        """The task's rule, or the judge, loaded."""
+        if self.judge is None:
+            return lambda rows, drawn: [context.task.score(r, d.text).reward for r, d in zip(rows, drawn, strict=True)]
+        from harness.rewards.base import Desk
+        from harness.rewards.model import ModelReward
+
+        desk = Desk(None, context.tokenizer, context.rows, {}, context.device, context.model.dtype)
+        try:
+            score = ModelReward(path=self.judge, score_batch_size=context.batch_size).open(desk)
+        except UserError as error:
+            key = "eval.evaluators.win_rate.judge"
+            raise UserError(error.rule, key=key, value=self.judge, fix=error.fix) from None
+        return lambda rows, drawn: list(score(rows, [d.text for d in drawn], [d.ended for d in drawn]))

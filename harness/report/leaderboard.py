@@ -71,13 +71,20 @@ def labels(frame: pd.DataFrame) -> list[str]:
         if len(group) == 1:
             continue
         settings = frame.iloc[group.index].filter(regex=r"^params\.(?!eval\.|seed)").astype("str")
-        varying = [c for c in settings if settings[c].nunique(dropna=False) > 1][:3]
+        varying = _telling([str(c) for c in settings if settings[c].nunique(dropna=False) > 1])[:3]
         for position, values in zip(group.index, settings[varying].itertuples(index=False), strict=True):
-            suffix = " ".join(f"{c.rpartition('.')[2]}={v}" for c, v in zip(varying, values, strict=True))
-            found[position] = f"{short[position]} {suffix}"
+            told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str)}
+            suffix = " ".join(f"{c.removesuffix('.name').rpartition('.')[2]}={v}" for c, v in told.items())
+            found[position] = f"{short[position]} {suffix}".rstrip()
         if len(set(found[group.index])) < len(group):
             found[group.index] = list(frame["trial_id"].iloc[group.index])
     return list(found)
+
+
+def _telling(columns: list[str]) -> list[str]:
+    """Of settings that differ, those that say why: of a component that is another one, its name alone."""
+    others = [c.removesuffix("name") for c in columns if c.endswith(".name")]
+    return [c for c in columns if c.endswith(".name") or not c.startswith(tuple(others))]
 
 
 def succeeded(outcome: object) -> bool:

@@ -173,7 +173,7 @@ def memory_over_time(series: pd.DataFrame, frame: pd.DataFrame, path: Path) -> b
 
 @_styled
 def quality_against_drift(frame: pd.DataFrame, path: Path) -> bool:
-    """Each recipe: KL to the reference against quality, means over seeds with their intervals; a line runs over beta."""
+    """Each recipe: KL to the reference against quality, over seeds with intervals; a line runs over beta."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     name, drift = quality_name(frame), "eval/kl_per_sequence"
@@ -236,10 +236,8 @@ def _reach(found: Sequence[Interval]) -> list[list[float]] | None:
     """Lengths of error bars below and above; None where there are no intervals of three seeds or more."""
     if any(i.low is None or i.high is None for i in found):
         return None
-    return [
-        [max(0.0, i.mean - float(i.low or 0)) for i in found],
-        [max(0.0, float(i.high or 0) - i.mean) for i in found],
-    ]
+    below, above = zip(*((i.mean - (i.low or 0.0), (i.high or 0.0) - i.mean) for i in found), strict=True)
+    return [list(below), list(above)]
 
 
 class _Lines:
