@@ -7,12 +7,14 @@ digit are no copies.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import text
+from harness.tasks.annotators import ANNOTATIONS
 from harness.tasks.base import Row, TaskData, text_of
 
 RUN = 8
@@ -64,13 +66,16 @@ def audit(data: TaskData) -> Audit:
     shown = copies({prompt for prompts in held.values() for prompt in prompts}, map(text_of, training))
     leaks = [Leak(where, *shown[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in shown]
     leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
-    facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired)}
+    labelled = data.train_pairs or data.train_unpaired
+    facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired), **_agreement(labelled)}
     return Audit(facts, leaks, leaked)
 
 
-def card(found: Audit, *, title: str, digest: str, notes: Sequence[str] = ()) -> str:
-    """One page of markdown about the data."""
-    rows = [[text.escape(k), text.escape(v)] for k, v in found.facts.items()]
+def card(
+    found: Audit, *, title: str, digest: str, more: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+) -> str:
+    """One page of markdown about the data; ``more`` are facts that need a tokenizer."""
+    rows = [[text.escape(k), text.escape(v)] for k, v in {**found.facts, **(more or {})}.items()]
     parts = [
         f"# Data of {text.escape(title)}",
         f"Content digest `{digest}`.",
@@ -165,6 +170,25 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
     if not rows:
         return {}
     return {"desirable completions": _share(sum(bool(row["label"]) for row in rows), len(rows))}
+
+
+def _agreement(rows: Sequence[Row]) -> dict[str, str]:
+    """Cohen's kappa of every two annotators, over the rows that both labelled."""
+    labels = [row[ANNOTATIONS] for row in rows if ANNOTATIONS in row]
+    if not labels:
+        return {}
+    from harness.stats import cohens_kappa
+
+    facts = {}
+    for first, second in itertools.combinations(labels[0], 2):
+        both = [(a, b) for row in labels if (a := row[first]) is not None and (b := row[second]) is not None]
+        kappa = cohens_kappa(*map(list, zip(*both, strict=True))) if both else None
+        facts[f"agreement of {first} and {second}"] = (
+            "no row has labels of both"
+            if not both
+            else f"{'always, and by chance too' if kappa is None else f'Cohen κ {kappa:.2f}'} over {len(both):,} rows"
+        )
+    return facts
 
 
 def _share(count: int, n: int) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from harness.audit import Audit, audit
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import Row, Task, TaskData
 
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
@@ -21,6 +22,29 @@ def audited(data: TaskData) -> Audit:
             _AUDITS.clear()
         _AUDITS[id(data)] = data, audit(data)  # the data is kept too, so that its id stays its own
     return _AUDITS[id(data)][1]
+
+
+def lengths(data: TaskData, encode: Callable[[Sequence[Row]], Sequence[int]], limit: int) -> dict[str, str]:
+    """How many rows are longer than ``limit`` tokens, by kind of rows.
+
+    Args:
+        data: a trial's.
+        encode: rows -> tokens of each, of a pair the longer side's.
+        limit: tokens of prompt and completion after which a row is cut or left out.
+    """
+    facts = {}
+    for name, rows in (
+        ("training pairs", data.train_pairs),
+        ("training completions", data.train_unpaired),
+        *((f"held-out pairs, {split}", rows) for split, rows in data.eval_pairs.items()),
+    ):
+        if rows:
+            tokens = encode(rows)
+            cut = sum(n > limit for n in tokens)
+            facts[f"{name} beyond {limit:,} tokens"] = (
+                f"{cut:,} ({cut / len(rows):.1%}); the longest has {max(tokens):,}"
+            )
+    return facts
 
 
 def load_data(task: Task) -> TaskData:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import identity
 from harness.audit import card
-from harness.data import audited
+from harness.conversation import encode, encode_pairs
+from harness.data import audited, lengths
 from harness.journal import Journal
 
 if TYPE_CHECKING:
@@ -56,9 +59,26 @@ def keep_data_card(ground: Ground, journal: Journal) -> None:
     setup, data = ground.setup, ground.data
     target = ground.folder / "artifacts" / DATA_CARD
     target.parent.mkdir(parents=True, exist_ok=True)
-    title = type(setup.task).__name__.lower()
-    target.write_text(card(audited(data), title=title, digest=data.digest, notes=data.notes), encoding="utf-8")
+    limit = setup.train.max_length
+    inputs = {"data": data.digest, "base": ground.base_key, "chat": ground.chat, "limit": limit}
+    inputs["code"] = identity.code_digest(("data.py", "conversation.py"))
+    entry = ground.cache.fetch(
+        "lengths", identity.digest(inputs), lambda _: lengths(data, partial(_tokens, ground), limit), inputs=inputs
+    )
+    title, more = type(setup.task).__name__.lower(), dict(ground.cache.note(entry) or {})
+    page = card(audited(data), title=title, digest=data.digest, more=more, notes=data.notes)
+    target.write_text(page, encoding="utf-8")
     journal.write("artifact", path=DATA_CARD)
+
+
+def _tokens(ground: Ground, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Tokens of each row, prompt and completion; of a pair those of the longer side."""
+    rows = ground.rows(rows)
+    if "chosen" in rows[0]:
+        ids = encode_pairs(ground.tokenizer, rows)
+        sides = zip(ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"], strict=True)
+        return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
+    return [sum(map(len, encode(ground.tokenizer, row["prompt"], row["completion"]))) for row in rows]
 
 
 def load_trained(ground: Ground, base: Any) -> Any:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.audit import audit, card, tight_key
-from harness.errors import UserErrors
+from harness.data import lengths
+from harness.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
+from harness.tasks.preferences import Preferences
 from harness.trial import check_data
+from tests.inside import tell
 
 CLEAN = Arithmetic(pairs=400, eval_pairs=60, eval_prompts=60).load()
 STORY = "once upon a time there was a small red barn near the river where two old birds lived"
@@ -108,3 +112,61 @@ def test_a_leak_stops_a_trial_before_it_starts_unless_it_is_allowed(assemble, tm
     assert "100.0% of the held-out prompts are shown in training" in str(error) and "eval.max_leaked=1" in str(error)
     check_data(assemble(*line, "eval.max_leaked=1"))
     check_data(assemble(*line, "eval=none"))
+
+
+# -- annotators ----------------------------------------------------------------------------------------
+
+
+def labelled(folder: Path, labels: list[tuple[Any, Any]], **fields: Any) -> TaskData:
+    file = folder / "labelled.jsonl"
+    rows = [{**pair(f"question {i}"), "ann": a, "bob": b} for i, (a, b) in enumerate(labels)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Preferences(str(file), annotators=("ann", "bob"), held_out=0.1, **fields).load()
+
+
+def test_the_card_gives_cohens_kappa_of_annotators(tmp_path):
+    # of 40 training rows or so half agree by chance: say a, a / a, b / b, a / b, b in turn
+    chance = audit(labelled(tmp_path, [("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")] * 25)).facts
+    kappa = float(chance["agreement of ann and bob"].split("κ ")[1].split()[0])
+    assert abs(kappa) < 0.2
+    (same,) = [v for k, v in audit(labelled(tmp_path, [("a", "a"), ("b", "b")] * 20)).facts.items() if "agreement" in k]
+    assert same.startswith("Cohen κ 1.00 over 3")
+    constant = audit(labelled(tmp_path, [("a", "a")] * 20)).facts["agreement of ann and bob"]
+    assert "by chance too" in constant
+    absent = audit(labelled(tmp_path, [("a", None)] * 20)).facts["agreement of ann and bob"]
+    assert absent == "no row has labels of both"
+
+
+def test_labels_of_annotators_do_not_reach_the_model_and_change_nothing_else(tmp_path):
+    data = labelled(tmp_path, [("a", "b")] * 20)
+    plain = Preferences(str(tmp_path / "labelled.jsonl")).load()
+    assert [{k: v for k, v in r.items() if k != "annotations"} for r in data.train_pairs] == list(plain.train_pairs)
+
+
+def test_annotators_that_are_not_there_or_alone_are_refused_by_name(tmp_path):
+    labelled(tmp_path, [("a", "b")] * 20)
+    for names, words in ((("ann", "eve"), "no such column: eve; found: prompt, chosen"), (("ann",), "two annotators")):
+        with pytest.raises(UserError, match=words):
+            Preferences(str(tmp_path / "labelled.jsonl"), annotators=names).load()
+    with pytest.raises(UserErrors, match="a label must be text"):
+        labelled(tmp_path, [(["a"], "b")] * 20)
+
+
+# -- lengths -------------------------------------------------------------------------------------------
+
+
+def test_rows_beyond_the_length_limit_are_counted_by_kind():
+    rows = TaskData(train_pairs=[pair("q", "x" * n) for n in (3, 5, 9)], eval_pairs={"test": [pair("q", "x" * 2)]})
+    facts = lengths(rows, lambda found: [len(r["chosen"]) for r in found], 5)
+    assert facts == {
+        "training pairs beyond 5 tokens": "1 (33.3%); the longest has 9",
+        "held-out pairs, test beyond 5 tokens": "0 (0.0%); the longest has 2",
+    }
+
+
+@pytest.mark.parametrize("algo", ["dpo", "kto"])
+def test_the_data_card_of_a_trial_says_how_long_its_rows_are(tmp_path, algo):
+    tell(tmp_path / "t", tmp_path / "cache", f"algo={algo}", "eval=none", "adapter=lora")
+    page = (tmp_path / "t" / "artifacts" / "data_card.md").read_text()
+    assert "training pairs beyond 96 tokens | 0 (0.0%); the longest has" in page
+    assert "held-out pairs, test beyond 96 tokens" in page

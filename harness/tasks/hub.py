@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 
 from harness.errors import UserError
+from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.rows import (
     COLUMNS,
@@ -52,6 +53,7 @@ class Hub(Task):
         overlap: ``drop`` leaves out training rows whose prompt is in ``eval_split``, ``error`` refuses.
         allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected).
         max_rows: read only so many rows, from the top of each split.
+        annotators: columns that hold the label each of several people gave; their agreement stands in the data card.
         answer_column: prompts only; handed on as ``answer``, to verifiers.
         answer_pattern: regular expression whose first group in the answer column is the answer (last match).
         prompt_template: prompts only; makes the prompt of ``{column}`` fields.
@@ -72,6 +74,7 @@ class Hub(Task):
     overlap: Overlap = "drop"
     allow_skipped: Annotated[float, Ge(0), Le(1)] = 0.05
     max_rows: Annotated[int, Gt(0)] | None = None
+    annotators: tuple[str, ...] = ()
     answer_column: str | None = None
     answer_pattern: str | None = None
     prompt_template: str | None = None
@@ -108,6 +111,7 @@ class Hub(Task):
         else:
             layout = layout_of(table, self.columns, kind=self.kind, prompt_end=self.prompt_end)
             parse = partial({"preferences": pair, "unpaired": unpaired}[self.kind], layout=layout)
+        parse = with_annotations(table, self.annotators, parse)
         return check(table, self.kind, parse, allow_skipped=self.allow_skipped)
 
     def _table(self, split: str, key: str) -> Table:
@@ -116,7 +120,7 @@ class Hub(Task):
             found = found.select(range(min(self.max_rows, len(found))))
         # Columns that nobody reads may be images or other large things.
         read = {self.columns.get(ours, ours) for ours in COLUMNS}
-        read |= set(template_fields(self.prompt_template or "")) | {self.answer_column}
+        read |= set(template_fields(self.prompt_template or "")) | {self.answer_column, *self.annotators}
         rows = found.select_columns([c for c in found.column_names if c in read]).to_list()
         if not rows and len(found):
             rows = [{}] * len(found)  # none of the columns is there; ``layout_of`` says so

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 
 from harness.errors import UserError
+from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.rows import Checked, Column, Malformed, Table, check, layout_of, pair, unpaired
 from harness.tasks.splits import Overlap, assemble
@@ -41,6 +42,7 @@ class Preferences(Task):
         overlap: ``error`` refuses, ``drop`` leaves out training rows whose prompt is in ``eval_path``.
         allow_skipped: share of the rows that may be unusable (empty, chosen equal to rejected).
         max_rows: read only so many rows, from the top of each file.
+        annotators: columns that hold the label each of several people gave; their agreement stands in the data card.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Preferences(Task):
     overlap: Overlap = "error"
     allow_skipped: Annotated[float, Ge(0), Le(1)] = 0.05
     max_rows: Annotated[int, Gt(0)] | None = None
+    annotators: tuple[str, ...] = ()
 
     def load(self) -> TaskData:
         """Read, check and split the rows."""
@@ -78,8 +81,9 @@ class Preferences(Task):
     def _checked(self, path: str, key: str) -> Checked:
         table = read_table(path, key=key, max_rows=self.max_rows)
         layout = layout_of(table, self.columns, prompt_end=self.prompt_end)
-        parse = {"preferences": pair, "unpaired": unpaired}[layout.kind]
-        return check(table, layout.kind, partial(parse, layout=layout), allow_skipped=self.allow_skipped)
+        parse = partial({"preferences": pair, "unpaired": unpaired}[layout.kind], layout=layout)
+        parse = with_annotations(table, self.annotators, parse)
+        return check(table, layout.kind, parse, allow_skipped=self.allow_skipped)
 
 
 # -- files ---------------------------------------------------------------------------------------------
