@@ -126,7 +126,7 @@ class Tiny(Model):
         return identity.digest(
             {
                 "model": self.stage,
-                "task": {"class": type(task).__qualname__, **asdict(task)},
+                "task": {"class": type(task).__qualname__, **task.base_recipe()},
                 "code": identity.code_digest(BASE_CODE, identity.modules_of([task])),
                 "versions": identity.library_versions(),
             }

@@ -219,13 +219,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judged(comparison: Comparison, p: float, *, higher_is_better: bool) -> Comparison:
-    """The verdict: a tie where the interval lies inside the margin; better or worse where p is below 5 %."""
+    """The verdict: a tie where the interval lies inside the margin; better or worse where p is below 5 %.
+
+    Of a single seed the interval knows the examples alone, and two seeds of one recipe may well differ by more. So
+    it must lie beyond the margin as a whole before anything is called better or worse.
+    """
     interval, margin = comparison.interval, comparison.margin
     if interval.low is None or interval.high is None:
         return replace(comparison, p=p, verdict=Verdict.OPEN, needed=None)
     if -margin < interval.low and interval.high < margin:
         verdict = Verdict.TIE
-    elif p < 1 - LEVEL and interval.mean != 0:
+    elif (
+        p < 1 - LEVEL
+        and interval.mean != 0
+        and (comparison.seeds > 1 or interval.low > margin or interval.high < -margin)
+    ):
         verdict = Verdict.BETTER if (interval.mean > 0) == higher_is_better else Verdict.WORSE
     else:
         verdict = Verdict.OPEN

@@ -143,6 +143,18 @@ def test_one_seed_is_compared_over_examples_and_promises_nothing_about_seeds():
     assert found.p == stats.mcnemar(right, wrong) and found.needed is None
 
 
+def test_of_one_seed_a_difference_must_lie_beyond_the_margin_as_a_whole():
+    """Two seeds of one recipe may differ for certain on the same examples, and that proves no recipe better."""
+    rng = np.random.default_rng(5)
+    low, noise = rng.normal(0.5, 0.1, 400), rng.normal(0, 0.1, 400)
+    for gain, verdict in ((0.03, Verdict.TIE), (0.055, Verdict.OPEN), (0.2, Verdict.BETTER)):
+        high = low + gain + noise - noise.mean()
+        found = stats.compare({0: high}, {0: low}, margin=0.05)
+        assert found.verdict is verdict and found.p < 0.001
+    seeds = {seed: [0.055 + seed / 1e4] for seed in range(3)}
+    assert stats.compare(seeds, {s: [0.0] for s in seeds}, margin=0.05).verdict is Verdict.BETTER
+
+
 def test_only_shared_seeds_are_compared():
     a, b = {0: [1.0, 0.0], 1: [1.0, 1.0]}, {1: [0.0, 1.0], 2: [0.0, 0.0]}
     found = stats.compare(a, b, margin=0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def embedded_base(
     inputs = {
         "recipe": model.recipe_digest(task),
         "model": dict(model.stage),
-        "task": asdict(task),
+        "task": task.base_recipe(),
         "threads": threads,
         "machine": _machine(),
     }

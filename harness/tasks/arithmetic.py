@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -44,6 +44,7 @@ class Arithmetic(Task):
         label_noise: share of training pairs whose label is drawn from Bradley-Terry, P(chosen) =
             sigmoid(gap / noise_temperature), and not from the gap's sign.
         noise_temperature: scale of the reward gap in that draw, in units of reward.
+        flipped: share of training pairs, chosen at random, whose sides are swapped: a regression planted on purpose.
         length_cost: true reward lost per character.
         mixture: weights of the behaviours concise, verbose, wrong, evasive in base training.
         mastery: share of base training, at its start, that shows right and concise answers alone: the skill is
@@ -63,6 +64,7 @@ class Arithmetic(Task):
     unanswerable: Annotated[float, Ge(0), Lt(1)] = 0.1
     label_noise: Annotated[float, Ge(0), Le(1)] = 0.1
     noise_temperature: Annotated[float, Gt(0)] = 0.5
+    flipped: Annotated[float, Ge(0), Le(1)] = 0.0
     length_cost: Annotated[float, Ge(0)] = 0.02
     mixture: tuple[float, float, float, float] = (0.3, 0.25, 0.2, 0.25)
     mastery: Annotated[float, Ge(0), Le(1)] = 0.77
@@ -72,6 +74,8 @@ class Arithmetic(Task):
         seen, splits = self._split()
         rng = random.Random(f"rows-{self.seed}")
         train_pairs = [self._pair(rng, self._draw(rng, seen), noisy=True) for _ in range(self.pairs)]
+        swap = random.Random(f"flipped-{self.seed}")  # of its own, so that all else stays the same
+        train_pairs = [_swapped(p) if swap.random() < self.flipped else p for p in train_pairs]
         train_prompts = [dict(self._draw(rng, seen)) for _ in range(self.pairs)]
         return TaskData(
             train_pairs=train_pairs,
@@ -83,6 +87,11 @@ class Arithmetic(Task):
             eval_prompts={name: self._balanced(rng, rows, self.eval_prompts) for name, rows in splits.items()},
             retention=self._held_letters(),
         )
+
+    def base_recipe(self) -> dict[str, Any]:
+        """Without what shapes pairs, held-out rows and rewards alone."""
+        unread = ("pairs", "eval_pairs", "eval_prompts", "label_noise", "noise_temperature", "flipped", "length_cost")
+        return {name: value for name, value in asdict(self).items() if name not in unread}
 
     def base_rows(self, count: int) -> list[Row]:
         """``count`` rows that the base model is trained on, in this order: skill first, then the mixture.
@@ -195,6 +204,10 @@ class Arithmetic(Task):
             prefer_first = rng.random() < 0.5 * (1 + math.tanh(gap / self.noise_temperature / 2))  # sigmoid
         chosen, rejected = (first, second) if prefer_first else (second, first)
         return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+
+
+def _swapped(row: Row) -> Row:
+    return {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
 
 
 def _letter_rows(rng: random.Random, count: int, avoid: frozenset[str] | set[str] = frozenset()) -> list[Row]:

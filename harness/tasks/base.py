@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from harness.errors import UserError
@@ -91,6 +91,10 @@ class Task(ABC):
     """True where ``score`` knows the true reward of any completion."""
     knows_declining: ClassVar[bool] = False
     """True where ``declines`` and ``answerable`` know what they are asked."""
+
+    def base_recipe(self) -> dict[str, Any]:
+        """What ``base_rows`` depends on; fields that it does not read may be left out, so that a base is shared."""
+        return asdict(self)
 
     @abstractmethod
     def load(self) -> TaskData:
