@@ -12,6 +12,7 @@ OK, NOT_FINISHED, USER_ERROR = 0, 1, 2
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("harness.report.command", "markdown report with plots of a sweep, from MLflow alone"),
+    "gate": ("harness.gate.command", "fail where a sweep is worse than a baseline"),
     "ui": ("harness.commands", "start the MLflow UI on the store in use"),
     "doctor": ("harness.doctor", "what this machine can do, with a fix for each thing that is wrong"),
     "validate": ("harness.commands", "compose and build every YAML, or the given overrides; trains nothing"),
@@ -47,7 +48,7 @@ Knobs: beta, rank, seed, sweep=NAME (name it again to resume), resume=false, out
 Commands:
 {commands}
 
-Exit codes: 0 all well; 1 a trial did not finish; 2 the input is wrong.
+Exit codes: 0 all well; 1 a trial did not finish, or the gate found a regression; 2 the input is wrong.
 """
 
 

@@ -72,17 +72,21 @@ def validate(argv: list[str]) -> int:
 
 def _validate_all(folders: Sequence[str]) -> int:
     """Every option of every group, composed into a whole configuration and built."""
+    from harness.gate.command import read_policy
     from harness.trial import assemble
 
-    wrong = 0
-    for group, option in options_of(conf_dir(), *map(Path, folders)):
+    wrong, roots = 0, [conf_dir(), *map(Path, folders)]
+    for group, option in options_of(*roots):
         overrides = [f"{group}={option}"]
         if group == "evaluator":
             overrides = [f"+evaluator@eval.evaluators.{option}={option}"] if option not in _default_evaluators() else []
         overrides += [f"{key}={value}" for key, value in _needed(group, option).items()]
         try:
-            with hydra_config(folders):
-                assemble(compose(overrides))
+            if group == "policy":
+                read_policy(str(next(f for r in roots if (f := r / group / f"{option}.yaml").is_file())))
+            else:
+                with hydra_config(folders):
+                    assemble(compose(overrides))
             print(f"ok  {group}={option}")
         except UserErrors as errors:
             # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.

@@ -34,6 +34,7 @@ TRAINING_CODE = (
     "ground.py",
     "models.py",
     "loading.py",
+    "meter.py",
     "training.py",
     "worker.py",
 )

@@ -138,6 +138,14 @@ def result_document(uri: str, run_id: str) -> dict[str, Any]:
     return _artifact_json(_client(uri), run_id, "result.json") or {}
 
 
+def artifact_text(uri: str, run_id: str, path: str) -> str | None:
+    """A text among the artifacts of a run; None where it has no such one, or none that can be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        api = _client(uri)
+        local = _quietly(lambda: api.download_artifacts(run_id, path, folder), None)
+        return None if local is None else Path(local).read_text(encoding="utf-8")
+
+
 def sweep_command(uri: str, sweep: str, experiment: str = "harness") -> str | None:
     """The command line that opened a sweep, as the parent run recorded it."""
     api, experiment_id = _open(uri, experiment)

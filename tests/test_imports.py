@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "records",
     "text",
+    "commandline",
     "config",
     "identity",
     "cache",
@@ -65,6 +66,7 @@ ORDER = (
     "sweep",
     "preflight",
     "launch",
+    "gate",
     # What a person calls.
     "commands",
     "doctor",

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import NoReturn
-
+from harness.commandline import Parser
 from harness.errors import UserError
-
-OVERRIDES = {"tracking.uri": "tracking_uri", "tracking.experiment": "experiment", "sweep": "sweep"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains as the rest of the harness does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message, key="report", fix="see `python -m harness report --help`")
 
 
 def main(argv: list[str]) -> int:
@@ -23,28 +12,18 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: an unknown option, store, sweep or folder.
     """
-    parser = _Parser(
-        prog="python -m harness report", description="Markdown report with plots of a sweep, from MLflow alone."
-    )
+    parser = Parser("report", "Markdown report with plots of a sweep, from MLflow alone.")
     parser.add_argument("--sweep", metavar="NAME", help="default: the latest")
     parser.add_argument("--out", metavar="DIR", help="default: reports/<sweep>")
-    parser.add_argument("--tracking-uri", metavar="URI", default="sqlite:///mlflow.db", help="default: %(default)s")
-    parser.add_argument("--experiment", metavar="NAME", default="harness", help="default: %(default)s")
     parser.add_argument(
         "--from-folder",
         metavar="DIR",
         help="read result.json files below outputs/<sweep> instead: no series, no samples",
     )
-    parser.add_argument("overrides", nargs="*", metavar="tracking.uri=URI", help=f"also {', '.join(OVERRIDES)}=...")
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit:  # --help
+    parser.add_store()
+    options = parser.options(argv)
+    if options is None:
         return 0
-    for override in options.overrides:
-        key, _, value = override.partition("=")
-        if key not in OVERRIDES or not value:
-            raise UserError("not understood", key="report", value=override, fix=f"known: {', '.join(OVERRIDES)}=...")
-        setattr(options, OVERRIDES[key], value)
     if options.from_folder and options.sweep:
         raise UserError("the folder names the sweep already", key="--sweep", value=options.sweep, fix="leave it out")
 

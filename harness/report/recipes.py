@@ -86,7 +86,7 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
         return []
     done = done.assign(label=labels(done), recipe=recipe_keys(done))
     found = [
-        Recipe(_SEED.sub("", str(rows["label"].iloc[0])), rows.sort_values("seed").drop_duplicates("seed", keep="last"))
+        Recipe(without_seed(str(rows["label"].iloc[0])), rows.sort_values("seed").drop_duplicates("seed", keep="last"))
         for _, rows in done.groupby("recipe", sort=False)
     ]
 
@@ -95,6 +95,11 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
         return float("inf") if mean is None else -mean, recipe.label
 
     return sorted(found, key=key)
+
+
+def without_seed(label: str) -> str:
+    """A trial's label without its seed: what its recipe is called."""
+    return _SEED.sub("", label)
 
 
 def recipe_keys(frame: pd.DataFrame) -> list[str]:

@@ -1,0 +1,181 @@
+"""``python -m harness gate``: fail the build where a sweep is worse than the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import identity, results
+from harness.commandline import Parser
+from harness.config import build, conf_dir
+from harness.errors import UserError
+from harness.gate import baseline as store
+from harness.gate.baseline import Baseline
+from harness.gate.decide import decide
+from harness.gate.policy import Policy
+from harness.gate.render import FORMATS
+from harness.report.leaderboard import labels, succeeded
+from harness.report.recipes import without_seed
+
+REGRESSION = 1
+
+
+def main(argv: list[str]) -> int:
+    """Judge the candidate, or write a baseline; returns the exit code.
+
+    Raises:
+        UserError: options, policy, baseline or candidate that cannot be used.
+    """
+    parser = Parser("gate", "Fail (exit code 1) where a sweep is worse than the baseline beyond noise and tolerance.")
+    parser.add_argument(
+        "--baseline", metavar="FILE|SWEEP", required=True, help="a JSON that --update wrote, or a sweep"
+    )
+    parser.add_argument("--candidate", metavar="SWEEP", help="the sweep under test; default: the latest")
+    parser.add_argument("--policy", metavar="NAME|FILE", default="ci", help="conf/policy/NAME.yaml; default: ci")
+    parser.add_argument("--format", metavar="LIST", default="text", help=f"of {','.join(FORMATS)}; default: text")
+    parser.add_argument("--out", metavar="DIR", help="write every format there too, as a file of its own")
+    parser.add_argument("--update", action="store_true", help="write the candidate's values as the baseline FILE")
+    parser.add_argument("--reason", metavar="WHY", help="with --update: why the baseline changes")
+    parser.add_store()
+    options = parser.options(argv)
+    if options is None:
+        return 0
+    formats = options.format.split(",")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError("unknown format", key="--format", value=",".join(unknown), fix=f"known: {', '.join(FORMATS)}")
+    policy = read_policy(options.policy)
+    if options.update != bool((options.reason or "").strip()):
+        raise UserError(
+            "a baseline is not changed without a reason" if options.update else "belongs to --update",
+            key="--reason",
+            value=options.reason,
+            fix="gate --update --baseline FILE --reason 'new reward model'",
+        )
+    frame = results.from_mlflow(options.tracking_uri, options.candidate, options.experiment)
+    check_trained_here(frame, options.tracking_uri)
+    candidate = store.records(frame, list(policy.metrics))
+    if options.update:
+        return _update(Path(options.baseline), options, frame, candidate)
+    held_to = _baseline(options, policy)
+    findings = decide(held_to.recipes, candidate, policy, unfinished(frame))
+    title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline} (of {held_to.written}: {held_to.reason})"
+    for name in formats:
+        file, form = FORMATS[name]
+        words = form(findings, title)
+        print(words, end="")
+        if options.out:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+            (Path(options.out) / file).write_text(words, encoding="utf-8")
+    return REGRESSION if any(f.fails for f in findings) else 0
+
+
+def read_policy(name: str) -> Policy:
+    """A policy by its name in ``conf/policy``, or by its file."""
+    import yaml
+
+    file = Path(name) if name.endswith((".yaml", ".yml")) else conf_dir() / "policy" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(p.stem for p in (conf_dir() / "policy").glob("*.yaml"))
+        raise UserError("no such policy", key="--policy", value=name, fix=f"known: {', '.join(known)}, or a YAML file")
+    try:
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML ({error})", key="--policy", value=name) from None
+    policy = build(node, path="policy", base=Policy)
+    if not policy.metrics:
+        raise UserError(
+            "names no metric", key="--policy", value=name, fix="metrics: {eval/true_reward: {direction: up}}"
+        )
+    return policy
+
+
+def unfinished(frame: pd.DataFrame) -> dict[str, str]:
+    """Recipe -> what became of those of its trials that did not finish."""
+    found: dict[str, list[str]] = {}
+    for label, row in zip(map(without_seed, labels(frame)), frame.to_dict("records"), strict=True):
+        if not succeeded(row["outcome"]):
+            reason = "" if pd.isna(row["reason"]) else f" ({row['reason']})"
+            found.setdefault(label, []).append(f"{row['trial_id']} is {row['outcome']}{reason}")
+    return {label: "; ".join(said) for label, said in found.items()}
+
+
+def check_trained_here(frame: pd.DataFrame, uri: str) -> None:
+    """Every finished trial must have been trained and judged by this code, data and these versions: its keys prove it.
+
+    Raises:
+        UserError: naming the first that was not.
+    """
+    import yaml
+
+    from harness.trial import assemble, check_data, identify
+
+    for row in frame.to_dict("records"):
+        if not succeeded(row["outcome"]):
+            continue
+        written = results.artifact_text(uri, row["run_id"], "config.yaml")
+        if written is None:
+            raise _elsewhere(row, "its config.yaml is not in the store")
+        try:
+            setup = assemble(yaml.safe_load(written))
+            trial = identify(setup, check_data(setup))
+        except UserError as error:
+            raise _elsewhere(row, str(error).splitlines()[0]) from None
+        if trial.train_key != row["train_key"]:
+            raise _elsewhere(row, "code, data or versions of training differ")
+        if trial.eval_key != row["eval_key"]:
+            raise _elsewhere(row, "code or versions of the evaluators differ")
+
+
+def _elsewhere(row: Mapping[Any, Any], why: str) -> UserError:
+    return UserError(
+        f"{row['trial_id']} does not come from the code under test: {why}",
+        key="--candidate",
+        value=row["sweep"],
+        fix="run the sweep again with this checkout (trials that are still valid are reused)",
+    )
+
+
+def _baseline(options: Any, policy: Policy) -> Baseline:
+    """From its file, or from a sweep in the store."""
+    path = Path(options.baseline)
+    if path.suffix == ".json" or path.exists():
+        return store.read(path)
+    frame = results.from_mlflow(options.tracking_uri, options.baseline, options.experiment)
+    return _of_sweep(frame, store.records(frame, list(policy.metrics)), "a sweep of this store", options)
+
+
+def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: str, options: Any) -> Baseline:
+    name = str(frame["sweep"].iloc[0])
+    environment = identity.environment()
+    return Baseline(
+        schema_version=store.SCHEMA_VERSION,
+        reason=reason,
+        written=datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        sweep=name,
+        command=results.sweep_command(options.tracking_uri, name, options.experiment),
+        commit=", ".join(sorted({str(sha) for sha in frame["git_sha"]})),
+        environment={k: environment[k] for k in ("python", "platform", "processor", "versions")},
+        recipes=dict(recipes),
+    )
+
+
+def _update(path: Path, options: Any, frame: pd.DataFrame, candidate: Mapping[str, store.Record]) -> int:
+    if path.suffix != ".json":
+        raise UserError("must be a .json file", key="--baseline", value=str(path), fix="--baseline gate/baseline.json")
+    if left := unfinished(frame):
+        raise UserError(
+            f"trials did not finish: {'; '.join(left.values())}", key="--candidate", value=str(frame["sweep"].iloc[0])
+        )
+    written = _of_sweep(frame, candidate, options.reason.strip(), options)
+    store.write(path, replace(written))
+    seeds = min(len(r.seeds) for r in candidate.values())
+    print(f"{path}: {len(candidate)} recipes, {seeds} seeds" + (SEEDS_WANTED if seeds < 20 else ""))
+    return 0
+
+
+SEEDS_WANTED = " (20 or more are better for a gate that is left on: docs/gate.md)"

@@ -1,0 +1,169 @@
+"""Candidate against baseline, metric by metric. Pure.
+
+The difference of the means carries a t interval with the spread of both sides pooled: a candidate of four seeds knows
+its own spread badly, and the baseline's twenty know it well. Pooling supposes that a recipe's seeds spread alike
+before and after; a candidate that spreads more widens the interval, and then the gate says `inconclusive`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from harness.gate.baseline import Record
+from harness.gate.policy import Policy, Rule
+
+
+class Outcome(StrEnum):
+    """Of one metric of one recipe."""
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    SAME = "same"
+    INCONCLUSIVE = "inconclusive"
+    MISSING = "missing"
+    NOT_COMPARABLE = "not comparable"
+    SKIPPED = "skipped"
+    NEW = "new"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was decided.
+
+    Attributes:
+        recipe, metric: of what; no metric where it is about the whole recipe.
+        outcome: the decision.
+        note: why, in words.
+        before, after: means.
+        seeds: of baseline and candidate.
+        change: after less before, in the metric's unit and its own sign.
+        low, high: interval of the change.
+        tolerance: loss that does not matter.
+        fails: whether it fails the gate.
+    """
+
+    recipe: str
+    metric: str | None
+    outcome: Outcome
+    note: str = ""
+    before: float | None = None
+    after: float | None = None
+    seeds: tuple[int, int] | None = None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tolerance: float | None = None
+    fails: bool = False
+
+
+def decide(
+    baseline: Mapping[str, Record],
+    candidate: Mapping[str, Record],
+    policy: Policy,
+    unfinished: Mapping[str, str] | None = None,
+) -> list[Finding]:
+    """Every recipe of the baseline under every metric of the policy that the baseline has, then what is new.
+
+    Args:
+        baseline: recipe -> values.
+        candidate: the same of the sweep under test.
+        policy: what may get worse.
+        unfinished: recipe -> what became of trials of the candidate that did not finish.
+    """
+    unfinished = unfinished or {}
+    pairs = [
+        (label, name)
+        for label, record in baseline.items()
+        if label in candidate and not differing(record, candidate[label])
+        for name, rule in policy.metrics.items()
+        if name in record.metrics and name in candidate[label].metrics and not _skipped(rule, record, candidate[label])
+    ]
+    alpha = policy.false_alarms / max(1, len(pairs))
+    found: list[Finding] = []
+    for label, record in baseline.items():
+        found += _of_recipe(label, record, candidate.get(label), policy, alpha, unfinished.get(label))
+    found += [
+        Finding(label, None, Outcome.NEW, "not in the baseline; gate --update takes it in")
+        for label in candidate
+        if label not in baseline
+    ]
+    return found
+
+
+def differing(before: Record, after: Record) -> list[str]:
+    """The digests that differ, each with both values."""
+    return [
+        f"{name} {before.digests.get(name, 'unknown')} → {after.digests.get(name, 'unknown')}"
+        for name in before.digests
+        if before.digests.get(name) != after.digests.get(name)
+    ]
+
+
+def _of_recipe(
+    label: str, before: Record, after: Record | None, policy: Policy, alpha: float, unfinished: str | None
+) -> list[Finding]:
+    if after is None:
+        return [Finding(label, None, Outcome.MISSING, unfinished or "no trial of it in the candidate", fails=True)]
+    found = []
+    if unfinished:
+        found.append(Finding(label, None, Outcome.MISSING, unfinished, fails=True))
+    if other := differing(before, after):
+        note = f"other {'; other '.join(other)}"
+        return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, note, fails=True)]
+    for name, rule in policy.metrics.items():
+        if name not in before.metrics:
+            continue
+        if name not in after.metrics:
+            found.append(Finding(label, name, Outcome.MISSING, "in the baseline and not in the candidate", fails=True))
+        elif why := _skipped(rule, before, after):
+            found.append(Finding(label, name, Outcome.SKIPPED, why))
+        else:
+            found.append(_decided(label, name, rule, before.metrics[name], after.metrics[name], policy, alpha))
+    return found
+
+
+def _skipped(rule: Rule, before: Record, after: Record) -> str | None:
+    if rule.same_device and before.device != after.device:
+        return f"measured on {before.device or 'an unknown device'}, now on {after.device or 'an unknown device'}"
+    return None
+
+
+def _decided(
+    label: str, name: str, rule: Rule, before: Sequence[float], after: Sequence[float], policy: Policy, alpha: float
+) -> Finding:
+    mean_before, mean_after = math.fsum(before) / len(before), math.fsum(after) / len(after)
+    change, tolerance = mean_after - mean_before, rule.tolerance(mean_before)
+    reach = _reach(before, after, alpha)
+    low, high = (None, None) if reach is None else (change - reach, change + reach)
+    gain = change if rule.direction == "up" else -change
+    outcome = _outcome(gain, reach, tolerance)
+    fails = outcome is Outcome.REGRESSED or (outcome is Outcome.INCONCLUSIVE and policy.inconclusive == "fail")
+    note = "one seed on either side says nothing of the spread" if reach is None else ""
+    seeds = (len(before), len(after))
+    return Finding(label, name, outcome, note, mean_before, mean_after, seeds, change, low, high, tolerance, fails)
+
+
+def _reach(before: Sequence[float], after: Sequence[float], alpha: float) -> float | None:
+    """Half-width of the interval of the difference, each side of which errs with probability ``alpha``."""
+    from scipy.stats import t
+
+    n, m = len(before), len(after)
+    freedom = n + m - 2
+    if freedom < 1:
+        return None
+    squares = sum((v - math.fsum(side) / len(side)) ** 2 for side in (before, after) for v in side)
+    return float(t.ppf(1 - alpha, freedom)) * math.sqrt(squares / freedom * (1 / n + 1 / m))
+
+
+def _outcome(gain: float, reach: float | None, tolerance: float) -> Outcome:
+    """From a gain (higher is better), the half-width of its interval, and the loss that does not matter."""
+    if reach is None:
+        return Outcome.INCONCLUSIVE
+    if gain + reach < 0:
+        return Outcome.REGRESSED if gain < -tolerance else Outcome.SAME
+    if gain - reach > 0 and gain > tolerance:
+        return Outcome.IMPROVED
+    return Outcome.SAME if gain - reach >= -tolerance else Outcome.INCONCLUSIVE

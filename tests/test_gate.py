@@ -1,0 +1,330 @@
+"""The gate: what it decides, what it refuses to read, and what a build sees of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from harness.errors import UserError, UserErrors
+from harness.gate import baseline as store
+from harness.gate.baseline import Baseline, Record
+from harness.gate.command import read_policy
+from harness.gate.decide import Finding, Outcome, decide
+from harness.gate.policy import Policy, Rule
+from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
+from tests.runs import Sandbox
+
+DIGESTS = {"dataset": "d1", "base": "b1", "evaluators": "e1"}
+REWARD = "eval/true_reward"
+
+
+def record(*values: float, name: str = REWARD, **changes: Any) -> Record:
+    first = Record(DIGESTS, "cpu", {"algo.name": "dpo"}, list(range(len(values))), {name: list(values)})
+    return replace(first, **changes)
+
+
+def policy(direction: Any = "up", false_alarms: float = 0.05, inconclusive: Any = "pass", **rule: Any) -> Policy:
+    return Policy({REWARD: Rule(direction, **rule)}, false_alarms, inconclusive)
+
+
+def decided(before: Record, after: Record | None, asked: Policy) -> Finding:
+    (found,) = decide({"dpo": before}, {} if after is None else {"dpo": after}, asked)
+    return found
+
+
+# -- decisions -----------------------------------------------------------------------------------------
+
+STEADY = (0.50, 0.52, 0.48, 0.51, 0.49, 0.50)
+
+
+def test_the_interval_is_that_of_two_means_with_a_pooled_spread():
+    after = (0.40, 0.42, 0.41)
+    found = decided(record(*STEADY), record(*after), policy(false_alarms=0.01))
+    pooled = (5 * np.var(STEADY, ddof=1) + 2 * np.var(after, ddof=1)) / 7
+    reach = student.ppf(0.99, 7) * math.sqrt(pooled * (1 / 6 + 1 / 3))
+    change = np.mean(after) - np.mean(STEADY)
+    assert (found.change, found.low, found.high) == pytest.approx((change, change - reach, change + reach))
+    assert found.outcome is Outcome.REGRESSED and found.fails and found.seeds == (6, 3)
+
+
+def test_false_alarms_are_shared_out_over_all_metrics_and_recipes():
+    alone = decided(record(*STEADY), record(*STEADY), policy(false_alarms=0.04))
+    two = {name: record(*STEADY) for name in ("dpo", "kto")}
+    shared = decide(two, two, policy(false_alarms=0.08))
+    assert all(f.low == pytest.approx(alone.low) for f in shared)
+
+
+@pytest.mark.parametrize(
+    ("shift", "tolerance", "outcome"),
+    [
+        (-0.10, 0.01, Outcome.REGRESSED),
+        (-0.10, 0.20, Outcome.SAME),  # certain, and tolerated
+        (-0.03, 0.01, Outcome.REGRESSED),
+        (-0.01, 0.00, Outcome.INCONCLUSIVE),
+        (-0.01, 0.04, Outcome.SAME),
+        (0.00, 0.03, Outcome.SAME),
+        (0.00, 0.00, Outcome.INCONCLUSIVE),
+        (0.10, 0.01, Outcome.IMPROVED),
+        (0.03, 0.10, Outcome.SAME),
+    ],
+)
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_each_outcome_for_either_direction(shift, tolerance, outcome, direction):
+    moved = [v + (shift if direction == "up" else -shift) for v in STEADY]
+    found = decided(record(*STEADY), record(*moved), policy(direction, absolute=tolerance))
+    assert found.outcome is outcome
+    assert found.fails == (outcome is Outcome.REGRESSED)
+
+
+def test_the_policy_says_whether_an_open_question_fails():
+    asked = policy(absolute=0.0, inconclusive="fail")
+    assert decided(record(*STEADY), record(*STEADY), asked).fails
+
+
+def test_a_relative_tolerance_is_a_share_of_the_baselines_mean():
+    assert Rule("up", relative=0.1).tolerance(-20.0) == 2.0
+    assert Rule("up").tolerance(5.0) == 0.0
+    with pytest.raises(ValueError, match="not both"):
+        Rule("up", relative=0.1, absolute=0.1)
+
+
+def test_values_without_spread_are_decided_on_the_tolerance_alone():
+    level = (0.5, 0.5, 0.5)
+    assert decided(record(*level), record(*level), policy()).outcome is Outcome.SAME
+    assert decided(record(*level), record(0.4, 0.4), policy(absolute=0.05)).outcome is Outcome.REGRESSED
+
+
+def test_one_seed_against_one_is_inconclusive_and_says_why():
+    found = decided(record(0.5), record(0.1), policy())
+    assert found.outcome is Outcome.INCONCLUSIVE and "one seed" in found.note and found.low is None
+
+
+def test_a_recipe_or_metric_that_is_gone_fails():
+    gone = decided(record(*STEADY), None, policy())
+    assert (gone.outcome, gone.metric, gone.fails) == (Outcome.MISSING, None, True)
+    other = decided(record(*STEADY), record(*STEADY, name="eval/other"), policy())
+    assert (other.outcome, other.metric, other.fails) == (Outcome.MISSING, REWARD, True)
+
+
+def test_a_trial_that_did_not_finish_fails_with_its_reason():
+    crashed = {"dpo": "dpo-s3 is oom (9,000 MB)"}
+    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, policy(absolute=0.1), crashed)
+    assert [f.outcome for f in found] == [Outcome.MISSING, Outcome.SAME]
+    assert found[0].fails and "9,000 MB" in found[0].note
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_other_data_base_or_evaluators_are_not_comparable_and_named(name):
+    after = record(*STEADY, digests={**DIGESTS, name: "new"})
+    found = decided(record(*STEADY), after, policy())
+    assert (found.outcome, found.fails) == (Outcome.NOT_COMPARABLE, True)
+    assert f"other {name} {DIGESTS[name]} → new" in found.note
+
+
+def test_what_depends_on_the_device_is_skipped_on_another_one():
+    asked = policy("down", relative=0.1, same_device=True)
+    assert decided(record(*STEADY), record(9, 9, 9), asked).outcome is Outcome.REGRESSED
+    found = decided(record(*STEADY), record(9, 9, 9, device="gpu"), asked)
+    assert found.outcome is Outcome.SKIPPED and not found.fails and "cpu" in found.note and "gpu" in found.note
+
+
+def test_a_new_recipe_is_told_and_does_not_fail():
+    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY), "ppo": record(1.0)}, policy(absolute=0.1))
+    assert found[-1].recipe == "ppo" and found[-1].outcome is Outcome.NEW and not found[-1].fails
+
+
+def test_an_unchanged_recipe_fails_one_gate_in_a_hundred_at_most():
+    rng = np.random.default_rng(0)
+    names = [f"eval/m{i}" for i in range(4)]
+    asked = Policy({n: Rule("up") for n in names}, 0.01)
+    failed = 0
+    for _ in range(1500):
+        sides = [
+            {r: Record(DIGESTS, "cpu", {}, list(range(n)), {m: list(rng.normal(0.7, 0.02, n)) for m in names})
+             for r in ("dpo", "grpo")}
+            for n in (20, 4)
+        ]  # fmt: skip
+        failed += any(f.fails for f in decide(sides[0], sides[1], asked))
+    assert failed / 1500 <= 0.017  # 0.01, and three standard errors
+
+
+# -- the file ------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "baseline.json"
+    found = Baseline(1, "first", "2026-01-01T00:00Z", "ci", "python -m harness", "abc", {}, {"dpo": record(*STEADY)})
+    store.write(path, replace(found, **changes))
+    return path
+
+
+def test_a_baseline_comes_back_as_it_was_and_a_metric_is_one_line(tmp_path):
+    path = written(tmp_path)
+    assert store.read(path).recipes == {"dpo": record(*STEADY)}
+    assert any(REWARD in line and "0.48" in line for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda d: d["recipes"]["dpo"].update(metrcs={}), "recipes.dpo.metrcs is not a field"),
+        (lambda d: d["recipes"]["dpo"].pop("metrics"), "recipes.dpo.metrics is missing"),
+        (lambda d: d["recipes"]["dpo"]["metrics"].update({REWARD: [0.5, "high"]}), r"true_reward.1"),
+        (lambda d: d["recipes"]["dpo"]["metrics"][REWARD].pop(), "5 values for 6 seeds"),
+        (lambda d: d["recipes"]["dpo"]["seeds"].__setitem__(0, 1), "a seed twice"),
+        (lambda d: d.update(schema_version=2), "schema version 2, and this harness reads 1"),
+        (lambda d: d.update(recipes={}), "no recipe"),
+        (lambda d: d.pop("schema_version"), "schema version None"),
+    ],
+)
+def test_a_file_edited_by_hand_is_refused_where_it_is_wrong(tmp_path, edit, words):
+    path = written(tmp_path)
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words) as error:
+        store.read(path)
+    assert str(path) in str(error.value) and "--update" in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[1]", "schema version None"), (None, "cannot")])
+def test_what_is_no_baseline_is_said_so(tmp_path, content, words):
+    path = tmp_path / "b.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        store.read(path)
+
+
+def test_policies_are_found_by_name_or_file_and_checked(tmp_path):
+    assert read_policy("ci").metrics[REWARD].direction == "up"
+    with pytest.raises(UserError, match="known: ci"):
+        read_policy("strict")
+    for text, words in (
+        ("_target_: harness.gate.policy.Policy\nmetrics: {}", "names no metric"),
+        ("_target_: harness.gate.policy.Policy\nmetrics: {a: {direction: sideways}}", "direction"),
+        ("_target_: harness.gate.policy.Policy\nmetrics: {a: {direction: up, absolut: 1}}", "absolut"),
+        ("{", "is not YAML"),
+    ):
+        (tmp_path / "p.yaml").write_text(text)
+        with pytest.raises((UserError, UserErrors), match=words):
+            read_policy(str(tmp_path / "p.yaml"))
+
+
+# -- what a build sees ---------------------------------------------------------------------------------
+
+EVIL = "dpo</td><script>|`x`\n::error::no"
+
+
+def findings() -> list[Finding]:
+    before = {EVIL: record(*STEADY), "kto": record(*STEADY), "sft": record(*STEADY)}
+    after = {EVIL: record(*(v - 0.3 for v in STEADY)), "kto": record(*STEADY)}
+    return decide(before, after, policy(absolute=0.0))
+
+
+def test_every_format_tells_the_failures_and_takes_names_as_data():
+    found = findings()
+    assert verdict(found) == "FAILED: 1 regressed, 1 inconclusive, 1 missing"
+    text = as_text(found, "sweep a against b")
+    assert len(text.splitlines()) == 6 and "✗" in text
+    markdown = as_markdown(found, "a|b")
+    assert "<script>" not in markdown
+    (row,) = [line for line in markdown.splitlines() if line.startswith("| ✗ | dpo")]
+    assert row.count("|") == 11
+    suite = ElementTree.fromstring(as_junit(found, "t").split("\n", 1)[1])
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+    lines = as_github(found, "t").splitlines()
+    assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::warning", "::error", "::notice"]
+
+
+# -- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sandbox:
+    """A folder with a sweep of three seeds and the baseline written from it."""
+    box = Sandbox(tmp_path_factory.mktemp("gate"), cache_dir)
+    done = box.run("-m", "algo=sft,dpo", "seed=0,1,2", "sweep=monday", "train.steps=2")
+    assert done.returncode == 0, done.stderr
+    done = box.run("gate", "--baseline", "gate/b.json", "--update", "--reason", "the first", quick=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 seeds" in done.stdout and "20 or more" in done.stdout
+    return box
+
+
+def gate(sandbox: Sandbox, *arguments: str) -> Any:
+    return sandbox.run("gate", *arguments, quick=False)
+
+
+def test_a_sweep_against_its_own_values_passes(sandbox: Sandbox):
+    done = gate(sandbox, "--baseline", "gate/b.json", "--format", "text,markdown,junit,github", "--out", "said")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+    assert {p.name for p in (sandbox.cwd / "said").iterdir()} == {"gate.txt", "gate.md", "gate.xml", "gate.github.txt"}
+    content = json.loads((sandbox.cwd / "gate" / "b.json").read_text())
+    assert content["reason"] == "the first" and len(content["recipes"]) == 2
+    for kept in content["recipes"].values():
+        assert kept["seeds"] == [0, 1, 2] and {"eval/true_reward", "memory/peak_mb"} <= kept["metrics"].keys()
+    again = gate(sandbox, "--baseline", "monday")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def changed(sandbox: Sandbox, edit: Any) -> str:
+    content = json.loads((sandbox.cwd / "gate" / "b.json").read_text())
+    edit(content["recipes"])
+    (sandbox.cwd / "gate" / "edited.json").write_text(json.dumps(content))
+    return "gate/edited.json"
+
+
+def test_a_regression_a_missing_recipe_and_other_data_fail(sandbox: Sandbox):
+    def better(recipes: Any) -> None:
+        first, second = recipes.values()
+        first["metrics"]["eval/true_reward"] = [v + 0.5 for v in first["metrics"]["eval/true_reward"]]
+        second["digests"]["dataset"] = "other"
+        recipes["gone"] = first
+
+    done = gate(sandbox, "--baseline", changed(sandbox, better))
+    assert done.returncode == 1, done.stderr
+    for words in ("regressed", "missing", "not comparable", "other dataset", "FAILED"):
+        assert words in done.stdout
+
+
+def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
+    for arguments, words in (
+        (("--baseline", "gate/b.json", "--update"), "without a reason"),
+        (("--baseline", "gate/b.json", "--reason", "x"), "belongs to --update"),
+        (("--baseline", "gate/none.json"), "cannot be read"),
+        (("--baseline", "gate/b.json", "--candidate", "tuesday"), "no such sweep"),
+        (("--baseline", "gate/b.json", "--format", "pdf"), "unknown format"),
+        (("--baseline", "gate/b.json", "--policy", "none"), "no such policy"),
+        (("--baseline", "nowhere"), "no such sweep"),
+        ((), "--baseline"),
+        (("--baseline", changed(sandbox, lambda r: r.clear())), "no recipe"),
+    ):
+        done = gate(sandbox, *arguments)
+        assert done.returncode == 2, (arguments, done.stdout)
+        assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_sweep_of_other_code_is_no_candidate(sandbox: Sandbox, tmp_path: Path):
+    """A copy of the sweep whose keys are not this checkout's."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{sandbox.cwd}/mlflow.db")
+    run = sandbox.runs("monday")[0]
+    kept = run.data.tags["train_key"]
+    client.set_tag(run.info.run_id, "train_key", "0" * 16)
+    try:
+        done = gate(sandbox, "--baseline", "gate/b.json")
+        assert done.returncode == 2 and "does not come from the code under test" in done.stderr
+    finally:
+        client.set_tag(run.info.run_id, "train_key", kept)
+    assert asdict(read_policy("ci"))["false_alarms"] == 0.01
