@@ -19,9 +19,10 @@ from harness import results, stats, text
 from harness.errors import UserError
 from harness.outcome import read_result
 from harness.records import PHASES
-from harness.report import plots, recipes
+from harness.report import choice, effects, plots, recipes
 from harness.report.comparability import differences
 from harness.report.evaluation import evaluations
+from harness.report.html import page
 from harness.report.leaderboard import (
     BASE_LABEL,
     finished,
@@ -74,7 +75,11 @@ class Material:
 
 
 def write_report(
-    uri: str, sweep: str | None = None, out_dir: str | Path | None = None, experiment: str = "harness"
+    uri: str,
+    sweep: str | None = None,
+    out_dir: str | Path | None = None,
+    experiment: str = "harness",
+    formats: Sequence[str] = ("md",),
 ) -> Path:
     """Write ``report.md`` and its plots from MLflow alone.
 
@@ -83,6 +88,8 @@ def write_report(
         sweep: its name; None is the latest.
         out_dir: folder to write to; None is ``reports/<sweep>``.
         experiment: MLflow experiment.
+        formats: ``html`` adds ``report.html``; ``csv`` and ``parquet`` add ``results.csv`` and ``results.parquet``, a
+            row per trial as ``harness.results`` gives them.
 
     Returns:
         the path of ``report.md``.
@@ -103,10 +110,12 @@ def write_report(
     command = results.sweep_command(uri, name, experiment) or environment.get("command")
     again = _again(uri, name, experiment)
     material = Material(name, frame, "MLflow", samples, examples, environment, command, again)
-    return _write(material, series, Path(out_dir or Path("reports") / name))
+    return _write(material, series, Path(out_dir or Path("reports") / name), formats)
 
 
-def write_report_from_folder(folder: str | Path, out_dir: str | Path | None = None) -> Path:
+def write_report_from_folder(
+    folder: str | Path, out_dir: str | Path | None = None, formats: Sequence[str] = ("md",)
+) -> Path:
     """Write a report from the ``result.json`` files below ``outputs/<sweep>``, without series and samples."""
     frame = ranked(results.from_folder(folder))
     name = str(frame["sweep"].iloc[0])
@@ -116,10 +125,11 @@ def write_report_from_folder(folder: str | Path, out_dir: str | Path | None = No
     material = Material(
         name, frame, "`result.json` files", {}, examples, environment, command=environment.get("command")
     )
-    return _write(material, pd.DataFrame(columns=list(results.SERIES_COLUMNS)), Path(out_dir or Path("reports") / name))
+    series = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
+    return _write(material, series, Path(out_dir or Path("reports") / name), formats)
 
 
-def _write(material: Material, series: pd.DataFrame, out_dir: Path) -> Path:
+def _write(material: Material, series: pd.DataFrame, out_dir: Path, formats: Sequence[str]) -> Path:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         drawn = {
@@ -130,10 +140,17 @@ def _write(material: Material, series: pd.DataFrame, out_dir: Path) -> Path:
         }
         found = {}
         for name, draw in drawn.items():
-            (out_dir / name).unlink(missing_ok=True)  # of an earlier report
+            for suffix in (".png", ".svg"):
+                (out_dir / name).with_suffix(suffix).unlink(missing_ok=True)  # of an earlier report
             found[name] = draw(out_dir / name)
-        report = out_dir / "report.md"
-        report.write_text(compose(replace(material, plots=found)), encoding="utf-8")
+        report, words = out_dir / "report.md", compose(replace(material, plots=found))
+        report.write_text(words, encoding="utf-8")
+        if "html" in formats:
+            report.with_suffix(".html").write_text(page(words, f"Sweep {material.sweep}"), encoding="utf-8")
+        if "csv" in formats:
+            material.frame.to_csv(out_dir / "results.csv", index=False)
+        if "parquet" in formats:
+            material.frame.to_parquet(out_dir / "results.parquet", index=False)
         return report
     except OSError as error:
         raise UserError(
@@ -157,7 +174,8 @@ def compose(material: Material) -> str:
         render_markdown(frame),
         "± is one standard error over held-out pairs or prompts. Δ is the difference to the base before training. "
         "MB are 10⁶ bytes; train s includes rollouts.",
-        *recipes.section(found, metric, verdicts),
+        *recipes.section(found, metric, verdicts, choice.front(found, metric, verdicts) if metric else ()),
+        *effects.section(effects.effects(frame, metric), metric),
         _plot(material, "quality_against_memory.png", "Quality against peak memory", "no finished trial has both"),
         _plot(
             material,
@@ -191,14 +209,9 @@ def summary(
     counted = f"{len(done)} of {len(frame)} trials finished." if len(frame) > 1 else "One trial, which finished."
     if name is None:
         return counted if len(done) else f"No trial finished (of {len(frame)})."
-    best = found[0]
     base = shared_value(frame, name.replace("eval/", "baseline/", 1))
-    against = "" if base is None else f" (base: {text.number(base)})"
-    measured = recipes.interval(best.estimate(name))
-    said = [f"{counted} Best {QUALITY_WORDS[name]}: **{text.escape(best.label)}** with {measured}{against}."]
-    second = recipes.runner_up(found, name, verdicts)
-    if second is not None:
-        said.append(second)
+    first, *others = choice.sentences(found, name, verdicts, QUALITY_WORDS[name], base)
+    said = [counted, first, recipes.runner_up(found, name, verdicts) or "", *others]
     weights = [(mb, r) for r in found if (mb := r.mean("memory/peak_mb")) is not None]
     if weights:
         least, cheap = min(weights, key=lambda pair: pair[0])
@@ -209,7 +222,7 @@ def summary(
             ("Each recipe was trained with one seed" if max(seeds) == 1 else "Some recipes were trained with one seed")
             + ": no proof of a difference, since held-out rows say nothing of the luck of a seed."
         )
-    return " ".join(said)
+    return " ".join(s for s in said if s)
 
 
 def _plot(material: Material, name: str, words: str, why_not: str) -> str:

@@ -1,4 +1,4 @@
-"""Plots of a sweep as PNG: colours that colour-blind readers can tell apart, readable at the width of a page.
+"""Plots of a sweep as PNG and SVG: colours that colour-blind readers can tell apart, readable at the width of a page.
 
 Each function returns False, and writes nothing, where the trials have not got what it shows.
 """
@@ -43,7 +43,7 @@ STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5,
-    "legend.frameon": False, "text.parse_math": False,
+    "legend.frameon": False, "text.parse_math": False, "svg.hashsalt": "harness",
 }  # fmt: skip
 
 
@@ -223,7 +223,8 @@ def quality_against_drift(frame: pd.DataFrame, path: Path) -> bool:
         handles.append(_handle(color=GREY, linestyle="--", linewidth=1, label=reference_label))
     if any(len(points) > 1 for points in curves.values()):
         axes.set_title("numbers at the points: β", loc="left", color=GREY)
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    longest = max(len(h.get_label()) for h in handles)
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, min(4, 100 // (longest + 7))))
     return _save(figure, path)
 
 
@@ -368,4 +369,5 @@ def _figure(height_in: float) -> Figure:
 def _save(figure: Figure, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return True

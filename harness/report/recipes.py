@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,6 +24,8 @@ COLUMNS = {
     "KL": "eval/kl_per_sequence",
 }
 VERDICT = "vs. best"
+FRONT = "◆"
+"""Marks recipes that no other one beats."""
 WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
 DROPPED_FIRST = ("Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
 """What a terminal that is too narrow goes without, in this order."""
@@ -143,12 +145,13 @@ def table(
     found: Sequence[Recipe],
     verdicts: Mapping[tuple[str, str], Comparison],
     form: Callable[[Interval | None], str] | None = None,
+    front: Collection[str] = (),
 ) -> pd.DataFrame:
-    """One row per recipe, as text; intervals are 95 %, written by ``form`` (``interval``)."""
+    """One row per recipe, as text; intervals are 95 %, written by ``form`` (``interval``); ``front`` gets a mark."""
     form = form or interval
     rows = []
     for recipe in found:
-        row = {"recipe": recipe.label, "seeds": str(len(recipe.frame))}
+        row = {"recipe": recipe.label + (f" {FRONT}" if recipe.label in front else ""), "seeds": str(len(recipe.frame))}
         row |= {heading: form(recipe.estimate(name)) for heading, name in COLUMNS.items()}
         row["peak MB"] = text.whole(recipe.mean("memory/peak_mb"))
         row["train s"] = text.seconds(recipe.training_s())
@@ -182,11 +185,16 @@ def several_seeds(found: Sequence[Recipe]) -> bool:
     return any(len(recipe.frame) > 1 for recipe in found)
 
 
-def section(found: Sequence[Recipe], metric: str | None, verdicts: Mapping[tuple[str, str], Comparison]) -> list[str]:
+def section(
+    found: Sequence[Recipe],
+    metric: str | None,
+    verdicts: Mapping[tuple[str, str], Comparison],
+    front: Collection[str] = (),
+) -> list[str]:
     """The report's section on recipes; nothing where none has several seeds."""
     if not several_seeds(found):
         return []
-    board = table(found, verdicts)
+    board = table(found, verdicts, front=front)
     body = [[text.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
     words = "Means over seeds with 95 % intervals (Student's t); of a single seed its held-out rows give the interval."
     if verdicts and metric:
@@ -196,6 +204,8 @@ def section(found: Sequence[Recipe], metric: str | None, verdicts: Mapping[tuple
             f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, "
             f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
+    if front:
+        words += f" {FRONT}: no other beats it on quality, memory and time together, ties and noise taken into account."
     return ["## Recipes", text.table([*board.columns], body), words]
 
 

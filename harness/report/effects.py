@@ -1,0 +1,162 @@
+"""What one choice costs, the rest alike: full against LoRA, DPO against PPO, one rank against another. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness import stats, text
+from harness.report.leaderboard import finished, training_s
+from harness.report.recipes import interval
+from harness.stats import Interval
+
+AXES = {
+    "algo": "algo",
+    "adapter": "adapter",
+    "beta": "beta",
+    "rank": "rank",
+    "reward": "params.reward.name",
+    "model": "model",
+    "task": "task",
+    "learning rate": "params.train.learning_rate",
+}
+"""Axis -> the column it stands in."""
+FOLLOWS = {
+    "algo": ("beta", "reward", "learning rate"),
+    "adapter": ("rank", "learning rate"),
+    "model": ("learning rate",),
+}
+"""Axis -> axes that follow from it and are averaged over, not matched: each algorithm's beta is a thing of its own."""
+FIRST = ("full", "none")
+"""Levels that others are compared with, where they are there; else the first in order."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Going from one level of an axis to another.
+
+    Attributes:
+        cells: combinations of all other axes, seeds included, that have both levels.
+        quality: mean difference, with a t interval over the cells.
+        memory, time: geometric mean of the ratios of peak memory and of training time; None where not measured.
+    """
+
+    axis: str
+    before: str
+    after: str
+    cells: int
+    quality: Interval
+    memory: float | None
+    time: float | None
+
+
+def effects(frame: pd.DataFrame, metric: str | None) -> list[Effect]:
+    """The effect of every level of every axis that varies among the finished trials."""
+    if metric is None or metric not in frame:
+        return []
+    done = finished(frame).dropna(subset=[metric])
+    cells = pd.DataFrame(
+        {axis: _levels(done, column) for axis, column in AXES.items()} | {"seed": _levels(done, "seed")}
+    )
+    cells["quality"] = done[metric].to_list()
+    cells["memory"] = done["memory/peak_mb"].to_list() if "memory/peak_mb" in done else math.nan
+    cells["time"] = [training_s(row) for row in done.to_dict("records")]
+    cells["time"] = pd.to_numeric(cells["time"], errors="coerce")
+    varying = [axis for axis in AXES if cells[axis].nunique() > 1]
+    found = []
+    for axis in varying:
+        rest = [a for a in [*varying, "seed"] if a != axis and a not in FOLLOWS.get(axis, ())]
+        if not _independent(cells, axis, varying):
+            continue
+        tables = {name: _by_level(cells, axis, rest, name) for name in ("quality", "memory", "time")}
+        levels = _ordered([str(c) for c in tables["quality"].columns])
+        for after in levels[1:]:
+            if (effect := _effect(axis, levels[0], after, tables)) is not None:
+                found.append(effect)
+    return found
+
+
+def section(found: Sequence[Effect], metric: str | None) -> list[str]:
+    """The report's section; nothing where no axis varies alone."""
+    if not found or metric is None:
+        return []
+    rows = [
+        [
+            e.axis,
+            f"{text.escape(e.before)} → {text.escape(e.after)}",
+            str(e.cells),
+            interval(e.quality),
+            _ratio(e.memory),
+            _ratio(e.time),
+        ]
+        for e in found
+    ]
+    words = metric.partition("/")[2].replace("_", " ")
+    table = text.table(["axis", "change", "pairs", f"Δ {words}", "peak memory", "train time"], rows, left=2)
+    told = (
+        "Each pair of trials differs in one axis and in what follows from it (an algorithm's β, an adapter's rank). "
+        "Mean difference with its 95 % interval over the pairs; memory and time as geometric means of ratios."
+    )
+    return ["## What each choice costs", table, told]
+
+
+def _levels(frame: pd.DataFrame, column: str) -> list[str]:
+    if column not in frame:
+        return ["" for _ in range(len(frame))]
+    return ["" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in frame[column]]
+
+
+def _independent(cells: pd.DataFrame, axis: str, varying: Sequence[str]) -> bool:
+    """Whether the axis was chosen and does not merely follow from another one that varies."""
+    masters = [m for m in varying if axis in FOLLOWS.get(m, ())]
+    return not masters or any(rows[axis].nunique() > 1 for _, rows in cells.groupby(masters))
+
+
+def _by_level(cells: pd.DataFrame, axis: str, rest: Sequence[str], name: str) -> pd.DataFrame:
+    """A row per combination of the rest, a column per level of the axis; repeats are averaged."""
+    return cells.pivot_table(index=list(rest), columns=axis, values=name, aggfunc="mean", dropna=True)
+
+
+def _ordered(levels: Sequence[str]) -> list[str]:
+    def key(level: str) -> tuple[int, float, str]:
+        number = _number(level)
+        return (0 if level in FIRST else 1, math.inf if number is None else number, level)
+
+    return sorted(levels, key=key)
+
+
+def _number(level: str) -> float | None:
+    try:
+        return float(level)
+    except ValueError:
+        return None
+
+
+def _effect(axis: str, before: str, after: str, tables: Mapping[str, pd.DataFrame]) -> Effect | None:
+    quality = tables["quality"]
+    both = quality[[before, after]].dropna()
+    if both.empty:
+        return None
+    differences = (both[after] - both[before]).tolist()
+    gain = (
+        stats.t_interval(differences) if len(differences) > 1 else Interval(differences[0], None, None, 1, "one pair")
+    )
+    ratios = [_geometric(tables[name], before, after) for name in ("memory", "time")]
+    return Effect(axis, before, after, len(both), gain, *ratios)
+
+
+def _geometric(table: pd.DataFrame, before: str, after: str) -> float | None:
+    if not {before, after} <= set(table.columns):
+        return None
+    both = table[[before, after]].dropna()
+    both = both[(both[before] > 0) & (both[after] > 0)]
+    if both.empty:
+        return None
+    return math.exp(sum(math.log(a / b) for a, b in zip(both[after], both[before], strict=True)) / len(both))
+
+
+def _ratio(value: float | None) -> str:
+    return text.MISSING if value is None else f"× {value:.2f}"

@@ -1,0 +1,35 @@
+"""The report as one HTML page. Model text stays data: raw HTML in the markdown is shown and not obeyed."""
+
+from __future__ import annotations
+
+from html import escape
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 76rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .87rem; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }
+th { border-bottom-color: #888; }
+td { font-variant-numeric: tabular-nums; max-width: 34rem; overflow-wrap: anywhere; }
+img { max-width: 100%; background: #fff; }
+blockquote { border-left: 4px solid #d55e00; margin: 1rem 0; padding: .1rem 1rem; }
+pre { background: #8881; padding: .7rem; overflow-x: auto; }
+"""
+
+
+def page(markdown: str, title: str) -> str:
+    """A whole page, with its style in it and no script; images stay links to the files beside it."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    head = [
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style>",
+    ]
+    return "\n".join(
+        ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", body, "</body>", "</html>", ""]
+    )

@@ -1,0 +1,141 @@
+"""Which recipe to take, what a choice costs, and the page people open: derived from verdicts, names as data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.report import choice, effects
+from harness.report.html import page
+from harness.report.recipes import compared, recipes
+from tests.test_report import trials
+
+METRIC = "eval/true_reward"
+
+
+def seeds(name: str, rewards: list[float], *, mb: float = 100, s: float = 10, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial_id": f"{name}-s{seed}-00000000", "algo": name, "seed": seed, "params.algo.name": name,
+            METRIC: reward, "memory/peak_mb": mb, "time/train_s": s, **more,
+        }
+        for seed, reward in enumerate(rewards)
+    ]  # fmt: skip
+
+
+def of(*groups: list[dict[str, Any]]) -> tuple[Any, Any]:
+    found = recipes(trials(*(row for group in groups for row in group)), METRIC)
+    return found, compared(found, METRIC, {})
+
+
+# -- the front -----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_ties_and_costs_more_is_beaten_and_one_that_is_open_is_not():
+    found, verdicts = of(
+        seeds("best", [0.80, 0.81, 0.79]),
+        seeds("costly", [0.79, 0.80, 0.80], mb=300),
+        seeds("quick", [0.50, 0.51, 0.49], s=1),
+        seeds("bad", [0.30, 0.31, 0.29]),
+        seeds("open", [0.95, 0.40, 0.85]),
+    )
+    assert choice.front(found, METRIC, verdicts) == {"best", "quick", "open"}
+
+
+def test_differences_of_a_few_percent_in_memory_beat_nobody():
+    found, verdicts = of(seeds("a", [0.80, 0.81, 0.79], mb=100), seeds("b", [0.80, 0.81, 0.79], mb=103))
+    assert choice.front(found, METRIC, verdicts) == {"a", "b"}
+
+
+# -- sentences -----------------------------------------------------------------------------------------
+
+
+def said(*groups: list[dict[str, Any]], base: float | None = None) -> str:
+    found, verdicts = of(*groups)
+    return " ".join(choice.sentences(found, METRIC, verdicts, "reward", base))
+
+
+def test_the_cheapest_of_a_tie_is_named():
+    words = said(seeds("slow", [0.80, 0.81, 0.79], s=90), seeds("fast", [0.79, 0.80, 0.79], s=9))
+    assert "Best reward: **slow**" in words and "Cheapest within a tie of it: **fast**, 9.0 s" in words
+
+
+def test_the_best_may_be_the_cheapest_too():
+    words = said(seeds("a", [0.80, 0.81, 0.79], s=5), seeds("b", [0.79, 0.80, 0.79], s=9))
+    assert "also the cheapest among the 2 that tie" in words
+
+
+def test_where_nothing_was_compared_nothing_is_said_of_ties():
+    assert said(seeds("a", [0.9]), seeds("b", [0.2])) == "Best reward: **a** with 0.900."
+
+
+def test_without_a_tie_nothing_is_recommended_in_its_place():
+    assert "None is shown to tie with it, and one recipe would need more seeds" in said(
+        seeds("a", [0.9, 0.5, 0.8]), seeds("b", [0.6, 0.7, 0.6])
+    )
+    assert "Nothing ties with it" in said(seeds("a", [0.9, 0.91, 0.9]), seeds("b", [0.2, 0.21, 0.2]))
+
+
+def test_what_to_avoid_is_below_the_base_or_worse_for_certain():
+    good, bad = seeds("good", [0.9, 0.91, 0.9]), seeds("bad", [0.2, 0.21, 0.2])
+    assert "Avoid **bad**: 0.203" in (words := said(good, bad, base=0.4)) and "below the base" in words
+    assert "Avoid **bad**: worse than the best by 0.7" in said(good, bad)
+    assert "Avoid" not in said(seeds("a", [0.9, 0.5, 0.8]), seeds("b", [0.6, 0.7, 0.6]))
+
+
+# -- effects -------------------------------------------------------------------------------------------
+
+
+def grid() -> pd.DataFrame:
+    rows = []
+    for algo, gain in (("dpo", 0.0), ("ppo", 0.3)):
+        for adapter, cost, mb in (("full", 0.0, 400), ("lora", -0.05, 100)):
+            for seed in range(3):
+                rows.append({
+                    "trial_id": f"{algo}-{adapter}-s{seed}-00000000", "algo": algo, "adapter": adapter, "seed": seed,
+                    "beta": 0.1 if algo == "dpo" else 0.05, "rank": 16 if adapter == "lora" else math.nan,
+                    METRIC: 0.4 + gain + cost + seed / 1000, "memory/peak_mb": mb * (2 if algo == "ppo" else 1),
+                    "time/train_s": 10.0,
+                })  # fmt: skip
+    return trials(*rows)
+
+
+def test_the_effect_of_an_adapter_is_its_mean_over_algorithms_and_seeds():
+    algo, adapter = effects.effects(grid(), METRIC)
+    assert (adapter.axis, adapter.before, adapter.after, adapter.cells) == ("adapter", "full", "lora", 6)
+    assert adapter.quality.mean == pytest.approx(-0.05) and adapter.memory == pytest.approx(0.25)
+    assert (algo.axis, algo.cells) == ("algo", 6)
+    assert algo.quality.mean == pytest.approx(0.3) and algo.memory == pytest.approx(2.0) and algo.time == 1.0
+
+
+def test_beta_and_rank_that_follow_from_another_choice_are_no_axes_of_their_own():
+    assert {e.axis for e in effects.effects(grid(), METRIC)} == {"algo", "adapter"}
+    swept = grid()
+    swept = pd.concat([swept, swept.assign(beta=0.7, **{METRIC: swept[METRIC] - 0.1})])
+    found = {(e.axis, e.before, e.after): e for e in effects.effects(swept, METRIC)}
+    assert found["beta", "0.05", "0.7"].quality.mean == pytest.approx(-0.1)
+
+
+def test_one_pair_has_no_interval_and_a_sweep_of_one_trial_no_section():
+    two = grid().query("seed == 0 and algo == 'dpo'")
+    (only,) = effects.effects(two, METRIC)
+    assert only.cells == 1 and only.quality.low is None
+    assert effects.section(effects.effects(two.head(1), METRIC), METRIC) == []
+    assert effects.effects(two, None) == []
+
+
+# -- the page ------------------------------------------------------------------------------------------
+
+
+def test_raw_html_in_the_markdown_is_shown_and_not_obeyed():
+    evil = "</td><script>alert(1)</script>"
+    found = page(f"# a\n\n| x |\n| :--- |\n| {evil} |\n\n{evil}\n\n![p](p.png)\n", f"t{evil}")
+    assert "<script>" not in found and found.count("&lt;script&gt;") == 3
+    assert '<img src="p.png" alt="p"' in found and "<table>" in found
+
+
+def test_links_that_would_run_something_are_no_links():
+    assert "href" not in page("[x](javascript:alert(1))", "t").replace('rel="icon" href', "")
