@@ -237,7 +237,7 @@ def judged(comparison: Comparison, p: float, *, higher_is_better: bool) -> Compa
         verdict = Verdict.BETTER if (interval.mean > 0) == higher_is_better else Verdict.WORSE
     else:
         verdict = Verdict.OPEN
-    needed = seeds_needed(comparison) if verdict is Verdict.OPEN else None
+    needed = seeds_needed(comparison, p / comparison.p if comparison.p else 1.0) if verdict is Verdict.OPEN else None
     return replace(comparison, p=p, verdict=verdict, needed=needed)
 
 
