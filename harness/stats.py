@@ -241,9 +241,10 @@ def judged(comparison: Comparison, p: float, *, higher_is_better: bool) -> Compa
     return replace(comparison, p=p, verdict=verdict, needed=needed)
 
 
-def seeds_needed(comparison: Comparison) -> int | None:
+def seeds_needed(comparison: Comparison, correction: float = 1.0) -> int | None:
     """The fewest seeds at which an interval with this mean and spread would lie inside the margin, or beside 0.
 
+    ``correction`` is the factor by which other comparisons of the sweep raise p, which must then stay below 5 %.
     None with one seed, which says nothing of the spread between seeds; ``MOST_SEEDS + 1`` where it takes more.
     """
     interval, n = comparison.interval, comparison.seeds
@@ -251,9 +252,10 @@ def seeds_needed(comparison: Comparison) -> int | None:
         return None
     size = abs(interval.mean)
     deviation = (interval.high - interval.mean) / _quantile(n - 1) * math.sqrt(n)
-    reach = max(size, comparison.margin - size)
     for wanted in range(n + 1, MOST_SEEDS + 1):
-        if _quantile(wanted - 1) * deviation / math.sqrt(wanted) < reach:
+        error = deviation / math.sqrt(wanted)
+        tie = size + _quantile(wanted - 1) * error < comparison.margin
+        if tie or size > _quantile(wanted - 1, 1 - (1 - LEVEL) / max(1.0, correction)) * error:
             return wanted
     return MOST_SEEDS + 1
 

@@ -203,7 +203,9 @@ def quality_against_drift(frame: pd.DataFrame, path: Path) -> bool:
         )  # fmt: skip
         for recipe, x, y in points if len(points) > 1 else []:
             beta = value_of(recipe.frame.iloc[0].to_dict(), "beta")
-            axes.annotate(f"{beta:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                f"{beta:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
