@@ -65,7 +65,7 @@ def effects(frame: pd.DataFrame, metric: str | None) -> list[Effect]:
     cells["memory"] = done["memory/peak_mb"].to_list() if "memory/peak_mb" in done else math.nan
     cells["time"] = [training_s(row) for row in done.to_dict("records")]
     cells["time"] = pd.to_numeric(cells["time"], errors="coerce")
-    varying = [axis for axis in AXES if cells[axis].nunique() > 1]
+    varying = [axis for axis in AXES if len(set(cells[axis])) > 1]
     found = []
     for axis in varying:
         rest = [a for a in [*varying, "seed"] if a != axis and a not in FOLLOWS.get(axis, ())]
@@ -112,7 +112,7 @@ def _levels(frame: pd.DataFrame, column: str) -> list[str]:
 def _independent(cells: pd.DataFrame, axis: str, varying: Sequence[str]) -> bool:
     """Whether the axis was chosen and does not merely follow from another one that varies."""
     masters = [m for m in varying if axis in FOLLOWS.get(m, ())]
-    return not masters or any(rows[axis].nunique() > 1 for _, rows in cells.groupby(masters))
+    return not masters or any(len(set(rows[axis])) > 1 for _, rows in cells.groupby(masters))
 
 
 def _by_level(cells: pd.DataFrame, axis: str, rest: Sequence[str], name: str) -> pd.DataFrame:
@@ -152,10 +152,8 @@ def _geometric(table: pd.DataFrame, before: str, after: str) -> float | None:
     if not {before, after} <= set(table.columns):
         return None
     both = table[[before, after]].dropna()
-    both = both[(both[before] > 0) & (both[after] > 0)]
-    if both.empty:
-        return None
-    return math.exp(sum(math.log(a / b) for a, b in zip(both[after], both[before], strict=True)) / len(both))
+    ratios = [a / b for a, b in zip(both[after], both[before], strict=True) if a > 0 and b > 0]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 
 def _ratio(value: float | None) -> str:
