@@ -33,15 +33,15 @@ class Told:
         return {k: v for k, v in self.metrics.items() if k.startswith(prefix)}
 
     @property
+    def points(self) -> list[tuple[int, str, float]]:
+        """(step, name, value) of every series."""
+        events = [e.data for e in self.events if e.kind == "series"]
+        return [(e["step"], name, value) for e in events for name, value in e["values"].items()]
+
+    @property
     def series(self) -> list[tuple[int, str, float]]:
-        """(step, name, value) of everything that is no clock reading."""
-        return [
-            (e.data["step"], name, value)
-            for e in self.events
-            if e.kind == "series"
-            for name, value in e.data["values"].items()
-            if "time" not in name and not name.endswith("_s")
-        ]
+        """The points of those that are no clock reading."""
+        return [p for p in self.points if "time" not in p[1] and not p[1].endswith(("_s", "/seconds"))]
 
     @property
     def stages(self) -> dict[str, bool]:

@@ -322,6 +322,8 @@ def test_lm_eval_runs_the_embedded_tasks_and_leaves_mode_and_torchs_random_state
     assert {name for name in metrics if not name.endswith("_stderr")} == {
         "arithmetic_generate/exact_match",
         "arithmetic_choice/acc",
+        "arithmetic_choice/ece",
+        "arithmetic_choice/brier",
         "letters/exact_match",
     }
     assert all(0 <= value <= 1 for value in metrics.values())
