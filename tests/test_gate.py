@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from harness.gate.command import read_policy
 from harness.gate.decide import Finding, Outcome, decide
 from harness.gate.policy import Policy, Rule
 from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
+from tests.conftest import QUICK
 from tests.runs import Sandbox
 
 DIGESTS = {"dataset": "d1", "base": "b1", "evaluators": "e1"}
@@ -328,3 +331,39 @@ def test_a_sweep_of_other_code_is_no_candidate(sandbox: Sandbox, tmp_path: Path)
     finally:
         client.set_tag(run.info.run_id, "train_key", kept)
     assert asdict(read_policy("ci"))["false_alarms"] == 0.01
+
+
+@pytest.mark.slow
+def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
+    script = Path(__file__).parent.parent / "scripts" / "gate.sh"
+    small = [*QUICK, "eval.evaluators.true_reward.samples=2", "train.steps=2"]
+
+    def run(baseline: str, **more: str) -> Any:
+        environment = sandbox.environment(PYTHON=sys.executable, SWEEP="ci", BASELINE=baseline, **more)
+        return subprocess.run(
+            ["bash", str(script), *small], cwd=sandbox.cwd, env=environment, capture_output=True, text=True, check=False
+        )
+
+    done = run("gate/none.json")
+    assert done.returncode == 2 and "cannot be read" in done.stderr, done.stdout + done.stderr
+    done = gate(sandbox, "--update", "--baseline", "gate/ci.json", "--candidate", "ci", "--reason", "first")
+    assert done.returncode == 0, done.stderr
+    summary = sandbox.cwd / "summary.md"
+    done = run("gate/ci.json", GITHUB_STEP_SUMMARY=str(summary))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "::notice title=Gate::" in done.stdout
+    assert summary.read_text().startswith("## Gate passed") and "# Sweep ci" in summary.read_text()
+    made = {p.name for p in (sandbox.cwd / "reports" / "ci").iterdir()}
+    assert {"report.md", "report.html", "results.csv", "gate.md", "gate.xml", "gate.txt"} <= made
+
+
+@pytest.mark.slow
+def test_the_power_of_a_gate_is_estimated_from_distinct_seeds(sandbox: Sandbox):
+    script = Path(__file__).parent.parent / "scripts" / "gate_power.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--sweep", "monday", "--candidate-seeds", "1"],
+        cwd=sandbox.cwd, env=sandbox.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 seeds, 3 splits: 1 against the 2 others" in done.stdout
+    assert "unchanged, gate fails:" in done.stdout and "worse by 0.05, caught:" in done.stdout

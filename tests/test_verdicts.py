@@ -49,7 +49,7 @@ def examples(folder: Path, metric: str) -> list[float]:
 @pytest.mark.slow
 def test_a_model_trained_on_flipped_labels_is_worse(sandbox: Sandbox) -> None:
     done = sandbox.run(
-        "-m", "algo=dpo", "task.flipped=0,1", "sweep=planted", "eval.evaluators.lm_eval=null", quick=False
+        "-m", "algo=dpo", "task.flipped=0,1", "sweep=planted", "eval.evaluators.lm_eval=null", quick=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     report = (sandbox.cwd / "reports" / "planted" / "report.md").read_text()
