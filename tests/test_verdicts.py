@@ -53,7 +53,7 @@ def test_a_model_trained_on_flipped_labels_is_worse(sandbox: Sandbox) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = (sandbox.cwd / "reports" / "planted" / "report.md").read_text()
-    (row,) = [line for line in report.splitlines() if "flipped=1.0" in line and line.rstrip("| ").endswith("worse")]
+    assert re.search(r"Avoid \*\*dpo[^*]*flipped=1\.0\*\*: (worse than the best|.* below the base)", report)
     assert "Not alike" in report and "data" in report  # other labels are other data, and that is said
     good, bad = (next(f for f in sandbox.folders("planted") if flipped(f) == share) for share in (0.0, 1.0))
     for metric, margin in MARGINS.items():
