@@ -51,7 +51,7 @@ class Baseline:
         reason: why it was written.
         written: when, ISO 8601, UTC.
         sweep, command, commit: where the values come from.
-        environment: versions, platform and processor.
+        environment: versions and processor.
         recipes: label -> values.
     """
 

@@ -159,7 +159,7 @@ def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: 
         sweep=name,
         command=results.sweep_command(options.tracking_uri, name, options.experiment),
         commit=", ".join(sorted({str(sha) for sha in frame["git_sha"]})),
-        environment={k: environment[k] for k in ("python", "platform", "processor", "versions")},
+        environment={k: environment[k] for k in ("python", "processor", "versions")},
         recipes=dict(recipes),
     )
 
