@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class Record:
         metrics: name -> a value per seed.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     digests: dict[str, str]
     device: str
@@ -55,7 +56,7 @@ class Baseline:
         recipes: label -> values.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     schema_version: int
     reason: str
@@ -111,8 +112,6 @@ def write(path: Path, baseline: Baseline) -> None:
 
 def _compact(text: str) -> str:
     """Lists of numbers on one line."""
-    import re
-
     return re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -172,7 +171,7 @@ def _update(path: Path, options: Any, frame: pd.DataFrame, candidate: Mapping[st
             f"trials did not finish: {'; '.join(left.values())}", key="--candidate", value=str(frame["sweep"].iloc[0])
         )
     written = _of_sweep(frame, candidate, options.reason.strip(), options)
-    store.write(path, replace(written))
+    store.write(path, written)
     seeds = min(len(r.seeds) for r in candidate.values())
     print(f"{path}: {len(candidate)} recipes, {seeds} seeds" + (SEEDS_WANTED if seeds < 20 else ""))
     return 0

@@ -236,7 +236,7 @@ def _without_beta(label: str) -> str:
 
 
 def _reach(found: Sequence[Interval]) -> list[list[float]] | None:
-    """Lengths of error bars below and above; None where there are no intervals of three seeds or more."""
+    """Lengths of error bars below and above; None where one of them has no bounds."""
     if any(i.low is None or i.high is None for i in found):
         return None
     below, above = zip(*((i.mean - (i.low or 0.0), (i.high or 0.0) - i.mean) for i in found), strict=True)
