@@ -62,8 +62,7 @@ def audit(data: TaskData) -> Audit:
         for kind, splits in (("pairs", data.eval_pairs), ("prompts", data.eval_prompts))
         for split, rows in splits.items()
     }
-    training = (r["prompt"] for rows in (data.train_pairs, data.train_unpaired, data.train_prompts) for r in rows)
-    shown = copies({prompt for prompts in held.values() for prompt in prompts}, map(text_of, training))
+    shown = copies({prompt for prompts in held.values() for prompt in prompts}, data.training_prompts())
     leaks = [Leak(where, *shown[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in shown]
     leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
     labelled = data.train_pairs or data.train_unpaired
@@ -177,7 +176,7 @@ def _agreement(rows: Sequence[Row]) -> dict[str, str]:
     labels = [row[ANNOTATIONS] for row in rows if ANNOTATIONS in row]
     if not labels:
         return {}
-    from harness.stats import cohens_kappa
+    from harness.forecast import cohens_kappa
 
     facts = {}
     for first, second in itertools.combinations(labels[0], 2):

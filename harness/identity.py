@@ -38,7 +38,7 @@ TRAINING_CODE = (
     "training.py",
     "worker.py",
 )
-EVALUATION_CODE = ("evaluators", "stats.py")
+EVALUATION_CODE = ("evaluators", "forecast.py")
 
 
 def digest(content: Any, length: int = 16) -> str:
@@ -83,8 +83,12 @@ def _meaning(source: str) -> str:
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that compute."""
-    return {name: version_of(name) for name in COMPUTING_LIBRARIES}
+    """Versions of the libraries that compute, as keys and digests hold them: without the build.
+
+    ``2.13.0+cpu`` is ``2.13.0``: one source, built for another device. The device is told apart where it counts
+    (kernels do not agree to the bit between devices of one build either), and a baseline can be carried elsewhere.
+    """
+    return {name: version_of(name).partition("+")[0] for name in COMPUTING_LIBRARIES}
 
 
 def folder_digest(folder: Path) -> str:
@@ -112,7 +116,7 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cpu_count": os.cpu_count(),
         "versions": {
-            **library_versions(),
+            **{name: version_of(name) for name in COMPUTING_LIBRARIES},
             "harness": version_of("alignment-harness"),
             "mlflow": version_of("mlflow"),
         },

@@ -11,13 +11,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
+
+from harness.forecast import column
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -91,7 +93,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     Raises:
         ValueError: no values.
     """
-    sample = _array(values)
+    sample = column(values)
     if len(sample) < 2:
         return Interval(float(sample[0]), None, None, 1, "one value")
     mean, error = float(sample.mean()), _standard_error(sample)
@@ -109,7 +111,7 @@ def bootstrap_interval(
     Raises:
         ValueError: no values.
     """
-    sample = _array(values)
+    sample = column(values)
     mean = float(sample.mean())
     if len(sample) < 2:
         return Interval(mean, None, None, 1, "one value")
@@ -128,7 +130,7 @@ def over_seeds(scores: Scores, level: float = LEVEL) -> Interval:
     Raises:
         ValueError: no seeds, or one without examples.
     """
-    means = [float(_array(values).mean()) for values in scores.values()]
+    means = [float(column(values).mean()) for values in scores.values()]
     if len(means) != 1:
         return t_interval(means, level)
     return bootstrap_interval(next(iter(scores.values())), level)
@@ -144,7 +146,7 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
         first: 1 where the first model is right, 0 where it is wrong.
         second: the same examples under the second model.
     """
-    a, b = _array(first), _array(second)
+    a, b = column(first), column(second)
     won, lost = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     return float(scipy_stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
@@ -167,7 +169,7 @@ def compare(first: Scores, second: Scores, *, margin: float, higher_is_better: b
     shared = sorted(first.keys() & second.keys())
     if not shared:
         raise ValueError("no seed is shared")
-    pairs = [(_array(first[seed]), _array(second[seed])) for seed in shared]
+    pairs = [(column(first[seed]), column(second[seed])) for seed in shared]
     if any(len(a) != len(b) for a, b in pairs):
         raise ValueError("the two sides were judged on different numbers of examples")
     differences = [a - b for a, b in pairs]
@@ -260,103 +262,10 @@ def seeds_needed(comparison: Comparison, correction: float = 1.0) -> int | None:
     return MOST_SEEDS + 1
 
 
-# -- probabilities and labels --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Predictions between ``low`` and ``high``: how many, their mean, and how often the event came."""
-
-    low: float
-    high: float
-    count: int
-    predicted: float
-    observed: float
-
-
-def brier(predicted: Sequence[float], happened: Sequence[float]) -> float:
-    """Mean squared difference of probability and event (Brier 1950); 0 is perfect, a constant ½ scores ¼."""
-    return float(((_array(predicted) - _array(happened)) ** 2).mean())
-
-
-def reliability(
-    predicted: Sequence[float], happened: Sequence[float], bins: int = 10, span: tuple[float, float] = (0.0, 1.0)
-) -> list[Bin]:
-    """Bins of equal width over ``span``, closed on the right, the first on both sides; empty ones are left out."""
-    p, y = _array(predicted), _array(happened)
-    edges = np.linspace(*span, bins + 1)
-    index = np.clip(np.searchsorted(edges, p, side="left") - 1, 0, bins - 1)
-    return [
-        Bin(float(edges[i]), float(edges[i + 1]), int(inside.sum()), float(p[inside].mean()), float(y[inside].mean()))
-        for i in range(bins)
-        if (inside := index == i).any()
-    ]
-
-
-def confidence(chosen: list[float]) -> tuple[list[float], list[float]]:
-    """Probabilities that the chosen side is better -> confidence in the preferred side, and whether it was right."""
-    sure = [max(p, 1 - p) for p in chosen]
-    return sure, [1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in chosen]
-
-
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean gap of predicted and observed, bins weighted by their count (Naeini et al. 2015)."""
-    total = sum(b.count for b in bins)
-    return sum(b.count * abs(b.predicted - b.observed) for b in bins) / total
-
-
-def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Agreement of two raters beyond chance (Cohen 1960); None where chance alone would agree always."""
-    n = len(first)
-    if n == 0 or n != len(second):
-        raise ValueError("two raters of the same items are needed")
-    seen = sum(a == b for a, b in zip(first, second, strict=True)) / n
-    chance = sum(first.count(label) * second.count(label) for label in set(first)) / n**2
-    return None if chance == 1 else (seen - chance) / (1 - chance)
-
-
-def length_controlled_rate(won: Sequence[float], length_difference: Sequence[float]) -> float | None:
-    """The win rate to expect at equal length: a logistic regression of wins on length difference, read at 0.
-
-    In the spirit of AlpacaEval 2 (arXiv 2404.04475), with the length difference divided by its deviation and squashed
-    by tanh. A penalty of half the squared slope keeps it finite where length separates wins from losses.
-
-    Args:
-        won: 1, 0, or ½ for a tie.
-        length_difference: own length less the opponent's.
-
-    Returns:
-        None where nothing was compared.
-    """
-    y, gap = np.asarray(won, float), np.asarray(length_difference, float)
-    if len(y) == 0:
-        return None
-    deviation = float(gap.std())
-    x = np.tanh(gap / deviation) if deviation else np.zeros_like(gap)
-    design, penalty = np.stack([np.ones_like(x), x], axis=1), np.diag([1e-6, 1.0])
-    weights = np.zeros(2)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-design @ weights))
-        slope = design.T @ (p - y) + penalty @ weights
-        curvature = (design.T * (p * (1 - p))) @ design + penalty
-        step = np.linalg.solve(curvature, slope)
-        weights -= step
-        if np.abs(step).max() < 1e-10:
-            break
-    return float(1 / (1 + np.exp(-weights[0])))
-
-
 @functools.cache
 def _quantile(freedom: int, level: float = LEVEL) -> float:
     """Student's, two-sided."""
     return float(scipy_stats.t.ppf(0.5 + level / 2, freedom))
-
-
-def _array(values: Any) -> np.ndarray:
-    found = np.asarray(values, dtype=float)
-    if found.ndim != 1 or len(found) == 0:
-        raise ValueError("values are needed, in one dimension")
-    return found
 
 
 def _standard_error(sample: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import stats
+from harness import forecast
 from harness.evaluators import behaviour, scoring
 from harness.evaluators.base import EvalContext
 from harness.evaluators.behaviour import Behaviour
@@ -187,7 +187,7 @@ def test_calibration_by_hand(monkeypatch):
 
 
 def test_indifference_is_half_right():
-    assert stats.confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
+    assert forecast.confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ ORDER = (
     "tracking",
     "projection",
     "results",
+    "forecast",
     "stats",
     "report",
     # Components.

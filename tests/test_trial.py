@@ -237,6 +237,17 @@ def test_another_version_of_a_computing_library_changes_the_train_key(trial, mon
     assert identity.what_changed(before.why, after.why) == "version of torch"
 
 
+def test_the_build_of_a_library_is_recorded_and_keys_nothing(monkeypatch):
+    versions = {"torch": "2.13.0+cpu"}
+    monkeypatch.setattr(identity, "version_of", lambda name: versions.get(name, "1.0"))
+    identity.library_versions.cache_clear()
+    try:
+        assert identity.library_versions()["torch"] == "2.13.0"
+        assert identity.environment()["versions"]["torch"] == "2.13.0+cpu"
+    finally:
+        identity.library_versions.cache_clear()
+
+
 def test_the_code_that_renders_rows_counts_as_training_code():
     assert "conversation.py" in identity.TRAINING_CODE
 
@@ -245,7 +256,7 @@ def test_the_yaml_of_embedded_lm_eval_tasks_counts_as_evaluation_code(tmp_path, 
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     tasks = tmp_path / "evaluators" / "lm_eval_tasks"
     tasks.mkdir(parents=True)
-    (tmp_path / "stats.py").write_text("")
+    (tmp_path / "forecast.py").write_text("")
     digests = []
     for question in ("doc_to_text: a", "doc_to_text: b"):
         (tasks / "letters.yaml").write_text(question)

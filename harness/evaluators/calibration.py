@@ -43,7 +43,7 @@ class Calibration(Evaluator):
         )
 
     def _pairs(self, context: EvalContext) -> Evaluation:
-        from harness import stats
+        from harness import forecast
         from harness.evaluators.scoring import pair_log_probs
 
         why = None
@@ -58,11 +58,11 @@ class Calibration(Evaluator):
         scores, reference = pair_log_probs(context), context.reference
         margins = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).tolist()
         chosen = [_sigmoid(context.beta * margin) for margin in margins]
-        bins = stats.reliability(*stats.confidence(chosen), bins=self.bins, span=(0.5, 1.0))
+        bins = forecast.reliability(*forecast.confidence(chosen), bins=self.bins, span=(0.5, 1.0))
         return Evaluation(
             metrics={
-                "preference_brier": stats.brier(chosen, [1.0] * len(chosen)),
-                "preference_ece": stats.expected_calibration_error(bins),
+                "preference_brier": forecast.brier(chosen, [1.0] * len(chosen)),
+                "preference_ece": forecast.expected_calibration_error(bins),
             },
             tables={"reliability": [asdict(b) for b in bins]},
         )

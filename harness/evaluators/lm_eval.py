@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from harness.audit import copies
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, text_of
+from harness.tasks.base import Task, TaskData
 
 EMBEDDED = ("arithmetic_generate", "arithmetic_choice", "letters")
 FOLDER = Path(__file__).parent / "lm_eval_tasks"
@@ -183,15 +183,15 @@ def choice_calibration(samples: Samples) -> dict[str, float]:
     prediction the most likely choice, right where lm-eval's ``acc`` says so. Ten equal bins from 0 to 1; ``brier``
     is the mean squared difference of that confidence and being right.
     """
-    from harness import stats
+    from harness import forecast
 
     metrics: dict[str, float] = {}
     for name, own in samples.items():
         judged = [(_confidence(s["filtered_resps"]), float(s["acc"])) for s in own if _is_choice(s)]
         if judged and len(judged) == len({_document(s) for s in own}):
             sure, right = [c for c, _ in judged], [r for _, r in judged]
-            metrics[f"{name}/ece"] = stats.expected_calibration_error(stats.reliability(sure, right, bins=BINS))
-            metrics[f"{name}/brier"] = stats.brier(sure, right)
+            metrics[f"{name}/ece"] = forecast.expected_calibration_error(forecast.reliability(sure, right, bins=BINS))
+            metrics[f"{name}/brier"] = forecast.brier(sure, right)
     return metrics
 
 
@@ -219,15 +219,12 @@ def leaked(samples: Samples, context: EvalContext) -> list[dict[str, str]]:
     Raises:
         UserError: more of a task than ``eval.max_leaked`` allows.
     """
-    data = context.data
-    training = [
-        text_of(r["prompt"]) for rows in (data.train_pairs, data.train_unpaired, data.train_prompts) for r in rows
-    ]
     texts = {
         name: {_document(s): [v for v in s["doc"].values() if isinstance(v, str)] for s in own}
         for name, own in samples.items()
     }
-    shown = copies({t for documents in texts.values() for fields in documents.values() for t in fields}, training)
+    held = {t for documents in texts.values() for fields in documents.values() for t in fields}
+    shown = copies(held, context.data.training_prompts())
     rows: list[dict[str, str]] = []
     for name, documents in texts.items():
         hits = {

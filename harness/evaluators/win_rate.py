@@ -21,7 +21,7 @@ class WinRate(Evaluator):
     """Trained model against the one training started from, the same prompts, judged by one reward for both.
 
     Raw, a tie counting one half, and length-controlled: what a logistic regression on the difference in length
-    expects between answers of equal length (``stats.length_controlled_rate``).
+    expects between answers of equal length (``forecast.length_controlled_rate``).
 
     Attributes:
         samples: completions per prompt on either side.
@@ -42,7 +42,7 @@ class WinRate(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample on either side and compare sample by sample."""
-        from harness import stats
+        from harness import forecast
         from harness.evaluators.preference import wins
         from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
 
@@ -54,7 +54,7 @@ class WinRate(Evaluator):
             _, theirs = held_out_samples(before, per_prompt=k, max_prompts=self.max_prompts)
         score = self._score(context)
         won = wins(score([rows[d.row] for d in mine], mine), score([rows[d.row] for d in theirs], theirs))
-        controlled = stats.length_controlled_rate(
+        controlled = forecast.length_controlled_rate(
             won, [float(a.tokens - b.tokens) for a, b in zip(mine, theirs, strict=True)]
         )
         per_prompt = grouped(won, k)

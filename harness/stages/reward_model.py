@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import identity, stats
+from harness import forecast, identity
 from harness.cache import Cache, Entry
 from harness.classifier import score_sequences, sequence_of, with_score
 from harness.rewards.model import RewardModelSpec
@@ -172,12 +172,12 @@ def judged(margins: Tensor) -> dict[str, float]:
     (1 - sigmoid(margin))^2.
     """
     chosen = torch.sigmoid(margins.double()).tolist()
-    sure, right = stats.confidence(chosen)
+    sure, right = forecast.confidence(chosen)
     return {
         "accuracy": sum(right) / len(right),
         "margin": float(margins.mean()),
-        "brier": stats.brier(chosen, [1.0] * len(chosen)),
-        "ece": stats.expected_calibration_error(stats.reliability(sure, right, bins=BINS, span=(0.5, 1.0))),
+        "brier": forecast.brier(chosen, [1.0] * len(chosen)),
+        "ece": forecast.expected_calibration_error(forecast.reliability(sure, right, bins=BINS, span=(0.5, 1.0))),
     }
 
 

@@ -64,6 +64,11 @@ class TaskData:
         }
         return digest_of(content)
 
+    def training_prompts(self) -> list[str]:
+        """The words of every prompt that training may see, in order; a prompt of several rows comes several times."""
+        rows = (*self.train_pairs, *self.train_unpaired, *self.train_prompts)
+        return [text_of(row["prompt"]) for row in rows]
+
 
 def digest_of(content: Any) -> str:
     """SHA-256 of the canonical JSON of ``content``, first 16 hex digits."""
