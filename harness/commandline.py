@@ -22,10 +22,10 @@ class Parser(argparse.ArgumentParser):
         """As a ``UserError``."""
         raise UserError(message, key=self.command, fix=f"see `{self.prog} --help`")
 
-    def add_store(self) -> None:
-        """Where the tracked numbers are."""
+    def add_store(self, experiment: str | None = "harness", about: str = "default: %(default)s") -> None:
+        """Where the tracked numbers are: the store, and the experiment with its default and what it is good for."""
         self.add_argument("--tracking-uri", metavar="URI", default="sqlite:///mlflow.db", help="default: %(default)s")
-        self.add_argument("--experiment", metavar="NAME", default="harness", help="default: %(default)s")
+        self.add_argument("--experiment", metavar="NAME", default=experiment, help=about)
         self.add_argument(
             "overrides", nargs="*", metavar="tracking.uri=URI", help=f"also {', '.join(OVERRIDES)}=..."
         )  # fmt: skip

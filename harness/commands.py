@@ -72,7 +72,7 @@ def validate(argv: list[str]) -> int:
 
 def _validate_all(folders: Sequence[str]) -> int:
     """Every option of every group, composed into a whole configuration and built."""
-    from harness.gate.command import read_policy
+    from harness.gate.policy import read_policy
     from harness.trial import assemble
 
     wrong, roots = 0, [conf_dir(), *map(Path, folders)]

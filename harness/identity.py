@@ -122,6 +122,7 @@ def environment() -> dict[str, Any]:
         },
         "git_sha": git_sha(),
         "command": command_line(),
+        "trial_command": trial_command(),
     }
 
 
@@ -144,6 +145,19 @@ def command_line() -> str:
     name = Path(sys.argv[0]).name
     program = "python -m harness" if name == "__main__.py" else name
     return f"{program} {arguments}".strip()
+
+
+def trial_command() -> str | None:
+    """What would run the present Hydra job alone, in a sweep of its own; None outside of a job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    job = HydraConfig.get()
+    folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
+    words = [word for folder in folders for word in ("--config-dir", folder)]
+    words += [str(o) for o in job.overrides.task if not str(o).lstrip("+").startswith("sweep=")]
+    return shlex.join(["python", "-m", "harness", *words])
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

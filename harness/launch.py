@@ -185,19 +185,17 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     """Where recipes were trained with several seeds, a row for each of them."""
     from harness import results
     from harness.report import recipes
-    from harness.report.leaderboard import quality_name
+    from harness.report.findings import find
 
-    metric = quality_name(frame)
-    found = recipes.recipes(frame, metric)
-    if recipes.several_seeds(found):
-        kept = results.examples_from_folder(folder, frame, recipes.UNITS.get(metric or ""))
-        print("\n" + recipes.render_terminal(found, recipes.compared(found, metric, kept)))
+    found = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))
+    if recipes.several_seeds(found.recipes):
+        print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
     """Catch up with MLflow, write the report, say where both are."""
     from harness.projection import project
-    from harness.report.markdown import write_report
+    from harness.report.gather import write_report
 
     try:
         for folder in sorted(p.parent for p in sweep.folder.glob("*/trial.json")):

@@ -167,6 +167,7 @@ def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Pat
         "train_key": trial["train_key"],
         "eval_key": trial["eval_key"],
         "folder": str(folder),
+        "command": environment.get("trial_command") or "",
     } | {f"{what}_digest": trial["digests"][key] for what, key in DIGESTS.items() if key in trial["digests"]}
     run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
     return run.info.run_id
@@ -318,6 +319,8 @@ def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:
 def _describe(result: Mapping[str, Any]) -> str:
     """Headline numbers, as markdown for the run's page."""
     metrics, lines = result["metrics"], [f"**{result['trial_id']}** — {result['outcome']}"]
+    if command := result["environment"].get("trial_command"):
+        lines.append(f"```sh\n{command}\n```")
     if result["reason"]:
         lines.append(f"reason: {result['reason']}")
     for name in (

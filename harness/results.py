@@ -19,7 +19,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from harness.tracking import Tracking, check_reachable, client
 TEXTS = (
     "trial_id", "sweep", "run_id", "outcome", "reason", "algo", "adapter", "model", "task", "device", "device_name",
     "precision", "memory_lens", "git_sha", "dataset_digest", "base_digest", "evaluator_digest",
-    "code_digest", "train_key", "eval_key",
+    "code_digest", "train_key", "eval_key", "command",
 )  # fmt: skip
 NUMBERS = ("beta", "rank", "seed")
 SERIES_COLUMNS = ("run_id", "name", "step", "time", "value")
@@ -55,12 +55,45 @@ def from_mlflow(uri: str, sweep: str | None = None, experiment: str = "harness")
     """
     api, experiment_id = _open(uri, experiment)
     name = sweep if sweep is not None else _latest_sweep(api, experiment_id, experiment)
-    newest: dict[str, Any] = {}
-    for run in _search(api, experiment_id, f"tags.kind = 'trial' and tags.sweep = {_quote(name)}"):
-        newest.setdefault(run.data.tags["trial_id"], run)  # newest first: an earlier attempt was restored by hand
-    if not newest:
+    found = _newest(_search(api, experiment_id, f"tags.kind = 'trial' and tags.sweep = {_quote(name)}"))
+    if not found:
         raise _no_trials(api, experiment_id, name)
-    return _table(_from_run(run) for _, run in sorted(newest.items()))
+    return _table(map(_from_run, found))
+
+
+def from_experiment(uri: str, experiment: str) -> pd.DataFrame:
+    """The trials of all sweeps of an MLflow experiment; of one that several sweeps have, the newest run.
+
+    Raises:
+        UserError: no such store or experiment, or one without a trial.
+    """
+    api, experiment_id = _open(uri, experiment)
+    found = _newest(_search(api, experiment_id, "tags.kind = 'trial'"))
+    if not found:
+        raise UserError("holds no trial yet", key="tracking.experiment", value=experiment, fix="run a sweep first")
+    return _table(map(_from_run, found))
+
+
+def from_runs(uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
+    """Trials by their MLflow run ids.
+
+    Raises:
+        UserError: no such store; an id of no run, or of a run that is no trial.
+    """
+    from mlflow.exceptions import MlflowException
+
+    api, found = _client(uri), []
+    for run_id in dict.fromkeys(run_ids):
+        try:
+            run = api.get_run(run_id)
+        except MlflowException:
+            raise UserError(
+                "there is no such run", key="--runs", value=run_id, fix="ids stand on a run's page"
+            ) from None
+        if run.data.tags.get("kind") != "trial":
+            raise UserError("is no run of a trial", key="--runs", value=run_id, fix="name the runs below its sweep's")
+        found.append(run)
+    return _table(map(_from_run, found))
 
 
 def from_folder(path: str | Path) -> pd.DataFrame:
@@ -99,16 +132,20 @@ def series(uri: str, run_ids: Sequence[str], names: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(points, columns=list(SERIES_COLUMNS))
 
 
+def table(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
+    """One table of a run; None where it has no such one that can be read."""
+    content = _artifact_json(_client(uri), run_id, f"tables/{name}.json")
+    if content is None or not {"columns", "data"} <= content.keys():
+        return None
+    return pd.DataFrame(content["data"], columns=content["columns"])
+
+
 def tables(uri: str, run_id: str) -> dict[str, pd.DataFrame]:
     """The tables of a run (``tables/<name>.json``), by name; empty where it has none that can be read."""
     api = _client(uri)
     names = [a.path for a in _quietly(lambda: api.list_artifacts(run_id, "tables"), []) if a.path.endswith(".json")]
-    found = {}
-    for name in names:
-        content = _artifact_json(api, run_id, name)
-        if content is not None and {"columns", "data"} <= content.keys():
-            found[Path(name).stem] = pd.DataFrame(content["data"], columns=content["columns"])
-    return found
+    found = {Path(name).stem: table(uri, run_id, Path(name).stem) for name in names}
+    return {name: content for name, content in found.items() if content is not None}
 
 
 def examples(uri: str, frame: pd.DataFrame, name: str | None) -> dict[str, pd.DataFrame]:
@@ -153,6 +190,14 @@ def sweep_command(uri: str, sweep: str, experiment: str = "harness") -> str | No
     return next((run.data.tags.get("command") for run in found), None)
 
 
+def _newest(runs: Iterator[Any]) -> list[Any]:
+    """One run per trial, by trial id; the runs come newest first, and an earlier attempt was restored by hand."""
+    found: dict[str, Any] = {}
+    for run in runs:
+        found.setdefault(run.data.tags["trial_id"], run)
+    return [run for _, run in sorted(found.items())]
+
+
 # -- rows ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +230,7 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         "precision": device.get("precision"),
         "memory_lens": next((e.data["lens"] for e in reversed(events) if e.kind == "memory"), None),
         "git_sha": result.environment.get("git_sha") or "unknown",
+        "command": result.environment.get("trial_command"),
         "dataset_digest": result.digests.get("dataset"),
         "base_digest": result.digests.get("base"),
         "evaluator_digest": result.digests.get("evaluators"),
@@ -197,7 +243,7 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
     return {**row, **result.metrics}
 
 
-def _table(rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows))
     fixed = [*TEXTS, "started", *NUMBERS]
     rest = sorted((c for c in frame.columns if c not in fixed), key=lambda c: (c.startswith("params."), c))

@@ -18,9 +18,8 @@ from dataclasses import replace
 from harness import results
 from harness.gate import baseline as store
 from harness.gate.baseline import Record
-from harness.gate.command import read_policy
 from harness.gate.decide import Outcome, decide
-from harness.gate.policy import Policy
+from harness.gate.policy import Policy, Rule, read_policy
 
 
 def part(record: Record, chosen: frozenset[int]) -> Record:
@@ -30,9 +29,10 @@ def part(record: Record, chosen: frozenset[int]) -> Record:
     return replace(record, seeds=[record.seeds[i] for i in places], metrics=values)
 
 
-def worse(record: Record, metric: str, loss: float) -> Record:
-    """The record with every value of ``metric`` moved by ``loss``."""
-    return replace(record, metrics={**record.metrics, metric: [v - loss for v in record.metrics[metric]]})
+def worse(record: Record, metric: str, rule: Rule, loss: float) -> Record:
+    """The record with every value of ``metric`` moved by ``loss``, to its bad side."""
+    moved = -loss if rule.direction == "up" else loss
+    return replace(record, metrics={**record.metrics, metric: [v + moved for v in record.metrics[metric]]})
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"unchanged, gate fails: {share(recipes, splits, seeds, policy, None, 0):.2%}")
     for label, record in recipes.items():
         for name in record.metrics:
-            if name.startswith("eval/") and policy.metrics[name].direction == "up":
+            if name.startswith("eval/") and policy.metrics[name].concerns(label):
                 caught = share(recipes, splits, seeds, policy, (label, name), options.loss)
                 print(f"{label}: {name} worse by {options.loss:g}, caught: {caught:.2%}")
 
@@ -80,7 +80,7 @@ def share(
         before = {label: part(r, frozenset(seeds) - chosen) for label, r in recipes.items()}
         after = {label: part(r, chosen) for label, r in recipes.items()}
         if planted:
-            after[planted[0]] = worse(after[planted[0]], planted[1], loss)
+            after[planted[0]] = worse(after[planted[0]], planted[1], policy.metrics[planted[1]], loss)
         findings = decide(before, after, policy)
         if planted:
             failed += any((f.recipe, f.metric) == planted and f.outcome is Outcome.REGRESSED for f in findings)

@@ -18,9 +18,8 @@ from scipy.stats import t as student
 from harness.errors import UserError, UserErrors
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline, Record
-from harness.gate.command import read_policy
 from harness.gate.decide import Finding, Outcome, decide
-from harness.gate.policy import Policy, Rule
+from harness.gate.policy import Policy, Rule, read_policy
 from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
 from tests.conftest import QUICK
 from tests.runs import Sandbox
@@ -137,6 +136,15 @@ def test_what_depends_on_the_device_is_skipped_on_another_one():
     assert decided(record(*STEADY), record(9, 9, 9), asked).outcome is Outcome.REGRESSED
     found = decided(record(*STEADY), record(9, 9, 9, device="gpu"), asked)
     assert found.outcome is Outcome.SKIPPED and not found.fails and "cpu" in found.note and "gpu" in found.note
+
+
+def test_a_rule_for_some_recipes_says_nothing_about_others_and_takes_no_share_of_false_alarms():
+    before = {"dpo-lora": record(*STEADY), "grpo-lora": record(*STEADY)}
+    after = {"dpo-lora": record(0.1, 0.1, 0.1), "grpo-lora": record(0.1, 0.1, 0.1)}
+    (found,) = decide(before, after, policy(only=("grpo-*",), false_alarms=0.04))
+    assert (found.recipe, found.outcome) == ("grpo-lora", Outcome.REGRESSED)
+    alone = decide({"grpo-lora": before["grpo-lora"]}, after, policy(false_alarms=0.04))[0]
+    assert (found.low, found.high) == (alone.low, alone.high)
 
 
 def test_a_new_recipe_is_told_and_does_not_fail():
@@ -346,7 +354,8 @@ def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
 
     done = run("gate/none.json")
     assert done.returncode == 2 and "cannot be read" in done.stderr, done.stdout + done.stderr
-    done = gate(sandbox, "--update", "--baseline", "gate/ci.json", "--candidate", "ci", "--reason", "first")
+    first = ("--update", "--reason", "first", "--policy", "ci")
+    done = gate(sandbox, *first, "--baseline", "gate/ci.json", "--candidate", "ci")
     assert done.returncode == 0, done.stderr
     summary = sandbox.cwd / "summary.md"
     done = run("gate/ci.json", GITHUB_STEP_SUMMARY=str(summary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,24 +11,28 @@ import pytest
 
 from harness import results, text
 from harness.errors import UserError
-from harness.report import plots, recipes
 from harness.report.command import main
-from harness.report.leaderboard import labels, leaderboard, quality_name, ranked, render_markdown, render_terminal
-from harness.report.markdown import shown_command, summary, write_report
-from tests.test_results import BEGAN, INJECTION, STUDY, study_root
+from harness.report.findings import find
+from harness.report.gather import write_report
+from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
+from harness.report.markdown import SHOWN, Material, compose, summary
+from harness.report.provenance import shown_command
+from tests.test_results import INJECTION, STUDY, study_root
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RUN = {"base_digest": "b", "dataset_digest": "d", "algo": "dpo", "adapter": "lora", "reason": None, "seed": 0.0}
 
 GOLDEN = """\
-| trial | outcome | pref. acc. | true reward | Δ true reward | correct | peak MB | train s | tokens/s | note |
-| :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- |
-| base (before training) | – | – | 0.125 ± 0.021 | – | 0.250 ± 0.020 | – | – | – |  |
-| length alone (longer wins) | – | 0.360 ± 0.022 | – | – | – | – | – | – |  |
-| grpo-qlora-b0.1-r16-s0 | finished | 0.625 ± 0.019 | 0.500 ± 0.026 | +0.375 | 0.500 ± 0.030 | 640 | 25.0 | 5,109 |  |
-| dpo-lora-b0.1-r16-s0 | finished | 0.812 ± 0.019 | 0.375 ± 0.026 | +0.250 | 0.500 ± 0.030 | 577 | 25.0 | 5,109 |  |
-| kto-lora-b0.1-r16-s0 | failed | – | – | – | – | – | – | – | ValueError: no rows |
-| dpo-full-b0.1-s0 | oom | – | – | – | – | 79,900 | – | – | \
+| trial | outcome | pref. acc. | true reward | Δ true reward | correct | peak MB | train s | tokens/s | hours | note |
+| :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- |
+| base (before training) | – | – | 0.125 ± 0.021 | – | 0.250 ± 0.020 | – | – | – | – |  |
+| length alone (longer wins) | – | 0.360 ± 0.022 | – | – | – | – | – | – | – |  |
+| grpo-qlora-b0.1-r16-s0 | finished | 0.625 ± 0.019 | 0.500 ± 0.026 | +0.375 | 0.500 ± 0.030 | 640 | 25.0 | 5,109 \
+| 0.036 |  |
+| dpo-lora-b0.1-r16-s0 | finished | 0.812 ± 0.019 | 0.375 ± 0.026 | +0.250 | 0.500 ± 0.030 | 577 | 25.0 | 5,109 \
+| 0.036 |  |
+| kto-lora-b0.1-r16-s0 | failed | – | – | – | – | – | – | – | – | ValueError: no rows |
+| dpo-full-b0.1-s0 | oom | – | – | – | – | 79,900 | – | – | – | \
 OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB &#124; &lt;b&gt;now&lt;/b&gt; |"""
 
 
@@ -153,69 +158,13 @@ def test_escaped_text_is_one_line_without_anything_that_markdown_acts_on():
     assert "y_z" in escaped and "\\" not in escaped.replace("&#92;", "")
 
 
-# -- plots ---------------------------------------------------------------------------------------------
-
-
-def test_a_plot_without_data_is_not_drawn(tmp_path):
-    frame = trials({"outcome": "failed"})
-    nothing = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
-    assert not plots.quality_against_memory(frame, tmp_path / "q.png")
-    assert not plots.learning_curves(nothing, frame, tmp_path / "l.png")
-    assert not plots.memory_over_time(nothing, frame, tmp_path / "m.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_many_trials_can_be_plotted(tmp_path):
-    rows = [
-        {"eval/true_reward": i / 40, "memory/peak_mb": 500.0 + i % 7, "eval/true_reward_stderr": 0.02}
-        for i in range(40)
-    ]
-    frame = trials(*rows)
-    series = pd.DataFrame(
-        [(f"run{i}", "train/loss", s, BEGAN + s, 1 / (s + 1)) for i in range(40) for s in range(4)],
-        columns=list(results.SERIES_COLUMNS),
-    )
-    assert plots.quality_against_memory(frame, tmp_path / "q.png")
-    assert plots.learning_curves(series, frame, tmp_path / "l.png")
-
-
-def drifting(*betas: float, algos: str = "dpo") -> pd.DataFrame:
-    rows = [
-        {
-            "trial_id": f"{algo}-b{beta:g}-s{seed}-00000000", "algo": algo, "beta": beta, "seed": seed,
-            "params.algo.name": algo, "params.algo.beta": str(beta),
-            "eval/true_reward": 0.3 + beta, "eval/kl_per_sequence": 0.5 / beta * (1 + 0.1 * seed),
-        }
-        for algo in algos.split(",") for beta in betas for seed in range(3)
-    ]  # fmt: skip
-    return trials(*rows)
-
-
-def test_quality_is_drawn_against_drift_with_a_line_over_beta(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    drawn: list[tuple[list[float], list[float]]] = []
-    plot = Axes.plot
-    monkeypatch.setattr(
-        Axes, "plot", lambda self, xs, ys, *a, **o: (drawn.append((list(xs), list(ys))), plot(self, xs, ys, *a, **o))[1]
-    )
-    assert plots.quality_against_drift(drifting(0.5, 0.1, algos="dpo,kto"), tmp_path / "d.png")
-    assert len(drawn) == 2
-    for xs, ys in drawn:
-        assert xs == pytest.approx([5.5, 1.1]) and ys == pytest.approx([0.4, 0.8])  # by beta, means over seeds
-
-
-def test_one_recipe_or_none_with_a_measured_drift_is_no_plot(tmp_path):
-    assert not plots.quality_against_drift(drifting(0.5), tmp_path / "d.png")
-    assert not plots.quality_against_drift(drifting(0.5, 0.1).drop(columns="eval/kl_per_sequence"), tmp_path / "d.png")
-
-
 # -- report --------------------------------------------------------------------------------------------
 
 
 def test_every_image_of_the_report_is_a_png_that_is_there(report):
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report.read_text(encoding="utf-8"))
-    assert links == ["quality_against_memory.png", "learning_curves.png", "memory_over_time.png"]
+    drawn = ("quality_against_memory", "learning_curves", "memory_by_phase", "memory_over_time", "reliability")
+    assert links == [f"{name}.png" for name in drawn]
     for link in links:
         content = (report.parent / link).read_bytes()
         assert content.startswith(PNG) and len(content) > 5_000
@@ -241,9 +190,8 @@ def test_a_long_completion_ends_in_an_ellipsis(report):
     assert text.escape("x" * 10_000, 160) == "x" * 159 + "…"
 
 
-def head_of(frame: pd.DataFrame, examples: recipes.Examples | None = None) -> str:
-    found = recipes.recipes(frame, quality_name(frame))
-    return summary(ranked(frame), found, recipes.compared(found, quality_name(frame), examples or {}))
+def head_of(frame: pd.DataFrame) -> str:
+    return summary(find(frame))
 
 
 def test_the_head_names_the_best_the_cheapest_and_the_limits(study):
@@ -309,7 +257,7 @@ def test_the_command_reads_a_folder_without_mlflow(tmp_path_factory, tmp_path, c
     folder = study_root(tmp_path_factory.getbasetemp()) / "outputs" / "study"
     assert main(["--from-folder", str(folder), "--out", str(tmp_path / "r")]) == 0
     written = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
-    assert GOLDEN in written
+    assert GOLDEN in written.replace(" ◆", "")
     assert "learning_curves.png" not in written and "left out, no training series" in written
     assert "| torch | 2.13.0+cpu |" in written
 
@@ -320,7 +268,11 @@ def test_the_command_reads_a_folder_without_mlflow(tmp_path_factory, tmp_path, c
         (["--sweep", "other"], "known, newest first: study, older"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["algo=dpo"], "report=algo=dpo: not understood"),
-        (["--from-folder", "x", "--sweep", "y"], "the folder names the sweep already"),
+        (["--from-folder", "x", "--sweep", "y"], "--sweep=y: --from-folder says already"),
+        (["--runs", "0" * 32], "there is no such run"),
+        (["--price", "cheap"], "no amount of money"),
+        (["--price", "-1"], "no amount of money"),
+        (["--experiment", "mine"], "no such MLflow experiment"),
     ],
 )
 def test_wrong_input_is_a_user_error(uri, arguments, message):
@@ -342,3 +294,87 @@ def test_an_earlier_report_leaves_no_stale_plot(uri, tmp_path):
 
 def test_the_study_has_the_trials_these_tests_count_on():
     assert [f.outcome for f in STUDY] == ["finished", "finished", "oom", "failed"]
+
+
+# -- what the issue of a report is about ---------------------------------------------------------------
+
+
+def test_the_markdown_has_nothing_that_a_linter_complains_of(report):
+    from pymarkdown.api import PyMarkdownApi
+
+    linter = PyMarkdownApi().disable_rule_by_identifier("md013")  # rows of tables are long
+    found = linter.scan_path(str(report))
+    assert [f"{f.line_number}: {f.rule_id} {f.rule_description}" for f in found.scan_failures] == []
+
+
+def test_skills_that_were_lost_are_told_by_recipe(report):
+    written = report.read_text(encoding="utf-8")
+    section = written.partition("## Forgetting\n\n")[2].partition("\n\n## ")[0]
+    assert section.startswith("| recipe | Δ letters/exact_match |\n")
+    assert "| base (before training) | 1.000 |" in section and "| dpo-lora-b0.1-r16 | -0.025 |" in section
+
+
+def test_a_loss_over_seeds_is_bold_where_it_is_beyond_noise_and_one_seed_has_its_documents_error():
+    from harness.report import forgetting
+
+    def row(seed: int, change: float, **more: float) -> dict:
+        name = {"trial_id": f"a-s{seed}", "seed": float(seed), "params.algo.beta": "0.1"}
+        return {**name, "eval/true_reward": 0.5, "delta/letters/acc": change, "delta/letters/exact_match": 0.0, **more}
+
+    def told(*rows: dict) -> str:
+        found = find(trials(*rows))
+        return "\n".join(forgetting.section(found.frame, found.recipes, 10))
+
+    lost = told(row(0, -0.05), row(1, -0.06), row(2, -0.055))
+    assert "Δ letters/acc |" in lost and "exact_match" not in lost
+    assert "**-0.055 [-0.067, -0.043]**" in lost
+    assert "| -0.050 [" in told(row(0, -0.05), row(1, 0.05), row(2, -0.15))  # and not bold
+    alone = {"eval/letters/acc_stderr": 0.03, "baseline/letters/acc_stderr": 0.04}
+    assert "-0.200 [-0.298, -0.102]" in told(row(0, -0.2, **alone))
+
+
+def test_data_card_and_a_command_per_row_are_there(report):
+    written = report.read_text(encoding="utf-8")
+    assert "## Data\n\nData of arithmetic.\n\n### Notes\n\n- made by a test" in written
+    assert "# kto-lora-b0.1-r16-s0\npython -m harness algo=kto adapter=lora\n" in written
+
+
+def test_hours_are_told_and_with_a_price_what_they_cost(study):
+    written = compose(Material("sweep study", find(study), "a test", price=Price(2.5, "EUR")))
+    assert "| hours | cost (EUR) |" in written
+    assert "All trials together had the device for 0.072 hours, 0.181 EUR." in written
+    on_gpu = compose(Material("sweep study", find(study.assign(device="cuda:0")), "a test"))
+    assert "| GPU-h |" in on_gpu and "cost" not in on_gpu
+
+
+def test_runs_of_any_sweep_and_a_whole_experiment_can_be_reported_on(uri, tmp_path):
+    frame = results.from_mlflow(uri, "study")
+    best, older = frame["run_id"].iloc[0], results.from_mlflow(uri, "older")["run_id"].iloc[0]
+    assert main([f"--tracking-uri={uri}", "--runs", best, older, best, "--out", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs/report.md").read_text(encoding="utf-8").startswith("# 2 runs of 2 sweeps\n")
+    assert main([f"--tracking-uri={uri}", "--experiment=harness", "--out", str(tmp_path / "all")]) == 0
+    written = (tmp_path / "all/report.md").read_text(encoding="utf-8")
+    assert written.startswith("# Experiment harness\n\n3 of 5 trials finished.")
+    parent = results.client(uri).get_run(best).data.tags["mlflow.parentRunId"]
+    with pytest.raises(UserError, match="is no run of a trial"):
+        main([f"--tracking-uri={uri}", "--runs", parent])
+
+
+def test_of_many_trials_the_best_are_shown_and_a_file_has_all(study):
+    n = SHOWN + 20
+    many = pd.concat([study.iloc[[1]].assign(trial_id=f"t{i:04}", seed=float(i)) for i in range(n)])
+    lost = pd.concat([study.iloc[[3]].assign(trial_id=f"x{i:04}") for i in range(n)])
+    written = compose(Material("sweep many", find(pd.concat([many, lost], ignore_index=True)), "a test"))
+    board = written.partition("## Leaderboard")[2].partition("## ")[0]
+    assert sum(line.startswith("| t") for line in board.splitlines()) == SHOWN + 1  # and the heading
+    assert f"The best {SHOWN} of {2 * n} trials are shown" in board and "20 more are in `results.csv`" in written
+
+
+def test_the_example_of_reading_results_runs_as_it_is_written(uri, tmp_path, monkeypatch, capsys):
+    words = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    example = words.partition("## Reading results")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    exec(compile(example.replace('"monday"', '"older"'), "extending.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.startswith("# What we did today\n") and said.splitlines()[-1] == "[]"  # one seed fails nothing

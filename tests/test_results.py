@@ -35,6 +35,7 @@ class Fake:
         series: name -> values at steps 10, 20, ...
         memory: samples, one a second, in MB.
         tables: name -> rows.
+        files: artifacts that are texts.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Fake:
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
     memory: Sequence[float] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     dataset: str = "data-1"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,6 +84,7 @@ class Fake:
                 "versions": {"torch": "2.13.0+cpu", "trl": "1.16.0"},
                 "git_sha": "abc123",
                 "command": "/srv/harness/__main__.py -m algo=dpo,grpo sweep=study",
+                "trial_command": f"python -m harness algo={self.algo} adapter={self.adapter}",
             },
         }
         (folder / "trial.json").write_text(json.dumps(trial))
@@ -93,6 +96,10 @@ class Fake:
         end = 2.0 + max(steps, len(self.memory))
         worker.append((end, "metrics", {"values": dict(self.values)}))
         worker += [(end, "table", {"name": n, "rows": list(rows)}) for n, rows in self.tables.items()]
+        for name, words in self.files.items():
+            (folder / "artifacts").mkdir(exist_ok=True)
+            (folder / "artifacts" / name).write_text(words)
+            worker.append((end, "artifact", {"path": name}))
         keys = {"train_key": trial["train_key"], "eval_key": trial["eval_key"]}
         runner = [(0.0, "attempt", {"mode": "train", "continues": False, **keys})]
         for i, used in enumerate(self.memory):
@@ -168,10 +175,18 @@ STUDY = (
         "grpo-qlora-b0.1-r16-s0-22222222",
         algo="grpo",
         adapter="qlora",
-        values=finished(0.5, 640.0, **{"eval/preference_accuracy": 0.625}),
+        values=finished(0.5, 640.0, **{"eval/preference_accuracy": 0.625, "eval/preference_ece": 0.1}),
         series={"train/loss": [0.01, 0.02, 0.01], "train/reward": [0.1, 0.3, 0.5], "train/kl": [0.0, 0.02, 0.05]},
         memory=[310.0, 640.0, 600.0],
-        tables={"baseline_samples": samples("17", "18", "19"), "eval_samples": samples("1", INJECTION, "3")},
+        tables={
+            "baseline_samples": samples("17", "18", "19"),
+            "eval_samples": samples("1", INJECTION, "3"),
+            "reliability": [
+                {"low": 0.5, "high": 0.75, "count": 30, "predicted": 0.6, "observed": 0.7},
+                {"low": 0.75, "high": 1.0, "count": 10, "predicted": 0.9, "observed": 0.8},
+            ],
+        },
+        files={"data_card.md": "# Data of arithmetic\n\n## Notes\n\n- made by a test\n"},
         began=BEGAN + 100,
     ),
     Fake(
@@ -334,5 +349,5 @@ def test_the_command_of_a_sweep_is_known(uri):
 
 
 def test_reading_results_imports_no_torch():
-    code = "import sys, harness.report.command, harness.report.markdown; assert 'torch' not in sys.modules"
+    code = "import sys, harness.report.command, harness.report.gather; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

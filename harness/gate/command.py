@@ -11,15 +11,13 @@ import pandas as pd
 
 from harness import identity, results
 from harness.commandline import Parser
-from harness.config import build, conf_dir
 from harness.errors import UserError
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
-from harness.gate.decide import decide
-from harness.gate.policy import Policy
+from harness.gate.judge import judge, unfinished
+from harness.gate.policy import Policy, read_policy
 from harness.gate.render import FORMATS
-from harness.report.leaderboard import labels, succeeded
-from harness.report.recipes import without_seed
+from harness.report.leaderboard import succeeded
 
 REGRESSION = 1
 
@@ -35,7 +33,9 @@ def main(argv: list[str]) -> int:
         "--baseline", metavar="FILE|SWEEP", required=True, help="a JSON that --update wrote, or a sweep"
     )
     parser.add_argument("--candidate", metavar="SWEEP", help="the sweep under test; default: the latest")
-    parser.add_argument("--policy", metavar="NAME|FILE", default="ci", help="conf/policy/NAME.yaml; default: ci")
+    parser.add_argument(
+        "--policy", metavar="NAME|FILE", default="default", help="conf/policy/NAME.yaml; default: default"
+    )
     parser.add_argument("--format", metavar="LIST", default="text", help=f"of {','.join(FORMATS)}; default: text")
     parser.add_argument("--out", metavar="DIR", help="write every format there too, as a file of its own")
     parser.add_argument("--update", action="store_true", help="write the candidate's values as the baseline FILE")
@@ -57,11 +57,10 @@ def main(argv: list[str]) -> int:
         )
     frame = results.from_mlflow(options.tracking_uri, options.candidate, options.experiment)
     check_trained_here(frame, options.tracking_uri)
-    candidate = store.records(frame, list(policy.metrics))
     if options.update:
-        return _update(Path(options.baseline), options, frame, candidate)
+        return _update(Path(options.baseline), options, frame, policy)
     held_to = _baseline(options, policy)
-    findings = decide(held_to.recipes, candidate, policy, unfinished(frame))
+    findings = judge(frame, held_to, policy)
     title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline} (of {held_to.written}: {held_to.reason})"
     for name in formats:
         file, form = FORMATS[name]
@@ -71,36 +70,6 @@ def main(argv: list[str]) -> int:
             Path(options.out).mkdir(parents=True, exist_ok=True)
             (Path(options.out) / file).write_text(words, encoding="utf-8")
     return REGRESSION if any(f.fails for f in findings) else 0
-
-
-def read_policy(name: str) -> Policy:
-    """A policy by its name in ``conf/policy``, or by its file."""
-    import yaml
-
-    file = Path(name) if name.endswith((".yaml", ".yml")) else conf_dir() / "policy" / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(p.stem for p in (conf_dir() / "policy").glob("*.yaml"))
-        raise UserError("no such policy", key="--policy", value=name, fix=f"known: {', '.join(known)}, or a YAML file")
-    try:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"is not YAML ({error})", key="--policy", value=name) from None
-    policy = build(node, path="policy", base=Policy)
-    if not policy.metrics:
-        raise UserError(
-            "names no metric", key="--policy", value=name, fix="metrics: {eval/true_reward: {direction: up}}"
-        )
-    return policy
-
-
-def unfinished(frame: pd.DataFrame) -> dict[str, str]:
-    """Recipe -> what became of those of its trials that did not finish."""
-    found: dict[str, list[str]] = {}
-    for label, row in zip(map(without_seed, labels(frame)), frame.to_dict("records"), strict=True):
-        if not succeeded(row["outcome"]):
-            reason = "" if pd.isna(row["reason"]) else f" ({row['reason']})"
-            found.setdefault(label, []).append(f"{row['trial_id']} is {row['outcome']}{reason}")
-    return {label: "; ".join(said) for label, said in found.items()}
 
 
 def check_trained_here(frame: pd.DataFrame, uri: str) -> None:
@@ -163,13 +132,14 @@ def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: 
     )
 
 
-def _update(path: Path, options: Any, frame: pd.DataFrame, candidate: Mapping[str, store.Record]) -> int:
+def _update(path: Path, options: Any, frame: pd.DataFrame, policy: Policy) -> int:
     if path.suffix != ".json":
         raise UserError("must be a .json file", key="--baseline", value=str(path), fix="--baseline gate/baseline.json")
     if left := unfinished(frame):
         raise UserError(
             f"trials did not finish: {'; '.join(left.values())}", key="--candidate", value=str(frame["sweep"].iloc[0])
         )
+    candidate = store.records(frame, list(policy.metrics))
     written = _of_sweep(frame, candidate, options.reason.strip(), options)
     store.write(path, written)
     seeds = min(len(r.seeds) for r in candidate.values())

@@ -79,7 +79,10 @@ def decide(
         for label, record in baseline.items()
         if label in candidate and not differing(record, candidate[label])
         for name, rule in policy.metrics.items()
-        if name in record.metrics and name in candidate[label].metrics and not _skipped(rule, record, candidate[label])
+        if rule.concerns(label)
+        and name in record.metrics
+        and name in candidate[label].metrics
+        and not _skipped(rule, record, candidate[label])
     ]
     alpha = policy.false_alarms / max(1, len(pairs))
     found: list[Finding] = []
@@ -114,7 +117,7 @@ def _of_recipe(
         note = f"other {'; other '.join(other)}"
         return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, note, fails=True)]
     for name, rule in policy.metrics.items():
-        if name not in before.metrics:
+        if name not in before.metrics or not rule.concerns(label):
             continue
         if name not in after.metrics:
             found.append(Finding(label, name, Outcome.MISSING, "in the baseline and not in the candidate", fails=True))

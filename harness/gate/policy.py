@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
+
+from harness.config import build, conf_dir
+from harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,7 @@ class Rule:
         relative: the same as a share of the baseline's mean; one of the two at most.
         same_device: look only where candidate and baseline ran on the same device and number of threads say little
             elsewhere (memory, speed); otherwise the metric is skipped, and that is said.
+        only: patterns of recipes' labels (``dpo-*``); the rule says nothing about others. None given: about all.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -26,11 +32,16 @@ class Rule:
     absolute: Annotated[float, Ge(0)] | None = None
     relative: Annotated[float, Ge(0)] | None = None
     same_device: bool = False
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """One tolerance; ``ValueError`` is what ``build()`` collects."""
         if self.absolute is not None and self.relative is not None:
             raise ValueError("give absolute or relative, not both")
+
+    def concerns(self, recipe: str) -> bool:
+        """Whether the rule is about a recipe of this label."""
+        return not self.only or any(fnmatch.fnmatchcase(recipe, pattern) for pattern in self.only)
 
     def tolerance(self, mean: float) -> float:
         """In the metric's unit, for a baseline of this mean."""
@@ -54,3 +65,23 @@ class Policy:
     metrics: dict[str, Rule] = field(default_factory=dict)
     false_alarms: Annotated[float, Gt(0), Lt(1)] = 0.01
     inconclusive: Literal["pass", "fail"] = "pass"
+
+
+def read_policy(name: str) -> Policy:
+    """A policy by its name in ``conf/policy``, or by its file."""
+    import yaml
+
+    file = Path(name) if name.endswith((".yaml", ".yml")) else conf_dir() / "policy" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(p.stem for p in (conf_dir() / "policy").glob("*.yaml"))
+        raise UserError("no such policy", key="--policy", value=name, fix=f"known: {', '.join(known)}, or a YAML file")
+    try:
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML ({error})", key="--policy", value=name) from None
+    policy = build(node, path="policy", base=Policy)
+    if not policy.metrics:
+        raise UserError(
+            "names no metric", key="--policy", value=name, fix="metrics: {eval/true_reward: {direction: up}}"
+        )
+    return policy

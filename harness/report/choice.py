@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from harness import text
 from harness.report.recipes import Recipe, interval
@@ -17,29 +21,39 @@ Verdicts = Mapping[tuple[str, str], Comparison]
 def front(found: Sequence[Recipe], metric: str, verdicts: Verdicts) -> set[str]:
     """Labels of the recipes that no other one beats on quality, memory and time together.
 
-    One recipe beats another where it is better or a tie in quality (its verdict; without one, its mean is not below),
-    takes no more memory and time, and is better in one of the three by more than noise.
+    One recipe beats another where it is better or a tie in quality, takes no more memory and time, and is better in one
+    of the three by more than noise. Quality goes by the 95 % interval of the difference, of each pair for itself: the
+    correction for all pairs keeps a claim from being false, and here it would keep a bad recipe in the choice. Without
+    an interval it goes by the means.
     """
-    return {r.label for r in found if not any(_beats(other, r, metric, verdicts) for other in found if other is not r)}
+    quality = _column(found, lambda r: r.mean(metric))
+    costs = [_column(found, lambda r: r.mean("memory/peak_mb")), _column(found, lambda r: r.training_s())]
+    places = {r.label: i for i, r in enumerate(found)}
+    judged: dict[int, list[tuple[int, bool, bool]]] = defaultdict(list)
+    for (one, other), comparison in verdicts.items():
+        low = comparison.interval.low
+        better, no_worse = low is not None and low > 0, low is not None and low >= -comparison.margin
+        judged[places[other]].append((places[one], better, no_worse))
+    kept = set()
+    for i, recipe in enumerate(found):
+        if np.isnan(quality[i]):
+            continue
+        better, alike = quality > quality[i], quality == quality[i]
+        for j, is_better, is_alike in judged[i]:
+            better[j], alike[j] = is_better, is_alike
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = [cost / cost[i] for cost in costs]  # not a number where either is not known: says nothing
+        dearer = np.logical_or.reduce([r > ALIKE for r in ratios])
+        cheaper = np.logical_or.reduce([r < 1 / ALIKE for r in ratios])
+        beats = ~dearer & (better | ((better | alike) & cheaper))
+        beats[i] = False
+        if not beats.any():
+            kept.add(recipe.label)
+    return kept
 
 
-def _beats(one: Recipe, other: Recipe, metric: str, verdicts: Verdicts) -> bool:
-    comparison = verdicts.get((one.label, other.label))
-    mine, theirs = one.mean(metric), other.mean(metric)
-    if mine is None or theirs is None:
-        return mine is not None
-    if comparison is None:
-        better, worse = mine > theirs, mine < theirs
-    else:
-        better, worse = comparison.verdict is Verdict.BETTER, comparison.verdict in (Verdict.WORSE, Verdict.OPEN)
-    ratios = [
-        a / b
-        for a, b in ((one.mean("memory/peak_mb"), other.mean("memory/peak_mb")), (one.training_s(), other.training_s()))
-        if a is not None and b
-    ]
-    if worse or any(r > ALIKE for r in ratios):
-        return False
-    return better or any(r < 1 / ALIKE for r in ratios)
+def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np.ndarray:
+    return np.array([math.nan if (v := of(r)) is None else v for r in found])
 
 
 def sentences(found: Sequence[Recipe], metric: str, verdicts: Verdicts, words: str, base: float | None) -> list[str]:

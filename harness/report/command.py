@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from harness.commandline import Parser
 from harness.errors import UserError
+from harness.tracking import Tracking
+
+if TYPE_CHECKING:
+    from harness.report.leaderboard import Price
 
 FORMATS = ("md", "html", "csv", "parquet")
 
@@ -14,31 +21,59 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: an unknown option, store, sweep or folder.
     """
-    parser = Parser("report", "Markdown report with plots of a sweep, from MLflow alone.")
-    parser.add_argument("--sweep", metavar="NAME", help="default: the latest")
+    parser = Parser(
+        "report", "Markdown report with plots, from MLflow alone: of a sweep, of runs, or of a whole --experiment."
+    )
+    parser.add_argument("--sweep", metavar="NAME", help="default: the latest of the experiment 'harness'")
     parser.add_argument("--out", metavar="DIR", help="default: reports/<sweep>")
     parser.add_argument(
         "--from-folder",
         metavar="DIR",
         help="read result.json files below outputs/<sweep> instead: no series, no samples",
     )
+    parser.add_argument("--runs", metavar="ID", nargs="+", default=(), help="MLflow run ids of trials, of any sweeps")
+    parser.add_argument(
+        "--price", metavar="PRICE", help="of an hour of the device, such as '2.50 EUR': adds what each trial cost"
+    )
     parser.add_argument("--format", metavar="LIST", default="md", help="of md,html,csv,parquet; default: md")
-    parser.add_store()
+    parser.add_store(None, "alone: all of its sweeps; with another choice: where they are (default: harness)")
     options = parser.options(argv)
     if options is None:
         return 0
-    if options.from_folder and options.sweep:
-        raise UserError("the folder names the sweep already", key="--sweep", value=options.sweep, fix="leave it out")
-
+    chosen = {"--from-folder": options.from_folder, "--sweep": options.sweep, "--runs": " ".join(options.runs)}
+    if len(given := {name: value for name, value in chosen.items() if value}) > 1:
+        first, *others = given.items()
+        rule = f"{first[0]} says already what to report on"
+        raise UserError(rule, key=others[0][0], value=others[0][1], fix="leave one of them out")
     formats = tuple(options.format.split(","))
     if unknown := [f for f in formats if f not in FORMATS]:
         raise UserError("unknown format", key="--format", value=",".join(unknown), fix=f"known: {', '.join(FORMATS)}")
+    price = None if options.price is None else price_of(options.price)
 
-    from harness.report.markdown import write_report, write_report_from_folder
+    from harness.report.gather import write_report, write_report_from_folder
 
     if options.from_folder:
-        path = write_report_from_folder(options.from_folder, options.out, formats)
+        path = write_report_from_folder(options.from_folder, options.out, formats, price=price)
     else:
-        path = write_report(options.tracking_uri, options.sweep, options.out, options.experiment, formats)
+        experiment = options.experiment or Tracking().experiment
+        whole = options.experiment is not None and not given
+        path = write_report(
+            options.tracking_uri, options.sweep, options.out, experiment, formats,
+            runs=options.runs, whole=whole, price=price,
+        )  # fmt: skip
     print(path)
     return 0
+
+
+def price_of(words: str) -> Price:
+    """``2.50 EUR``, or an amount alone.
+
+    Raises:
+        UserError: not an amount, or a negative one.
+    """
+    from harness.report.leaderboard import Price
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(\S{0,8})\s*", words)
+    if found is None:
+        raise UserError("is no amount of money", key="--price", value=words, fix="--price '2.50 EUR'")
+    return Price(float(found.group(1)), found.group(2))

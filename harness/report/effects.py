@@ -63,8 +63,7 @@ def effects(frame: pd.DataFrame, metric: str | None) -> list[Effect]:
     )
     cells["quality"] = done[metric].to_list()
     cells["memory"] = done["memory/peak_mb"].to_list() if "memory/peak_mb" in done else math.nan
-    cells["time"] = [training_s(row) for row in done.to_dict("records")]
-    cells["time"] = pd.to_numeric(cells["time"], errors="coerce")
+    cells["time"] = training_s(done).to_list()
     varying = [axis for axis in AXES if len(set(cells[axis])) > 1]
     found = []
     for axis in varying:

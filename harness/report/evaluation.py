@@ -36,8 +36,8 @@ def evaluations(frame: pd.DataFrame) -> list[str]:
         "Other measurements": [t for t in tails if t not in placed],
     }.items():
         if group:
-            tables.append(f"**{title}** (in brackets: difference to the base)\n\n{_table(frame, group)}")
-    return ["## Evaluation", *tables] if tables else []
+            tables.append(f"### {title}\n\n{_table(frame, group)}")
+    return ["## Evaluation", "In brackets: the difference to the base.", *tables] if tables else []
 
 
 def _table(frame: pd.DataFrame, tails: Sequence[str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -23,27 +26,77 @@ COLUMNS = (
     "peak MB",
     "train s",
     "tokens/s",
+    "hours",
 )
+HOURS = "hours"
+COST = "cost"
+FRONT = "◆"
+"""Marks what no other one beats."""
 NOTE = "note"
 BASE_LABEL = "base (before training)"
 LENGTH_LABEL = "length alone (longer wins)"
 WIDTH = 100
 NARROWEST_TRIAL = 20
-DROPPED_FIRST = ("tokens/s", "correct", "Δ true reward", "train s", "pref. acc.", "outcome", "peak MB", "true reward")
+DROPPED_FIRST = (
+    HOURS,
+    "tokens/s",
+    "correct",
+    "Δ true reward",
+    "train s",
+    "pref. acc.",
+    "outcome",
+    "peak MB",
+    "true reward",
+)
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 STYLES = {"finished": "green", "reused": "green", "oom": "magenta", "failed": "red", "timeout": "yellow"}
 
 
-def leaderboard(frame: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Price:
+    """Of an hour of the device.
+
+    Attributes:
+        per_hour: amount.
+        currency: its name; may be empty.
+    """
+
+    per_hour: float
+    currency: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Of a column."""
+        return f"{COST} ({self.currency})" if self.currency else COST
+
+    def of(self, hours: float | None) -> str:
+        """What ``hours`` cost, as text."""
+        return text.number(None if hours is None else hours * self.per_hour)
+
+
+def leaderboard(
+    frame: pd.DataFrame, price: Price | None = None, most: int | None = None, marked: Collection[str] = ()
+) -> pd.DataFrame:
     """The display columns of ``results.from_mlflow`` or ``from_folder``, as text, best trial first.
 
     Two rows of reference stand on top where the trials agree on their figures: the base before training, and
     what preferring the longer completion would score. Missing cells are ``–``; ``± `` is the standard error over
-    held-out pairs or prompts. The column ``note`` with the reasons is there only if a row has one.
+    held-out pairs or prompts. The column ``note`` with the reasons is there only if a row has one, a cost only with a
+    price.
+
+    Args:
+        frame: trials.
+        price: of an hour of the device.
+        most: rows of trials; None is all.
+        marked: ids of trials that get the mark of the front.
     """
-    rows = _reference_rows(frame) + [_row(trial) for trial in ranked(frame).to_dict("records")]
-    columns = [*COLUMNS, NOTE] if any(row[NOTE] for row in rows) else list(COLUMNS)
-    return pd.DataFrame(rows, columns=columns)
+    shown = ranked(frame).head(len(frame) if most is None else most)
+    trials = zip(shown.to_dict("records"), training_s(shown), strict=True)
+    rows = _reference_rows(frame) + [_row(trial, seconds, price) for trial, seconds in trials]
+    for row, trial_id in zip(rows[-len(shown) :], shown["trial_id"], strict=True):
+        row["trial"] += f" {FRONT}" * (trial_id in marked)
+    columns = [*COLUMNS, *([price.heading] if price else []), *([NOTE] if any(row[NOTE] for row in rows) else [])]
+    return pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
 
 
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,14 +104,14 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
 
     Adds the column ``label`` (see ``labels``).
     """
-    ordered = frame.assign(label=labels(frame))
+    ordered = frame.assign(label=labels(frame)).reset_index(drop=True)
+    outcomes, ids = [str(o) for o in ordered["outcome"]], [str(t) for t in ordered["trial_id"]]
+    values = [[-v if v == v else math.inf for v in _numbers(ordered, name)] for name in QUALITY]
 
     def key(position: int) -> tuple[Any, ...]:
-        row = ordered.iloc[position]
-        if not succeeded(row["outcome"]):
-            return 1, str(row["outcome"]), row["trial_id"]
-        values = [value_of(row, name) for name in QUALITY]
-        return 0, *(float("inf") if v is None else -v for v in values), row["trial_id"]
+        if not succeeded(outcomes[position]):
+            return 1, outcomes[position], ids[position]
+        return 0, *(column[position] for column in values), ids[position]
 
     return ordered.iloc[sorted(range(len(ordered)), key=key)].reset_index(drop=True)
 
@@ -161,11 +214,13 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
-def render_markdown(frame: pd.DataFrame) -> str:
+def render_markdown(
+    frame: pd.DataFrame, price: Price | None = None, most: int | None = None, marked: Collection[str] = ()
+) -> str:
     """The leaderboard as a markdown table; nothing in a name or a reason is markup."""
-    board = leaderboard(frame)
+    board = leaderboard(frame, price, most, marked).rename(columns={HOURS: hours_heading(frame)})
     rows = [[text.escape(c, limit=200) for c in row] for row in board.itertuples(index=False)]
-    table = text.table(list(board.columns), rows, left=2)
+    table = text.table([text.escape(c) for c in board.columns], rows, left=2)
     if NOTE in board:  # the last column is prose
         head, rule, *body = table.split("\n")
         table = "\n".join([head, rule.removesuffix("---: |") + ":--- |", *body])
@@ -188,11 +243,11 @@ def _columns_that_fit(board: pd.DataFrame, width: int) -> list[str]:
     return shown
 
 
-def _row(trial: dict[Any, Any]) -> dict[str, str]:
+def _row(trial: dict[Any, Any], training: float, price: Price | None) -> dict[str, str]:
     def measured(name: str) -> str:
         return text.with_error(value_of(trial, name), value_of(trial, f"{name}_stderr"))
 
-    reason = trial.get("reason")
+    reason, hours = trial.get("reason"), hours_of(trial)
     return {
         "trial": trial["label"],
         "outcome": str(trial["outcome"]),
@@ -201,16 +256,35 @@ def _row(trial: dict[Any, Any]) -> dict[str, str]:
         "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
         "correct": measured("eval/correct"),
         "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
-        "train s": text.seconds(training_s(trial)),
+        "train s": text.seconds(training),
         "tokens/s": text.whole(value_of(trial, "throughput/train_tokens_per_s")),
+        HOURS: text.number(hours),
+        **({price.heading: price.of(hours)} if price else {}),
         NOTE: "" if reason is None or pd.isna(reason) else " ".join(str(reason).split()),
     }
 
 
-def training_s(trial: dict[Any, Any]) -> float | None:
+def hours_of(row: Any) -> float | None:
+    """Hours that a trial had the device, from its start to its end."""
+    seconds = value_of(row, "time/total_s")
+    return None if seconds is None else seconds / 3600
+
+
+def hours_heading(frame: pd.DataFrame) -> str:
+    """``GPU-h`` where every trial ran on a GPU, whose hours are what one pays for."""
+    devices = set(known(frame, "device"))
+    return "GPU-h" if devices and all(str(d).startswith("cuda") for d in devices) else HOURS
+
+
+def training_s(frame: pd.DataFrame) -> pd.Series:
     """Seconds of training as one waits for them: the clock books rollouts on a phase of their own."""
-    train, rollout = value_of(trial, "time/train_s"), value_of(trial, "time/rollout_s")
-    return train if train is None else train + (rollout or 0.0)
+    train, rollout = (pd.Series(_numbers(frame, f"time/{phase}_s"), frame.index) for phase in ("train", "rollout"))
+    return train + rollout.fillna(0.0)
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> list[float]:
+    """A column as floats, NaN where it is missing or there is no such column."""
+    return [float(v) for v in frame[name]] if name in frame else [math.nan] * len(frame)
 
 
 def _reference_rows(frame: pd.DataFrame) -> list[dict[str, str]]:

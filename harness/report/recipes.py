@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import finished, labels, training_s, value_of
+from harness.report.leaderboard import FRONT, finished, known, labels, training_s, value_of
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -24,11 +25,11 @@ COLUMNS = {
     "KL": "eval/kl_per_sequence",
 }
 VERDICT = "vs. best"
-FRONT = "◆"
-"""Marks recipes that no other one beats."""
 WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
 DROPPED_FIRST = ("Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
 """What a terminal that is too narrow goes without, in this order."""
+MOST_COMPARED = 40
+"""Recipes that are compared with one another, the best by their means; the correction grows with every pair."""
 _SEED = re.compile(r"-s\d+(?= |$)")
 
 Examples = Mapping[str, pd.DataFrame]
@@ -47,28 +48,31 @@ class Recipe:
     label: str
     frame: pd.DataFrame
 
+    def values(self, metric: str) -> list[float]:
+        """One per seed that has it."""
+        return [float(v) for v in known(self.frame, metric)]
+
     def estimate(self, metric: str) -> Interval | None:
         """Mean over seeds with a t interval; of one seed its own value, with the interval of its examples."""
-        rows = [r for r in self.frame.to_dict("records") if value_of(r, metric) is not None]
-        if not rows:
+        values = self.values(metric)
+        if not values:
             return None
-        values = [value_of(r, metric) or 0.0 for r in rows]
         if len(values) > 1:
             return stats.t_interval(values)
-        error = value_of(rows[0], f"{metric}_stderr")
+        error = next(iter(self.values(f"{metric}_stderr")), None)
         reach = None if error is None else 1.96 * error
         low, high = (None, None) if reach is None else (values[0] - reach, values[0] + reach)
         return Interval(values[0], low, high, 1, "standard error over examples")
 
     def mean(self, metric: str) -> float | None:
         """Over the seeds that have it."""
-        found = self.estimate(metric)
-        return None if found is None else found.mean
+        values = self.values(metric)
+        return math.fsum(values) / len(values) if values else None
 
     def training_s(self) -> float | None:
         """Mean seconds of training, rollouts included."""
-        found = [s for r in self.frame.to_dict("records") if (s := training_s(r)) is not None]
-        return sum(found) / len(found) if found else None
+        found = training_s(self.frame).dropna()
+        return float(found.mean()) if len(found) else None
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
         """Per seed the results per example, or the mean alone where ``examples`` has none."""
@@ -113,12 +117,13 @@ def recipe_keys(frame: pd.DataFrame) -> list[str]:
 
 
 def compared(found: Sequence[Recipe], metric: str | None, examples: Examples) -> dict[tuple[str, str], Comparison]:
-    """Every two recipes on the seeds that all of them have, by their labels.
+    """Every two of the best recipes (``MOST_COMPARED``) on the seeds that all of them have, by their labels.
 
     Nothing where they share no seed, or share one and were not judged on the same examples.
     """
     if metric not in MARGINS:
         return {}
+    found = found[:MOST_COMPARED]
     paired = _same_examples(found, metric, examples)
     scores = {r.label: seeds for r in found if (seeds := r.scores(metric, examples if paired else {}))}
     shared = set.intersection(*map(set, scores.values())) if scores else set()
@@ -163,11 +168,11 @@ def table(
     return board.drop(columns=empty)
 
 
-def interval(found: Interval | None) -> str:
+def interval(found: Interval | None, *, signed: bool = False) -> str:
     """``0.43 [0.40, 0.46]``; the mean alone where there are no bounds."""
     if found is None:
         return text.MISSING
-    shown = text.number(found.mean)
+    shown = text.number(found.mean, signed=signed)
     if found.low is None or found.high is None:
         return shown
     return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
@@ -205,7 +210,7 @@ def section(
             f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
     if front:
-        words += f" {FRONT}: no other beats it on quality, memory and time together, ties and noise taken into account."
+        words += f" {FRONT}: no other beats it on quality, memory and time together, by the 95 % interval of each pair."
     return ["## Recipes", text.table([*board.columns], body), words]
 
 

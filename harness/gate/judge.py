@@ -1,0 +1,35 @@
+"""From tables of trials to a gate's findings: what a program calls that has DataFrames and no command line. Pure."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from harness.gate import baseline as store
+from harness.gate.baseline import Baseline
+from harness.gate.decide import Finding, decide
+from harness.gate.policy import Policy
+from harness.report.leaderboard import labels, succeeded
+from harness.report.recipes import without_seed
+
+
+def judge(candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Policy) -> list[Finding]:
+    """Hold trials against a baseline, or against other trials.
+
+    Args:
+        candidate: as ``results.from_mlflow`` or ``from_folder`` gives it. Where its trials come from is not looked at.
+        baseline: from its file (``gate.baseline.read``), or another table of trials.
+        policy: what may get worse (``gate.policy.read_policy``).
+    """
+    names = list(policy.metrics)
+    before = baseline.recipes if isinstance(baseline, Baseline) else store.records(baseline, names)
+    return decide(before, store.records(candidate, names), policy, unfinished(candidate))
+
+
+def unfinished(frame: pd.DataFrame) -> dict[str, str]:
+    """Recipe -> what became of those of its trials that did not finish."""
+    found: dict[str, list[str]] = {}
+    for label, row in zip(map(without_seed, labels(frame)), frame.to_dict("records"), strict=True):
+        if not succeeded(row["outcome"]):
+            reason = "" if pd.isna(row["reason"]) else f" ({row['reason']})"
+            found.setdefault(label, []).append(f"{row['trial_id']} is {row['outcome']}{reason}")
+    return {label: "; ".join(said) for label, said in found.items()}

@@ -1,0 +1,149 @@
+"""Plots of what changed while trials ran: training series by step, memory by time.
+
+Each function returns False, and writes nothing, where the trials have not got what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness import text
+from harness.report.drawing import COLOURS, DASHES, FAINT, GREY, columns, figure, handle, one_line, save, styled
+from harness.report.findings import Findings
+from harness.report.leaderboard import succeeded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVES = {
+    "train/loss": "loss (differs by algorithm)",
+    "train/reward": "reward of rollouts",
+    "train/true_reward": "true reward of rollouts",
+    "train/rewards/accuracies": "share of pairs ranked right",
+    "train/kl": "KL from the reference (nats/token)",
+    "train/response_tokens": "tokens per completion",
+}
+MEMORY_SERIES = ("system/gpu_0_memory_usage_megabytes", "system/system_memory_usage_megabytes")
+
+
+@styled
+def learning_curves(series: pd.DataFrame, findings: Findings, path: Path) -> bool:
+    """Small multiples of the training series that exist: a line per recipe, a band from its lowest to highest seed."""
+    names = [n for n in CURVES if n in set(series["name"])]
+    if not names:
+        return False
+    rows = -(-len(names) // min(2, len(names)))
+    chosen = series[series["name"].isin(names)]
+    key = _Legend(_groups(findings, set(chosen["run_id"])))
+    drawn = figure(2.3 * rows + key.height_in)
+    grid = drawn.subplots(rows, min(2, len(names)), squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        own = chosen[chosen["name"] == name]
+        for label, runs in key.groups.items():
+            _line(axes, own[own["run_id"].isin(runs)], key.style(label))
+        if own["value"].abs().max() > 100 * max(own["value"].abs().median(), 1e-9):  # IPO's loss beside DPO's
+            axes.set_yscale("symlog", linthresh=1)
+        axes.set_title(name, loc="left")
+        axes.set_xlabel("step")
+        axes.set_ylabel(CURVES[name])
+    for axes in list(grid.flat)[len(names) :]:
+        axes.remove()
+    key.draw(drawn)
+    return save(drawn, path)
+
+
+@styled
+def memory_over_time(series: pd.DataFrame, findings: Findings, path: Path) -> bool:
+    """Sampled memory of each trial since its start: the GPU's where it was sampled, else the process's."""
+    name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
+    if name is None:
+        return False
+    chosen = series[series["name"] == name]
+    key = _Legend(_groups(findings, set(chosen["run_id"])))
+    drawn = figure(3.0 + key.height_in)
+    axes = drawn.add_subplot()
+    outcomes = dict(zip(findings.frame["run_id"], findings.frame["outcome"], strict=True))
+    crossed = False
+    for label, runs in key.groups.items():
+        for run_id, points in chosen[chosen["run_id"].isin(runs)].groupby("run_id", sort=False):
+            points = points.sort_values(["time", "step"])
+            elapsed = points["time"] - points["time"].iloc[0]
+            axes.plot(elapsed, points["value"], **key.style(label))
+            outcome = outcomes[str(run_id)]
+            if not succeeded(outcome) and outcome != "running":
+                crossed = True
+                axes.plot(
+                    elapsed.iloc[-1], points["value"].iloc[-1], marker="X", markersize=7,
+                    color=key.style(label)["color"], clip_on=False,
+                )  # fmt: skip
+    axes.set_xlabel("time since the first sample (s)")
+    axes.set_ylabel(f"{'GPU memory' if 'gpu' in name else 'memory'} of the trial (MB)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+    if crossed:
+        axes.set_title("× : the trial did not finish", loc="left", color=GREY)
+    key.draw(drawn)
+    return save(drawn, path)
+
+
+def _groups(findings: Findings, run_ids: set[str]) -> dict[str, list[str]]:
+    """Label -> runs that share a line: the seeds of a recipe, the best first, then trials that did not finish."""
+    found = {r.label: [i for i in r.frame["run_id"] if i in run_ids] for r in findings.recipes}
+    placed = {i for runs in found.values() for i in runs}
+    rest = findings.frame[findings.frame["run_id"].isin(list(run_ids - placed))]
+    names = text.without_shared_seed(list(rest["label"]))
+    alone = {f"{label} ({o})": [i] for label, o, i in zip(names, rest["outcome"], rest["run_id"], strict=True)}
+    return {label: runs for label, runs in {**found, **alone}.items() if runs}
+
+
+def _line(axes: Axes, points: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    """One line: the mean over the runs at the steps that all of them have, and a band over their range."""
+    if points.empty:
+        return
+    runs = points["run_id"].nunique()
+    by = points.groupby("step")["value"]
+    shown = by.agg(["mean", "min", "max"])[by.count() >= runs]
+    if shown.empty:  # runs that logged at other steps: a line each
+        for _, own in points.groupby("run_id", sort=False):
+            _line(axes, own, style)
+        return
+    axes.plot(shown.index, shown["mean"], marker="." if len(shown) < 3 else "", **style)
+    if runs > 1:
+        axes.fill_between(
+            shown.index, shown["min"], shown["max"], color=style["color"], alpha=0.15, linewidth=0, zorder=1
+        )
+
+
+class _Legend:
+    """Colour and dashes of each line, in the order of the leaderboard, and what they mean, below the plot.
+
+    Past 28 lines the best 27 have a style of their own and the others share a thin grey one.
+    """
+
+    def __init__(self, groups: Mapping[str, Sequence[str]]):
+        self.groups = groups
+        limit = len(COLOURS) * len(DASHES)
+        own = len(groups) if len(groups) <= limit else limit - 1
+        self._styles: dict[str, dict[str, Any]] = {}
+        for i, label in enumerate(groups):
+            self._styles[label] = {
+                "color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS)], "label": one_line(label),
+                "zorder": 3,
+            } if i < own else {"color": FAINT, "linewidth": 0.8, "label": "others", "zorder": 2}  # fmt: skip
+        self._labels = {s["label"]: s for s in self._styles.values()}
+        self.height_in = 0.3 + 0.17 * -(-len(self._labels) // columns(self._labels))
+
+    def style(self, label: str) -> dict[str, Any]:
+        """Arguments of ``plot``, without the label, which only the legend shows."""
+        return {k: v for k, v in self._styles[label].items() if k != "label"}
+
+    def draw(self, drawn: Figure) -> None:
+        """The legend, below the axes."""
+        handles = [handle(**style) for style in self._labels.values()]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=columns(self._labels), handlelength=2.6)

@@ -1,0 +1,105 @@
+"""How our plots look, and what they share: colours that colour-blind readers can tell apart, PNG and SVG, legends."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import text
+from harness.report.leaderboard import BASE_LABEL, LENGTH_LABEL
+from harness.stats import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), without the yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+MARKERS = "osD^vPX*"
+GREY = "#666666"
+FAINT = "#bbbbbb"
+WIDTH_IN = 7.2
+DPI = 160
+STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
+    "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5,
+    "legend.frameon": False, "text.parse_math": False, "svg.hashsalt": "harness",
+}  # fmt: skip
+QUALITY_AXIS = {
+    "eval/true_reward": ("mean true reward", "baseline/true_reward", BASE_LABEL),
+    "eval/preference_accuracy": ("held-out preference accuracy", "eval/length_only_accuracy", LENGTH_LABEL),
+}
+"""Metric -> its words, the metric to hold it against, and what that is called."""
+
+
+def styled(plot: Callable[..., bool]) -> Callable[..., bool]:
+    """Draw in our style, without touching anybody else's settings."""
+
+    @functools.wraps(plot)
+    def draw(*arguments: Any) -> bool:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return plot(*arguments)
+
+    return draw
+
+
+def figure(height_in: float) -> Figure:
+    """An empty one at the width of a page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def save(drawn: Figure, path: Path) -> bool:
+    """As PNG, and as SVG beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, format="png", metadata={"Software": None})
+    drawn.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None})
+    return True
+
+
+def handle(**style: Any) -> Any:
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **style)
+
+
+def legend(drawn: Figure, handles: Sequence[Any], place: str = "outside upper center") -> None:
+    """In as many columns as the longest entry leaves room for."""
+    drawn.legend(handles=handles, loc=place, ncols=columns(h.get_label() for h in handles), handlelength=2.6)
+
+
+def columns(labels: Iterable[str]) -> int:
+    """Columns of a legend with these entries."""
+    names = list(labels)
+    return max(1, min(4, 108 // (max(map(len, names)) + 7), len(names)))
+
+
+def cycle(values: Sequence[Any], names: Sequence[str], name: object) -> Any:
+    """The value that belongs to ``name``, by its place in ``names``; the last for what is not there."""
+    return values[names.index(str(name)) % len(values)] if str(name) in names else values[-1]
+
+
+def one_line(label: str, limit: int = 60) -> str:
+    """A label as matplotlib may show it."""
+    return text.printable(label, limit)
+
+
+def reach(found: Sequence[Interval]) -> list[list[float]] | None:
+    """Lengths of error bars below and above; none for one that has no bounds, None where nothing has any."""
+    sides = [
+        (float("nan"), float("nan")) if i.low is None or i.high is None else (i.mean - i.low, i.high - i.mean)
+        for i in found
+    ]
+    if all(below != below for below, _ in sides):
+        return None
+    return [[below for below, _ in sides], [above for _, above in sides]]

@@ -1,0 +1,133 @@
+"""Plots: what is drawn, what is left out, and that many trials are no trouble. Looked at by eye besides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness import results
+from harness.report import curves, plots
+from harness.report.findings import find
+from tests.test_report import trials
+from tests.test_results import BEGAN
+
+# -- plots ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[tuple[str, list[float], list[float]]]:
+    """What is handed to matplotlib: the kind of drawing, xs and ys."""
+    from matplotlib.axes import Axes
+
+    seen: list[tuple[str, list[float], list[float]]] = []
+
+    def watch(kind: str) -> None:
+        original = getattr(Axes, kind)
+
+        def spy(self: Any, xs: Any, ys: Any, *rest: Any, **options: Any) -> Any:
+            seen.append((kind, list(xs), list(ys)))
+            return original(self, xs, ys, *rest, **options)
+
+        monkeypatch.setattr(Axes, kind, spy)
+
+    for kind in ("plot", "errorbar", "fill_between", "barh"):
+        watch(kind)
+    return seen
+
+
+def test_a_plot_without_data_is_not_drawn(tmp_path):
+    frame = trials({"outcome": "failed"})
+    nothing = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
+    found = find(frame)
+    for plot in (plots.quality_against_memory, plots.quality_against_drift, plots.responses, plots.memory_by_phase):
+        assert not plot(found, tmp_path / "p.png")
+    assert not plots.reliability({"dpo": pd.DataFrame()}, tmp_path / "r.png")
+    assert not curves.learning_curves(nothing, found, tmp_path / "l.png")
+    assert not curves.memory_over_time(nothing, found, tmp_path / "m.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_trials_can_be_plotted(tmp_path):
+    rows = [
+        {"eval/true_reward": i / 40, "memory/peak_mb": 500.0 + i % 7, "eval/true_reward_stderr": 0.02}
+        for i in range(40)
+    ]
+    frame = trials(*rows)
+    series = pd.DataFrame(
+        [(f"run{i}", "train/loss", s, BEGAN + s, 1 / (s + 1)) for i in range(40) for s in range(4)],
+        columns=list(results.SERIES_COLUMNS),
+    )
+    found = find(frame)
+    assert plots.quality_against_memory(found, tmp_path / "q.png")
+    assert curves.learning_curves(series, found, tmp_path / "l.png")
+
+
+def drifting(*betas: float, algos: str = "dpo") -> pd.DataFrame:
+    rows = [
+        {
+            "trial_id": f"{algo}-b{beta:g}-s{seed}-00000000", "algo": algo, "beta": beta, "seed": seed,
+            "params.algo.name": algo, "params.algo.beta": str(beta),
+            "eval/true_reward": 0.3 + beta, "eval/kl_per_sequence": 0.5 / beta * (1 + 0.1 * seed),
+        }
+        for algo in algos.split(",") for beta in betas for seed in range(3)
+    ]  # fmt: skip
+    return trials(*rows)
+
+
+def test_quality_is_drawn_against_drift_with_a_line_over_beta(tmp_path, drawn):
+    assert plots.quality_against_drift(find(drifting(0.5, 0.1, algos="dpo,kto")), tmp_path / "d.png")
+    lines = [d[1:] for d in drawn if d[0] == "plot"]
+    assert len(lines) == 2
+    for xs, ys in lines:
+        assert xs == pytest.approx([5.5, 1.1]) and ys == pytest.approx([0.4, 0.8])  # by beta, means over seeds
+
+
+def test_one_recipe_or_none_with_a_measured_drift_is_no_plot(tmp_path):
+    assert not plots.quality_against_drift(find(drifting(0.5)), tmp_path / "d.png")
+    unmeasured = drifting(0.5, 0.1).drop(columns="eval/kl_per_sequence")
+    assert not plots.quality_against_drift(find(unmeasured), tmp_path / "d.png")
+
+
+def test_a_knob_with_three_values_is_drawn_and_one_with_two_is_not(tmp_path, drawn):
+    assert plots.responses(find(drifting(0.1, 0.2, 0.4)), tmp_path / "r.png")
+    (bars,) = [d for d in drawn if d[0] == "errorbar"]
+    assert bars[1] == pytest.approx([0.1, 0.2, 0.4]) and bars[2] == pytest.approx([0.4, 0.5, 0.7])
+    assert not plots.responses(find(drifting(0.1, 0.2)), tmp_path / "r.png")
+
+
+def test_the_phases_stack_to_the_peak_of_the_trial(tmp_path, drawn):
+    peaks = {"memory/prepare_peak_mb": 100.0, "memory/train_peak_mb": 400.0, "memory/evaluate_peak_mb": 250.0}
+    assert plots.memory_by_phase(
+        find(trials({"eval/true_reward": 0.5, "memory/peak_mb": 400.0, **peaks})), tmp_path / "p.png"
+    )
+    assert [added for kind, _, added in drawn if kind == "barh"] == [[100.0], [300.0]]
+
+
+def test_seeds_of_a_recipe_share_a_line_with_a_band_over_their_range(tmp_path, drawn):
+    frame = drifting(0.5)
+    series = pd.DataFrame(
+        [(run, "train/loss", s, BEGAN + s, s + i) for i, run in enumerate(frame["run_id"]) for s in range(3 + i)],
+        columns=list(results.SERIES_COLUMNS),
+    )
+    assert curves.learning_curves(series, find(frame), tmp_path / "l.png")
+    assert [d[1:] for d in drawn if d[0] == "plot"] == [([0, 1, 2], [1.0, 2.0, 3.0])]  # the steps that all seeds have
+    assert [d for d in drawn if d[0] == "fill_between"][0][2] == [0.0, 1.0, 2.0]
+
+
+def test_seeds_that_logged_at_other_steps_have_a_line_each(tmp_path, drawn):
+    frame = drifting(0.5)
+    series = pd.DataFrame(
+        [(run, "train/loss", 3 * s + i, BEGAN + s, 1.0) for i, run in enumerate(frame["run_id"]) for s in range(2)],
+        columns=list(results.SERIES_COLUMNS),
+    )
+    assert curves.learning_curves(series, find(frame), tmp_path / "l.png")
+    assert [d[1] for d in drawn if d[0] == "plot"] == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_reliability_pools_the_bins_of_all_seeds_by_their_counts(tmp_path, drawn):
+    bins = pd.DataFrame({"low": [0.5, 0.5], "count": [30, 10], "predicted": [0.6, 0.7], "observed": [0.5, 0.9]})
+    assert plots.reliability({"dpo": bins}, tmp_path / "r.png")
+    (_, xs, ys) = [d for d in drawn if d[0] == "plot"][-1]
+    assert xs == pytest.approx([0.625]) and ys == pytest.approx([0.6])
