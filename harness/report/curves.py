@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness import text
-from harness.report.drawing import COLOURS, DASHES, FAINT, GREY, columns, figure, handle, one_line, save, styled
+from harness.report.drawing import COLOURS, DASHES, FAINT, GREY, columns, figure, handle, legend, one_line, save, styled
 from harness.report.findings import Findings
 from harness.report.leaderboard import succeeded
 
@@ -38,7 +38,7 @@ def learning_curves(series: pd.DataFrame, findings: Findings, path: Path) -> boo
     if not names:
         return False
     rows = -(-len(names) // min(2, len(names)))
-    chosen = series[series["name"].isin(names)]
+    chosen: Any = series[series["name"].isin(names)]
     key = _Legend(_groups(findings, set(chosen["run_id"])))
     drawn = figure(2.3 * rows + key.height_in)
     grid = drawn.subplots(rows, min(2, len(names)), squeeze=False)
@@ -63,7 +63,7 @@ def memory_over_time(series: pd.DataFrame, findings: Findings, path: Path) -> bo
     name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
     if name is None:
         return False
-    chosen = series[series["name"] == name]
+    chosen: Any = series[series["name"] == name]
     key = _Legend(_groups(findings, set(chosen["run_id"])))
     drawn = figure(3.0 + key.height_in)
     axes = drawn.add_subplot()
@@ -102,7 +102,7 @@ def _groups(findings: Findings, run_ids: set[str]) -> dict[str, list[str]]:
     return {label: runs for label, runs in {**found, **alone}.items() if runs}
 
 
-def _line(axes: Axes, points: pd.DataFrame, style: Mapping[str, Any]) -> None:
+def _line(axes: Axes, points: Any, style: Mapping[str, Any]) -> None:
     """One line: the mean over the runs at the steps that all of them have, and a band over their range."""
     if points.empty:
         return
@@ -145,5 +145,4 @@ class _Legend:
 
     def draw(self, drawn: Figure) -> None:
         """The legend, below the axes."""
-        handles = [handle(**style) for style in self._labels.values()]
-        drawn.legend(handles=handles, loc="outside lower center", ncols=columns(self._labels), handlelength=2.6)
+        legend(drawn, [handle(**style) for style in self._labels.values()], "lower")

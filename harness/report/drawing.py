@@ -73,9 +73,10 @@ def handle(**style: Any) -> Any:
     return Line2D([], [], **style)
 
 
-def legend(drawn: Figure, handles: Sequence[Any], place: str = "outside upper center") -> None:
-    """In as many columns as the longest entry leaves room for."""
-    drawn.legend(handles=handles, loc=place, ncols=columns(h.get_label() for h in handles), handlelength=2.6)
+def legend(drawn: Figure, handles: Sequence[Any], place: str = "upper") -> None:
+    """Above the axes (or ``lower``: below them), in as many columns as the longest entry leaves room for."""
+    shape: Any = {"loc": f"outside {place} center", "ncols": columns(h.get_label() for h in handles)}
+    drawn.legend(handles=list(handles), handlelength=2.6, **shape)
 
 
 def columns(labels: Iterable[str]) -> int:

@@ -157,7 +157,7 @@ def _series(uri: str, findings: Findings) -> pd.DataFrame:
     best = [i for r in findings.recipes for i in r.frame["run_id"]]
     rest = [i for i in findings.frame["run_id"] if i not in set(best)]
     shown = [*best[:MOST_SERIES], *rest[: MOST_SERIES // 4]]
-    frame = findings.frame[findings.frame["run_id"].isin(shown)]
+    frame = pd.DataFrame(findings.frame[findings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
     return results.series(uri, shown, [*names, *curves.MEMORY_SERIES])
 

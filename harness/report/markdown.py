@@ -19,7 +19,6 @@ from harness.report.leaderboard import (
     Price,
     finished,
     hours_heading,
-    hours_of,
     known,
     render_markdown,
     shared_value,
@@ -141,7 +140,7 @@ def _legend(frame: pd.DataFrame, marked: bool) -> str:
 
 def _spent(frame: pd.DataFrame, price: Price | None) -> str:
     """Device hours of all trials together."""
-    hours = sum(h for r in frame[[c for c in ("time/total_s",) if c in frame]].to_dict("records") if (h := hours_of(r)))
+    hours = sum(known(frame, "time/total_s")) / 3600
     if not hours:
         return ""
     cost = f", {price.of(hours)} {text.escape(price.currency)}".rstrip() if price else ""
@@ -215,7 +214,7 @@ def _by_prompt(table: pd.DataFrame) -> dict[tuple[str, int], str]:
 
 
 def _unfinished(frame: pd.DataFrame) -> list[str]:
-    lost = frame[[not succeeded(o) for o in frame["outcome"]]]
+    lost = pd.DataFrame(frame[[not succeeded(o) for o in frame["outcome"]]])
     rows = lost.head(SHOWN).to_dict("records")
     if not rows:
         return []

@@ -212,8 +212,9 @@ def reliability(bins: Mapping[str, pd.DataFrame], path: Path) -> bool:
     axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1, zorder=1)
     handles = [handle(color=FAINT, linewidth=1, label="calibrated")]
     for i, (label, table) in enumerate(bins.items()):
-        weighted = table[["predicted", "observed"]].multiply(table["count"], axis=0).assign(count=table["count"])
-        pooled = weighted.groupby(table["low"]).sum()
+        counts: Any = table["count"]
+        weighted = table[["predicted", "observed"]].multiply(counts, axis=0).assign(count=counts)
+        pooled: Any = weighted.groupby(table["low"]).sum()
         x, y = pooled["predicted"] / pooled["count"], pooled["observed"] / pooled["count"]
         style = _point(i)
         share = pooled["count"] / pooled["count"].sum()
