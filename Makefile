@@ -31,3 +31,4 @@ bench: setup
 	$(BIN)/python bench/train_phase.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/update_cost.py
+	$(BIN)/python bench/report_many.py

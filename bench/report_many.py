@@ -1,6 +1,6 @@
 """A report on ten thousand tracked runs, each of 40 metrics, 60 parameters and one series of 50 points.
 
-    python -m bench.report_many            # or --runs 1000
+    python bench/report_many.py            # or --runs 1000
 
 Prints the seconds and the peak memory of ``python -m harness report``. The store is filled through SQL, since MLflow's
 client would take an hour.
@@ -19,7 +19,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.common import workdir
+from common import workdir
+
 from harness.tracking import Tracking, open_sweep
 
 BEGAN = 1_800_000_000_000

@@ -68,7 +68,7 @@ def test_three_seeds_give_a_verdict_against_the_best_and_say_over_what():
     assert verdicts["dpo-lora", "grpo-lora"].verdict is Verdict.WORSE
     heading, table, words = recipes.section(found, METRIC, verdicts)
     rows = [cells(line) for line in table.splitlines()]
-    assert heading == "## Recipes" and rows[2][:3] == ["grpo-lora", "3", "0.713 [0.675, 0.751]"]
+    assert heading == "## Leaderboard" and rows[2][:3] == ["grpo-lora", "3", "0.713 [0.675, 0.751]"]
     assert rows[2][-1] == "best" and rows[3][-1] == "worse"
     assert "over the 3 seeds" in words and "one comparison (Holm)" in words
 

@@ -365,7 +365,7 @@ def test_of_many_trials_the_best_are_shown_and_a_file_has_all(study):
     many = pd.concat([study.iloc[[1]].assign(trial_id=f"t{i:04}", seed=float(i)) for i in range(n)])
     lost = pd.concat([study.iloc[[3]].assign(trial_id=f"x{i:04}") for i in range(n)])
     written = compose(Material("sweep many", find(pd.concat([many, lost], ignore_index=True)), "a test"))
-    board = written.partition("## Leaderboard")[2].partition("## ")[0]
+    board = written.partition("## Trials")[2].partition("## ")[0]
     assert sum(line.startswith("| t") for line in board.splitlines()) == SHOWN + 1  # and the heading
     assert f"The best {SHOWN} of {2 * n} trials are shown" in board and "20 more are in `results.csv`" in written
 

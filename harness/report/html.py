@@ -12,6 +12,7 @@ table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }
 th { border-bottom-color: #888; }
 td { font-variant-numeric: tabular-nums; max-width: 34rem; overflow-wrap: anywhere; }
+td[style*="right"] { white-space: nowrap; }
 img { max-width: 100%; background: #fff; }
 blockquote { border-left: 4px solid #d55e00; margin: 1rem 0; padding: .1rem 1rem; }
 pre { background: #8881; padding: .7rem; overflow-x: auto; }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import FRONT, finished, known, labels, training_s, value_of
+from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, labels, training_s, value_of
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -26,7 +26,7 @@ COLUMNS = {
 }
 VERDICT = "vs. best"
 WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
-DROPPED_FIRST = ("Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
+DROPPED_FIRST = (HOURS, "tokens/s", "Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
 """What a terminal that is too narrow goes without, in this order."""
 MOST_COMPARED = 40
 """Recipes that are compared with one another, the best by their means; the correction grows with every pair."""
@@ -73,6 +73,11 @@ class Recipe:
         """Mean seconds of training, rollouts included."""
         found = training_s(self.frame).dropna()
         return float(found.mean()) if len(found) else None
+
+    def hours(self) -> float | None:
+        """Mean hours that a trial had the device."""
+        seconds = self.mean("time/total_s")
+        return None if seconds is None else seconds / 3600
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
         """Per seed the results per example, or the mean alone where ``examples`` has none."""
@@ -151,6 +156,7 @@ def table(
     verdicts: Mapping[tuple[str, str], Comparison],
     form: Callable[[Interval | None], str] | None = None,
     front: Collection[str] = (),
+    price: Price | None = None,
 ) -> pd.DataFrame:
     """One row per recipe, as text; intervals are 95 %, written by ``form`` (``interval``); ``front`` gets a mark."""
     form = form or interval
@@ -160,6 +166,11 @@ def table(
         row |= {heading: form(recipe.estimate(name)) for heading, name in COLUMNS.items()}
         row["peak MB"] = text.whole(recipe.mean("memory/peak_mb"))
         row["train s"] = text.seconds(recipe.training_s())
+        row["tokens/s"] = text.whole(recipe.mean("throughput/train_tokens_per_s"))
+        hours = recipe.hours()
+        row[HOURS] = text.number(hours)
+        if price is not None:
+            row[price.heading] = price.of(hours)
         verdict = verdicts.get((recipe.label, found[0].label), text.MISSING)
         row["against the best"] = "best" if recipe is found[0] else str(verdict)
         rows.append(row)
@@ -195,13 +206,29 @@ def section(
     metric: str | None,
     verdicts: Mapping[tuple[str, str], Comparison],
     front: Collection[str] = (),
+    *,
+    most: int | None = None,
+    price: Price | None = None,
+    hours: str = HOURS,
 ) -> list[str]:
-    """The report's section on recipes; nothing where none has several seeds."""
+    """The report's leaderboard of recipes; nothing where none has several seeds.
+
+    Args:
+        found: recipes, the best first.
+        metric: that ranks.
+        verdicts: of every two that were compared.
+        front: labels that get a mark.
+        most: rows; None is all.
+        price: of an hour of the device.
+        hours: heading of the hours.
+    """
     if not several_seeds(found):
         return []
-    board = table(found, verdicts, front=front)
+    board = table(found[:most], verdicts, front=front, price=price).rename(columns={HOURS: hours})
     body = [[text.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
     words = "Means over seeds with 95 % intervals (Student's t); of a single seed its held-out rows give the interval."
+    if len(board) < len(found):
+        words += f" The best {len(board)} of {len(found):,} recipes are shown."
     if verdicts and metric:
         one = next(iter(verdicts.values()))
         seeds, pairs = text.count(one.seeds, "seed"), text.count(len(verdicts) // 2, "comparison")
@@ -209,9 +236,11 @@ def section(
             f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, "
             f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
+        if len(found) > MOST_COMPARED:
+            words += f" Of the {len(found):,} recipes the best {MOST_COMPARED} were compared."
     if front:
         words += f" {FRONT}: no other beats it on quality, memory and time together, by the 95 % interval of each pair."
-    return ["## Recipes", text.table([*board.columns], body), words]
+    return ["## Leaderboard", text.table([text.escape(c) for c in board.columns], body), words]
 
 
 def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str, str], Comparison]) -> str | None:
