@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def git_sha() -> str | None:
 
 def command_line() -> str:
     """What was typed, near enough to type it again."""
-    arguments = shlex.join(sys.argv[1:])
+    arguments = without_password(shlex.join(sys.argv[1:]))
     name = Path(sys.argv[0]).name
     program = "python -m harness" if name == "__main__.py" else name
     return f"{program} {arguments}".strip()
@@ -157,7 +158,12 @@ def trial_command() -> str | None:
     folders = [s.path for s in job.runtime.config_sources if s.provider == "command-line"]
     words = [word for folder in folders for word in ("--config-dir", folder)]
     words += [str(o) for o in job.overrides.task if not str(o).lstrip("+").startswith("sweep=")]
-    return shlex.join(["python", "-m", "harness", *words])
+    return without_password(shlex.join(["python", "-m", "harness", *words]))
+
+
+def without_password(words: str) -> str:
+    """A text whose addresses (``scheme://user:password@host``) hold no user and no password."""
+    return re.sub(r"://[^/@\s]+@", "://…@", words)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _by_attempt(worker: Sequence[Event], runner: Sequence[Event]) -> list[list[E
 
 
 def _last_values(events: Sequence[Event]) -> dict[str, float]:
-    """The last number of every name; seconds per phase from the phase events where the worker was killed."""
+    """The last number of every name; seconds from the phase events where the worker did not live to report them."""
     found: dict[str, float] = {}
     for event in events:
         if event.kind in ("metrics", "series"):
@@ -106,12 +106,18 @@ def _last_values(events: Sequence[Event]) -> dict[str, float]:
                     found[name] = number
                 else:
                     found.pop(name, None)
-    if "time/total_s" not in found:
-        for event in events:
+    phases = [e for e in events if e.kind == "phase"]
+    if phases and "time/total_s" not in found and not any(e.kind == "done" for e in events):
+        for event in phases:
             seconds = journal.number(event.data.get("previous_s"))
-            if event.kind == "phase" and seconds is not None:
+            if seconds is not None:
                 name = f"time/{event.data['previous']}_s"
                 found[name] = found.get(name, 0.0) + seconds
+        last = phases[-1]
+        if last.data.get("name"):  # the phase in which it ended
+            name = f"time/{last.data['name']}_s"
+            found[name] = found.get(name, 0.0) + events[-1].time - last.time
+        found["time/total_s"] = sum(v for k, v in found.items() if k.startswith("time/") and k != "time/start_s")
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import journal
+from harness import journal, text
 from harness.identity import flatten
 from harness.journal import Tail
 from harness.outcome import write_json
@@ -320,7 +320,7 @@ def _describe(result: Mapping[str, Any]) -> str:
     """Headline numbers, as markdown for the run's page."""
     metrics, lines = result["metrics"], [f"**{result['trial_id']}** — {result['outcome']}"]
     if command := result["environment"].get("trial_command"):
-        lines.append(f"```sh\n{command}\n```")
+        lines.append(text.code(command))
     if result["reason"]:
         lines.append(f"reason: {result['reason']}")
     for name in (

@@ -78,7 +78,7 @@ def from_runs(uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
     """Trials by their MLflow run ids.
 
     Raises:
-        UserError: no such store; an id of no run, or of a run that is no trial.
+        UserError: no such store; an id of no run, or of a run that is no trial; two runs of one trial.
     """
     from mlflow.exceptions import MlflowException
 
@@ -86,12 +86,17 @@ def from_runs(uri: str, run_ids: Sequence[str]) -> pd.DataFrame:
     for run_id in dict.fromkeys(run_ids):
         try:
             run = api.get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             raise UserError(
                 "there is no such run", key="--runs", value=run_id, fix="ids stand on a run's page"
             ) from None
         if run.data.tags.get("kind") != "trial":
             raise UserError("is no run of a trial", key="--runs", value=run_id, fix="name the runs below its sweep's")
+        if run.data.tags["trial_id"] in {r.data.tags["trial_id"] for r in found}:
+            name = run.data.tags["trial_id"]
+            raise UserError(f"another run of {name} is named already", key="--runs", value=run_id, fix="leave one out")
         found.append(run)
     return _table(map(_from_run, found))
 

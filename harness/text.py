@@ -87,6 +87,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *([cell(c) for c in row] for row in rows)))
 
 
+def code(lines: str) -> str:
+    """A block of shell that nothing in it can end."""
+    longest = max((len(run) for run in re.findall("`+", lines)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n" + "\n".join(map(printable, lines.split("\n"))) + f"\n{fence}"
+
+
 def short_id(trial_id: str) -> str:
     """A trial id without its digest: ``dpo-lora-b0.1-r16-s0``."""
     return _DIGEST.sub("", trial_id)

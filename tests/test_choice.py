@@ -50,6 +50,14 @@ def test_differences_of_a_few_percent_in_memory_beat_nobody():
     assert choice.front(found, METRIC, verdicts) == {"a", "b"}
 
 
+def test_the_front_is_never_empty_even_where_tolerances_form_a_ring():
+    def steady(name: str, reward: float, mb: float) -> list[dict[str, Any]]:
+        return seeds(name, [reward, reward + 0.001, reward - 0.001], mb=mb)
+
+    found, verdicts = of(steady("a", 0.50, 1000), steady("b", 0.52, 1040), steady("c", 0.54, 1081))
+    assert choice.front(found, METRIC, verdicts) == {"c"}
+
+
 # -- sentences -----------------------------------------------------------------------------------------
 
 
@@ -65,11 +73,16 @@ def test_the_cheapest_of_a_tie_is_named():
 
 def test_the_best_may_be_the_cheapest_too():
     words = said(seeds("a", [0.80, 0.81, 0.79], s=5), seeds("b", [0.79, 0.80, 0.79], s=9))
-    assert "also the cheapest among the 2 that tie" in words
+    assert "also the cheapest of the 2 that were compared and tie" in words
 
 
 def test_where_nothing_was_compared_nothing_is_said_of_ties():
     assert said(seeds("a", [0.9]), seeds("b", [0.2])) == "Best reward: **a** with 0.900."
+
+
+def test_a_recipe_without_the_metric_hides_no_warning():
+    words = said(seeds("a", [0.8, 0.81]), seeds("b", [0.1, 0.11]), seeds("c", [math.nan, math.nan]), base=0.5)
+    assert "Avoid **b**" in words
 
 
 def test_without_a_tie_nothing_is_recommended_in_its_place():
@@ -139,3 +152,16 @@ def test_raw_html_in_the_markdown_is_shown_and_not_obeyed():
 
 def test_links_that_would_run_something_are_no_links():
     assert "href" not in page("[x](javascript:alert(1))", "t").replace('rel="icon" href', "")
+
+
+def test_an_effect_is_of_pairs_that_agree_in_every_setting_that_was_chosen():
+    def row(adapter: str, steps: int, seed: int, reward: float) -> dict[str, Any]:
+        return {
+            "trial_id": f"{adapter}-{steps}-s{seed}", "adapter": adapter, "seed": float(seed), METRIC: reward,
+            "params.adapter.name": adapter, "params.train.steps": str(steps), "params.seed": str(seed),
+        }  # fmt: skip
+
+    rows = [row("full", 10, s, 0.2) for s in (0, 1)] + [row("lora", 10, s, 0.1) for s in (0, 1)]
+    rows += [row("lora", 1000, s, 0.9) for s in (0, 1)]  # more steps, which full fine-tuning never had
+    (found,) = [e for e in effects.effects(trials(*rows), METRIC) if e.axis == "adapter"]
+    assert (found.cells, found.quality.mean) == (2, pytest.approx(-0.1))

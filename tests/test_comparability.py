@@ -70,3 +70,8 @@ def test_rows_that_were_cut_are_named():
 def test_names_are_data():
     (said,) = differences(trials({**SAME, "device_name": "a"}, {**SAME, "device_name": "<b>|"}))
     assert "&lt;b&gt;&#124;" in said
+
+
+def test_rows_of_one_name_are_each_looked_at():
+    rows = trials({**SAME, "device_name": "A100"}, {**SAME, "device_name": "H100"}).assign(trial_id="t", label="t")
+    assert differences(rows) == ["device: A100 in t; H100 in t."]

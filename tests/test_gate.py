@@ -19,10 +19,12 @@ from harness.errors import UserError, UserErrors
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline, Record
 from harness.gate.decide import Finding, Outcome, decide
+from harness.gate.judge import judge
 from harness.gate.policy import Policy, Rule, read_policy
 from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
 from tests.conftest import QUICK
 from tests.runs import Sandbox
+from tests.test_report import trials
 
 DIGESTS = {"dataset": "d1", "base": "b1", "evaluators": "e1"}
 REWARD = "eval/true_reward"
@@ -145,6 +147,24 @@ def test_a_rule_for_some_recipes_says_nothing_about_others_and_takes_no_share_of
     assert (found.recipe, found.outcome) == ("grpo-lora", Outcome.REGRESSED)
     alone = decide({"grpo-lora": before["grpo-lora"]}, after, policy(false_alarms=0.04))[0]
     assert (found.low, found.high) == (alone.low, alone.high)
+
+
+def test_a_metric_that_the_baseline_has_not_got_is_told():
+    asked = Policy({REWARD: Rule("up"), "eval/new": Rule("up"), "eval/none": Rule("up")}, 0.01)
+    after = record(*STEADY, metrics={REWARD: [0.5], "eval/new": [0.5]})
+    found = decide({"dpo": record(*STEADY)}, {"dpo": after}, asked)
+    assert [(f.metric, f.outcome, f.fails) for f in found[1:]] == [
+        ("eval/new", Outcome.NEW, False), ("eval/none", Outcome.SKIPPED, False),
+    ]  # fmt: skip
+
+
+def test_a_rule_for_recipes_that_are_not_there_is_refused():
+    frame = trials(*[{"trial_id": f"dpo-s{s}-00000000", "seed": float(s), REWARD: 0.5} for s in range(3)])
+    judge(frame, frame, policy(only=("dpo*",)))
+    with pytest.raises(UserError, match="only=ppo-.: matches no recipe"):
+        judge(frame, frame, policy(only=("dpo*", "ppo-*")))
+    with pytest.raises(UserError, match="has no seed"):
+        judge(frame.assign(seed=math.nan), frame, policy())
 
 
 def test_a_new_recipe_is_told_and_does_not_fail():

@@ -157,6 +157,15 @@ def test_events_of_other_kinds_hold_no_metrics():
 # -- attempts ------------------------------------------------------------------------------------------
 
 
+def test_a_trial_that_was_killed_has_the_time_it_took_and_of_its_last_phase():
+    worker = [
+        Event(10.0, "phase", {"name": "prepare", "previous": None, "previous_s": None}),
+        Event(13.0, "phase", {"name": "train", "previous": "prepare", "previous_s": 3.0}),
+    ]
+    found = metrics_of(worker, [Event(9.0, "attempt", {}), Event(20.0, "sample", {})])
+    assert found == {"time/prepare_s": 3.0, "time/train_s": 7.0, "time/total_s": 10.0}
+
+
 def test_events_of_the_worker_count_from_the_runners_attempt_on():
     worker = [metrics(1.0, a=1), metrics(5.0, a=2), metrics(6.0, a=3)]
     assert since_attempt(worker, [Event(5.0, "attempt"), Event(7.0, "outcome")]) == worker[1:]

@@ -105,6 +105,13 @@ def test_the_phases_stack_to_the_peak_of_the_trial(tmp_path, drawn):
     assert [added for kind, _, added in drawn if kind == "barh"] == [[100.0], [300.0]]
 
 
+def test_what_was_built_for_the_cache_does_not_reach_above_the_peak(tmp_path, drawn):
+    peaks = {"memory/prepare_peak_mb": 100.0, "memory/baseline_peak_mb": 700.0, "memory/train_peak_mb": 400.0}
+    found = find(trials({"eval/true_reward": 0.5, "memory/peak_mb": 400.0, **peaks}))
+    assert plots.memory_by_phase(found, tmp_path / "p.png")
+    assert sum(added[0] for kind, _, added in drawn if kind == "barh") == 400.0
+
+
 def test_seeds_of_a_recipe_share_a_line_with_a_band_over_their_range(tmp_path, drawn):
     frame = drifting(0.5)
     series = pd.DataFrame(

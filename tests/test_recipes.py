@@ -121,3 +121,21 @@ def test_a_long_name_and_an_open_verdict_fit_100_columns():
     shown = recipes.render_terminal(found, recipes.compared(found, METRIC, {}))
     assert max(map(len, shown.splitlines())) <= 100
     assert "needs more seeds" in shown and "a-plugin-with-a-name-lora" in shown and "vs. best" in shown
+
+
+def test_recipes_with_other_seeds_and_one_name_are_told_apart():
+    def row(rate: str, seed: int, reward: float) -> dict:
+        name = {"trial_id": f"dpo-s{seed}-{seed:08x}", "seed": float(seed), "params.seed": str(seed)}
+        return {**name, "params.train.learning_rate": rate, METRIC: reward}
+
+    frame = trials(row("1e-4", 0, 0.2), row("1e-4", 1, 0.2), row("1e-5", 2, 0.8), row("1e-5", 3, 0.8))
+    found = recipes.recipes(frame, METRIC)
+    assert [r.label for r in found] == ["dpo learning_rate=1e-5", "dpo learning_rate=1e-4"]
+    lost = frame.assign(outcome=["failed", *["finished"] * 3])
+    assert recipes.recipe_labels(lost) == recipes.recipe_labels(frame)
+
+
+def test_trials_without_a_seed_are_counted_and_not_compared():
+    frame = trials(*[{"trial_id": f"x-{i}", "seed": None, "params.a": "1", METRIC: 0.1 * i} for i in range(3)])
+    (found,) = recipes.recipes(frame, METRIC)
+    assert len(found.frame) == 3 and found.scores(METRIC, {}) == {}

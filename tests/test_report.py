@@ -11,7 +11,7 @@ import pytest
 
 from harness import results, text
 from harness.errors import UserError
-from harness.report.command import main
+from harness.report.command import main, price_of
 from harness.report.findings import find
 from harness.report.gather import write_report
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
@@ -272,6 +272,8 @@ def test_the_command_reads_a_folder_without_mlflow(tmp_path_factory, tmp_path, c
         (["--runs", "0" * 32], "there is no such run"),
         (["--price", "cheap"], "no amount of money"),
         (["--price", "-1"], "no amount of money"),
+        (["--price", "2,50"], "no amount of money"),
+        (["--price", "1e3"], "no amount of money"),
         (["--experiment", "mine"], "no such MLflow experiment"),
     ],
 )
@@ -311,7 +313,7 @@ def test_skills_that_were_lost_are_told_by_recipe(report):
     written = report.read_text(encoding="utf-8")
     section = written.partition("## Forgetting\n\n")[2].partition("\n\n## ")[0]
     assert section.startswith("| recipe | Δ letters/exact_match |\n")
-    assert "| base (before training) | 1.000 |" in section and "| dpo-lora-b0.1-r16 | -0.025 |" in section
+    assert "| base (before training) | 1.000 |" in section and "| dpo-lora-b0.1-r16 | **-0.025 [-0.047, -0.003]** |" in section
 
 
 def test_a_loss_over_seeds_is_bold_where_it_is_beyond_noise_and_one_seed_has_its_documents_error():
@@ -331,6 +333,7 @@ def test_a_loss_over_seeds_is_bold_where_it_is_beyond_noise_and_one_seed_has_its
     assert "| -0.050 [" in told(row(0, -0.05), row(1, 0.05), row(2, -0.15))  # and not bold
     alone = {"eval/letters/acc_stderr": 0.03, "baseline/letters/acc_stderr": 0.04}
     assert "-0.200 [-0.298, -0.102]" in told(row(0, -0.2, **alone))
+    assert "| -0.025 [-0.123, 0.073]" in told(row(0, -0.025, **alone), row(1, -0.025, **alone))  # documents are shared
 
 
 def test_data_card_and_a_command_per_row_are_there(report):
@@ -347,11 +350,19 @@ def test_hours_are_told_and_with_a_price_what_they_cost(study):
     assert "| GPU-h |" in on_gpu and "cost" not in on_gpu
 
 
-def test_runs_of_any_sweep_and_a_whole_experiment_can_be_reported_on(uri, tmp_path):
+@pytest.mark.parametrize(("price", "words"), [(Price(1_500_000, "VND"), "1500000 VND"), (Price(2.5), "2.5")])
+def test_a_price_is_written_as_it_is_read(price, words):
+    assert str(price) == words and price_of(words) == price
+
+
+def test_runs_of_any_sweep_and_a_whole_experiment_can_be_reported_on(uri, tmp_path, monkeypatch, capsys):
     frame = results.from_mlflow(uri, "study")
     best, older = frame["run_id"].iloc[0], results.from_mlflow(uri, "older")["run_id"].iloc[0]
     assert main([f"--tracking-uri={uri}", "--runs", best, older, best, "--out", str(tmp_path / "runs")]) == 0
     assert (tmp_path / "runs/report.md").read_text(encoding="utf-8").startswith("# 2 runs of 2 sweeps\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--runs", best, f"tracking.uri={uri}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "reports/one_run_of_sweep_study/report.md"  # not the sweep's own
     assert main([f"--tracking-uri={uri}", "--experiment=harness", "--out", str(tmp_path / "all")]) == 0
     written = (tmp_path / "all/report.md").read_text(encoding="utf-8")
     assert written.startswith("# Experiment harness\n\n3 of 5 trials finished.")
@@ -367,7 +378,7 @@ def test_of_many_trials_the_best_are_shown_and_a_file_has_all(study):
     written = compose(Material("sweep many", find(pd.concat([many, lost], ignore_index=True)), "a test"))
     board = written.partition("## Trials")[2].partition("## ")[0]
     assert sum(line.startswith("| t") for line in board.splitlines()) == SHOWN + 1  # and the heading
-    assert f"The best {SHOWN} of {2 * n} trials are shown" in board and "20 more are in `results.csv`" in written
+    assert f"The best {SHOWN} of {2 * n} trials are shown" in board and "20 more are in the table" in written
 
 
 def test_the_example_of_reading_results_runs_as_it_is_written(uri, tmp_path, monkeypatch, capsys):

@@ -181,7 +181,7 @@ STUDY = (
         tables={
             "baseline_samples": samples("17", "18", "19"),
             "eval_samples": samples("1", INJECTION, "3"),
-            "reliability": [
+            "eval_reliability": [
                 {"low": 0.5, "high": 0.75, "count": 30, "predicted": 0.6, "observed": 0.7},
                 {"low": 0.75, "high": 1.0, "count": 10, "predicted": 0.9, "observed": 0.8},
             ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -69,6 +70,13 @@ def test_a_sweep_trains_judges_tracks_and_reports_every_trial(sandbox: Sandbox) 
     assert {r.info.status for r in runs} == {"FINISHED"} and {r.data.tags["outcome"] for r in runs} == {"finished"}
     (parent,) = sandbox.runs("main", kind="sweep")
     assert {r.data.tags["mlflow.parentRunId"] for r in runs} == {parent.info.run_id}
+    written = report.read_text()
+    assert "(memory_by_phase.png)" in written and "(reliability.png)" in written and "## Data\n" in written
+    for run in runs:  # the recorded command is the trial's own
+        program, *overrides = shlex.split(run.data.tags["command"])
+        assert [program, *overrides[:2]] == ["python", "-m", "harness"] and run.data.tags["command"] in written
+        alone = sandbox.run("validate", *overrides[2:], quick=False)
+        assert alone.stdout == f"ok  {run.data.tags['trial_id']}\n", alone.stderr
     assert all(set(r.data.metrics) >= set(results[r.data.tags["trial_id"]]["metrics"]) - {"nan"} for r in runs)
     assert {r.data.params["algo.beta"] for r in runs} == {"0.1", "0.04"}
 

@@ -248,6 +248,17 @@ def test_the_build_of_a_library_is_recorded_and_keys_nothing(monkeypatch):
         identity.library_versions.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("tracking.uri=postgresql://u:secret@host/db a=b", "tracking.uri=postgresql://…@host/db a=b"),
+        ("tracking.uri=sqlite:///x.db", "tracking.uri=sqlite:///x.db"),
+    ],
+)
+def test_a_recorded_command_holds_no_password(typed, shown):
+    assert identity.without_password(typed) == shown
+
+
 def test_the_code_that_renders_rows_counts_as_training_code():
     assert "conversation.py" in identity.TRAINING_CODE
 

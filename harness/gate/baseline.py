@@ -75,6 +75,8 @@ def records(frame: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Record]:
 
 def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
     rows, first = recipe.frame, recipe.frame.iloc[0]
+    if rows["seed"].isna().any():
+        raise UserError("has no seed, and a gate is on seeds", key="trial", value=str(first["trial_id"]))
     settings = {
         str(name).removeprefix("params."): str(first[name])
         for name in rows.columns

@@ -65,7 +65,7 @@ def decide(
     policy: Policy,
     unfinished: Mapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Every recipe of the baseline under every metric of the policy that the baseline has, then what is new.
+    """Every recipe of the baseline under every metric that the policy has for it, then the recipes that are new.
 
     Args:
         baseline: recipe -> values.
@@ -117,7 +117,12 @@ def _of_recipe(
         note = f"other {'; other '.join(other)}"
         return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, note, fails=True)]
     for name, rule in policy.metrics.items():
-        if name not in before.metrics or not rule.concerns(label):
+        if not rule.concerns(label):
+            continue
+        if name not in before.metrics:
+            here = name in after.metrics
+            note = "not in the baseline; gate --update takes it in" if here else "neither side has it"
+            found.append(Finding(label, name, Outcome.NEW if here else Outcome.SKIPPED, note))
             continue
         if name not in after.metrics:
             found.append(Finding(label, name, Outcome.MISSING, "in the baseline and not in the candidate", fails=True))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import pandas as pd
 
+from harness.errors import UserError
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
 from harness.gate.decide import Finding, decide
 from harness.gate.policy import Policy
-from harness.report.leaderboard import labels, succeeded
-from harness.report.recipes import without_seed
+from harness.report.leaderboard import succeeded
+from harness.report.recipes import recipe_labels
 
 
 def judge(candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Policy) -> list[Finding]:
@@ -19,16 +22,26 @@ def judge(candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Po
         candidate: as ``results.from_mlflow`` or ``from_folder`` gives it. Where its trials come from is not looked at.
         baseline: from its file (``gate.baseline.read``), or another table of trials.
         policy: what may get worse (``gate.policy.read_policy``).
+
+    Raises:
+        UserError: a trial without a seed, or a rule that is for recipes of which there are none.
     """
     names = list(policy.metrics)
     before = baseline.recipes if isinstance(baseline, Baseline) else store.records(baseline, names)
-    return decide(before, store.records(candidate, names), policy, unfinished(candidate))
+    after = store.records(candidate, names)
+    for name, rule in policy.metrics.items():
+        if idle := [p for p in rule.only if not any(fnmatch.fnmatchcase(label, p) for label in {**before, **after})]:
+            known = ", ".join({**before, **after})
+            raise UserError(
+                "matches no recipe", key=f"policy.metrics.{name}.only", value=idle[0], fix=f"known: {known}"
+            )
+    return decide(before, after, policy, unfinished(candidate))
 
 
 def unfinished(frame: pd.DataFrame) -> dict[str, str]:
     """Recipe -> what became of those of its trials that did not finish."""
     found: dict[str, list[str]] = {}
-    for label, row in zip(map(without_seed, labels(frame)), frame.to_dict("records"), strict=True):
+    for label, row in zip(recipe_labels(frame), frame.to_dict("records"), strict=True):
         if not succeeded(row["outcome"]):
             reason = "" if pd.isna(row["reason"]) else f" ({row['reason']})"
             found.setdefault(label, []).append(f"{row['trial_id']} is {row['outcome']}{reason}")

@@ -24,7 +24,7 @@ def front(found: Sequence[Recipe], metric: str, verdicts: Verdicts) -> set[str]:
     One recipe beats another where it is better or a tie in quality, takes no more memory and time, and is better in one
     of the three by more than noise. Quality goes by the 95 % interval of the difference, of each pair for itself: the
     correction for all pairs keeps a claim from being false, and here it would keep a bad recipe in the choice. Without
-    an interval it goes by the means.
+    a comparison it goes by the means. The best recipe is always among them.
     """
     quality = _column(found, lambda r: r.mean(metric))
     costs = [_column(found, lambda r: r.mean("memory/peak_mb")), _column(found, lambda r: r.training_s())]
@@ -49,7 +49,8 @@ def front(found: Sequence[Recipe], metric: str, verdicts: Verdicts) -> set[str]:
         beats[i] = False
         if not beats.any():
             kept.add(recipe.label)
-    return kept
+    best = next((r.label for i, r in enumerate(found) if not np.isnan(quality[i])), None)
+    return kept if best is None else kept | {best}  # tolerances could let three recipes beat one another in a ring
 
 
 def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np.ndarray:
@@ -81,7 +82,7 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts) -> str:
     if ties and cheap is not best:
         return f"Cheapest within a tie of it: **{text.escape(cheap.label)}**, {price}."
     if ties:
-        return f"It is also the cheapest among the {len(ties) + 1} that tie, {price}."
+        return f"It is also the cheapest of the {len(ties) + 1} that were compared and tie, {price}."
     if open_:
         unsettled = text.count(len(open_), "recipe")
         return f"None is shown to tie with it, and {unsettled} would need more seeds to tell. It takes {price}."
@@ -89,16 +90,18 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts) -> str:
 
 
 def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float | None) -> str:
-    """The recipe that is worst for certain: below the base, else shown worse than the best."""
-    last = found[-1]
-    estimate, comparison = last.estimate(metric), verdicts.get((last.label, found[0].label))
-    if estimate is None:
-        return ""
-    name = f"**{text.escape(last.label)}**"
-    if base is not None and estimate.high is not None and estimate.high < base:
-        return f"Avoid {name}: {interval(estimate)} is below the base."
-    if comparison is not None and comparison.verdict is Verdict.WORSE:
-        return (
-            f"Avoid {name}: worse than the best by {text.number(-comparison.interval.mean)}, at {interval(estimate)}."
-        )
+    """The recipe that is worst for certain: below the base, else the last that is shown worse than the best."""
+    for recipe in reversed(found[1:]):
+        estimate, comparison = recipe.estimate(metric), verdicts.get((recipe.label, found[0].label))
+        if estimate is None:
+            continue
+        name = f"**{text.escape(recipe.label)}**"
+        if base is not None and estimate.high is not None and estimate.high < base:
+            return f"Avoid {name}: {interval(estimate)} is below the base."
+        if comparison is None:
+            continue  # it was not among the recipes that were compared
+        if comparison.verdict is not Verdict.WORSE:
+            return ""
+        behind = text.number(-comparison.interval.mean)
+        return f"Avoid {name}: worse than the best by {behind}, at {interval(estimate)}."
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.commandline import Parser
+from harness.commandline import OVERRIDES, Parser
 from harness.errors import UserError
 from harness.tracking import Tracking
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         "report", "Markdown report with plots, from MLflow alone: of a sweep, of runs, or of a whole --experiment."
     )
     parser.add_argument("--sweep", metavar="NAME", help="default: the latest of the experiment 'harness'")
-    parser.add_argument("--out", metavar="DIR", help="default: reports/<sweep>")
+    parser.add_argument("--out", metavar="DIR", help="default: reports/<sweep>, or one named after what is reported on")
     parser.add_argument(
         "--from-folder",
         metavar="DIR",
@@ -37,12 +37,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--format", metavar="LIST", default="md", help="of md,html,csv,parquet; default: md")
     parser.add_store(None, "alone: all of its sweeps; with another choice: where they are (default: harness)")
-    options = parser.options(argv)
+    given = {a for a in argv if a.partition("=")[0] in OVERRIDES}  # --runs would take them for ids
+    options = parser.options([a for a in argv if a in given] + [a for a in argv if a not in given])
     if options is None:
         return 0
     chosen = {"--from-folder": options.from_folder, "--sweep": options.sweep, "--runs": " ".join(options.runs)}
-    if len(given := {name: value for name, value in chosen.items() if value}) > 1:
-        first, *others = given.items()
+    if len(selected := {name: value for name, value in chosen.items() if value}) > 1:
+        first, *others = selected.items()
         rule = f"{first[0]} says already what to report on"
         raise UserError(rule, key=others[0][0], value=others[0][1], fix="leave one of them out")
     formats = tuple(options.format.split(","))
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         path = write_report_from_folder(options.from_folder, options.out, formats, price=price)
     else:
         experiment = options.experiment or Tracking().experiment
-        whole = options.experiment is not None and not given
+        whole = options.experiment is not None and not selected
         path = write_report(
             options.tracking_uri, options.sweep, options.out, experiment, formats,
             runs=options.runs, whole=whole, price=price,
@@ -73,7 +74,7 @@ def price_of(words: str) -> Price:
     """
     from harness.report.leaderboard import Price
 
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(\S{0,8})\s*", words)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([^\W\d_]{1,8}|[€$£¥])?\s*", words)
     if found is None:
         raise UserError("is no amount of money", key="--price", value=words, fix="--price '2.50 EUR'")
-    return Price(float(found.group(1)), found.group(2))
+    return Price(float(found.group(1)), found.group(2) or "")

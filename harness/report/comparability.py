@@ -30,18 +30,18 @@ def differences(frame: pd.DataFrame) -> list[str]:
     """In what the finished trials did not do comparable work, a sentence each, with the rows concerned."""
     rows = finished(frame).to_dict("records")
     said = [
-        line for column, words in ALIKE.items() if (line := _unlike(words, {_name(r): r.get(column) for r in rows}))
+        line for column, words in ALIKE.items() if (line := _unlike(words, [(_name(r), r.get(column)) for r in rows]))
     ]
-    kto = {_name(r): r.get("params.train.micro_batch_size") for r in rows if r.get("algo") == "kto"}
+    kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
-    said += filter(None, [_unlike("reference", {_name(r): _reference(r) for r in rows})])
+    said += filter(None, [_unlike("reference", [(_name(r), _reference(r)) for r in rows])])
     return said + _tokens(rows) + _truncated(rows)
 
 
-def _unlike(words: str, values: Mapping[str, Any]) -> str | None:
+def _unlike(words: str, values: Sequence[tuple[str, Any]]) -> str | None:
     """One sentence if the known values differ: each value with its rows, the most common first."""
     by_value: dict[str, list[str]] = {}
-    for label, value in values.items():
+    for label, value in values:
         if value is not None and not pd.isna(value):
             by_value.setdefault(str(value), []).append(label)
     if len(by_value) < 2:

@@ -30,6 +30,7 @@ FOLLOWS = {
     "model": ("learning rate",),
 }
 """Axis -> axes that follow from it and are averaged over, not matched: each algorithm's beta is a thing of its own."""
+_NOT_TRAINING = ("params.eval.", "params.seed", "params.train.seed")
 FIRST = ("full", "none")
 """Levels that others are compared with, where they are there; else the first in order."""
 
@@ -65,11 +66,16 @@ def effects(frame: pd.DataFrame, metric: str | None) -> list[Effect]:
     cells["memory"] = done["memory/peak_mb"].to_list() if "memory/peak_mb" in done else math.nan
     cells["time"] = training_s(done).to_list()
     varying = [axis for axis in AXES if len(set(cells[axis])) > 1]
+    others = [str(c) for c in done if _is_other_setting(str(c)) and done[c].nunique(dropna=False) > 1]
+    cells = pd.concat([cells, pd.DataFrame({c: _levels(done, c) for c in others})], axis=1)
     found = []
     for axis in varying:
         rest = [a for a in [*varying, "seed"] if a != axis and a not in FOLLOWS.get(axis, ())]
         if not _independent(cells, axis, varying):
             continue
+        rest += [
+            c for c in others if cells.groupby([axis, *rest])[c].nunique().max() > 1
+        ]  # chosen, not a part of the axis
         tables = {name: _by_level(cells, axis, rest, name) for name in ("quality", "memory", "time")}
         levels = _ordered([str(c) for c in tables["quality"].columns])
         for after in levels[1:]:
@@ -96,10 +102,17 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
     words = metric.partition("/")[2].replace("_", " ")
     table = text.table(["axis", "change", "pairs", f"Δ {words}", "peak memory", "train time"], rows, left=2)
     told = (
-        "Each pair of trials differs in one axis and in what follows from it (an algorithm's β, an adapter's rank). "
+        "Each pair of trials differs in one axis and in what goes with it (an algorithm's β, an adapter's rank, the "
+        "recipe's settings of training). "
         "Mean difference with its 95 % interval over the pairs; memory and time as geometric means of ratios."
     )
     return ["## What each choice costs", table, told]
+
+
+def _is_other_setting(column: str) -> bool:
+    """Whether a column is a setting of training that no axis stands for."""
+    stands = {*AXES.values(), *(f"params.{name}" for name in ("beta", "rank", "algo.beta", "adapter.rank"))}
+    return column.startswith("params.") and column not in stands and not column.startswith(_NOT_TRAINING)
 
 
 def _levels(frame: pd.DataFrame, column: str) -> list[str]:

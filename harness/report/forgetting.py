@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import pandas as pd
@@ -28,8 +29,8 @@ def section(frame: pd.DataFrame, found: Sequence[Recipe], most: int) -> list[str
     if any(b != text.MISSING for b in base):
         body.insert(0, [BASE_LABEL, *base])
     words = (
-        "Change of each score from the base, with its 95 % interval: over seeds, of a single seed over the task's "
-        "documents. **Bold**: a loss beyond noise."
+        "Change of each score from the base, with its 95 % interval: over seeds and over the task's documents. "
+        "**Bold**: a loss beyond noise."
     )
     heads = [f"Δ {text.escape(name)}" for name in tasks.values()]
     return ["## Forgetting", text.table(["recipe", *heads], body), words]
@@ -49,15 +50,17 @@ def scored(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def change(recipe: Recipe, name: str) -> Interval | None:
-    """Of one score, from the base."""
+    """Of one score, from the base: the noise of the seeds and that of the task's documents, which all seeds share."""
     found = recipe.estimate(f"delta/{name}")
-    if found is None or len(recipe.values(f"delta/{name}")) > 1:
-        return found
-    errors = [e for side in ("eval", "baseline") for e in recipe.values(f"{side}/{name}_stderr")[:1]]
-    if len(errors) < 2:
+    if found is None:
+        return None
+    errors = [statistics.fmean(e) for side in ("eval", "baseline") if (e := recipe.values(f"{side}/{name}_stderr"))]
+    several = len(recipe.values(f"delta/{name}")) > 1
+    if not errors and not several:
         return Interval(found.mean, None, None, 1, "one seed")
-    reach = 1.96 * math.hypot(*errors)  # as if the two were independent: wider than it need be
-    return Interval(found.mean, found.mean - reach, found.mean + reach, 1, "standard errors over documents")
+    over_seeds = found.high - found.mean if several and found.high is not None else 0.0
+    reach = math.hypot(over_seeds, 1.96 * math.hypot(*errors))  # as if base and trained were scored apart: too wide
+    return Interval(found.mean, found.mean - reach, found.mean + reach, 1, "seeds and documents")
 
 
 def _cell(found: Interval | None) -> str:

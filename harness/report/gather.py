@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import results
+from harness import identity, results, text
 from harness.errors import UserError
 from harness.outcome import read_result
 from harness.report import curves, plots
@@ -65,7 +65,7 @@ def write_report(
         frame = results.from_mlflow(uri, sweep, experiment)
         selected = ["--sweep", str(frame["sweep"].iloc[0])]
     findings = find(frame, lambda rows, name: results.examples(uri, rows, name))
-    name = f"experiment {experiment}" if whole and not runs else _named(frame)
+    name = _runs_named(frame) if runs else f"experiment {experiment}" if whole else f"sweep {frame['sweep'].iloc[0]}"
     best = findings.recipes[0].frame["run_id"].iloc[0] if findings.recipes else findings.frame["run_id"].iloc[0]
     document = results.result_document(uri, best)
     sweeps = sorted(set(map(str, frame["sweep"])))
@@ -85,7 +85,7 @@ def write_report(
         r.label: pd.concat(found)
         for r in findings.recipes[:CURVES_RELIABILITY]
         if "eval/preference_ece" in frame
-        and (found := [t for i in r.frame["run_id"] if (t := results.table(uri, i, "reliability")) is not None])
+        and (found := [t for i in r.frame["run_id"] if (t := results.table(uri, i, "eval_reliability")) is not None])
     }
     return _write(material, series, bins, Path(out_dir or Path("reports") / _folder(name)), formats)
 
@@ -104,7 +104,7 @@ def write_report_from_folder(
     found, card = read_result(first), first / "artifacts" / DATA_CARD
     environment = {} if found is None else found.environment
     material = Material(
-        _named(frame),
+        f"sweep {frame['sweep'].iloc[0]}",
         findings,
         "`result.json` files",
         environment=environment,
@@ -137,7 +137,7 @@ def _write(
             for old in (path, path.with_suffix(".svg")):
                 old.unlink(missing_ok=True)  # of an earlier report
             made += [name] * draw(path)
-        report, words = out_dir / "report.md", compose(replace(material, plots=made))
+        report, words = out_dir / "report.md", compose(replace(material, plots=made, rest="`results.csv`"))
         report.write_text(words, encoding="utf-8")
         if "html" in formats:
             report.with_suffix(".html").write_text(page(words, material.title), encoding="utf-8")
@@ -167,10 +167,12 @@ def _best_and_last(frame: pd.DataFrame) -> list[dict[Any, Any]]:
     return done.iloc[sorted({0, len(done) - 1})].to_dict("records") if len(done) else []
 
 
-def _named(frame: pd.DataFrame) -> str:
-    """What a report on these trials is called."""
+def _runs_named(frame: pd.DataFrame) -> str:
+    """What a report on chosen runs is called: never as the one on their sweep is."""
     sweeps = sorted(set(map(str, frame["sweep"])))
-    return f"sweep {sweeps[0]}" if len(sweeps) == 1 else f"{len(frame)} runs of {len(sweeps)} sweeps"
+    return f"{text.count(len(frame), 'run')} of " + (
+        f"sweep {sweeps[0]}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
+    )
 
 
 def _folder(name: str) -> str:
@@ -182,9 +184,9 @@ def _again(uri: str, selected: Sequence[str], experiment: str, price: Price | No
     """The command for this report; a store's password stays out of it."""
     default, words = Tracking(), ["python", "-m", "harness", "report", *selected]
     if uri not in (default.uri, default.resolved_uri):
-        words += ["--tracking-uri", re.sub(r"//[^/@]*@", "//…@", uri)]
+        words += ["--tracking-uri", identity.without_password(uri)]
     if experiment != default.experiment and "--experiment" not in selected:
         words += ["--experiment", experiment]
     if price is not None:
-        words += ["--price", f"{price.per_hour:g} {price.currency}".strip()]
+        words += ["--price", str(price)]
     return shlex.join(words)

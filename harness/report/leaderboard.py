@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -64,6 +65,11 @@ class Price:
     per_hour: float
     currency: str = ""
 
+    def __str__(self) -> str:
+        """As it is given on a command line."""
+        amount = f"{self.per_hour:f}"
+        return f"{amount.rstrip('0').rstrip('.') if '.' in amount else amount} {self.currency}".strip()
+
     @property
     def heading(self) -> str:
         """Of a column."""
@@ -118,20 +124,28 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
 
 def labels(frame: pd.DataFrame) -> list[str]:
     """What to call each trial: its id without the digest, and the settings in which namesakes differ."""
-    short = pd.Series([text.short_id(t) for t in frame["trial_id"]])
-    found = short.copy()
-    for _, group in short.groupby(short):
+    return told_apart([text.short_id(t) for t in frame["trial_id"]], frame)
+
+
+def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
+    """Names with the settings in which the rows of namesakes differ; with the trial's id where that says nothing."""
+    found = list(names)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    for name, group in places.items():
         if len(group) == 1:
             continue
-        settings = frame.iloc[group.index].filter(regex=r"^params\.(?!eval\.|seed)").astype("str")
+        settings = frame.iloc[group].filter(regex=r"^params\.(?!eval\.|seed|train\.seed)").astype("str")
         varying = _telling([str(c) for c in settings if settings[c].nunique(dropna=False) > 1])[:3]
-        for position, values in zip(group.index, settings[varying].itertuples(index=False), strict=True):
+        for place, values in zip(group, settings[varying].itertuples(index=False), strict=True):
             told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str)}
             suffix = " ".join(f"{c.removesuffix('.name').rpartition('.')[2]}={v}" for c, v in told.items())
-            found[position] = f"{short[position]} {suffix}".rstrip()
-        if len(set(found[group.index])) < len(group):
-            found[group.index] = list(frame["trial_id"].iloc[group.index])
-    return list(found)
+            found[place] = f"{name} {suffix}".rstrip()
+        if len({found[place] for place in group}) < len(group):
+            for place in group:
+                found[place] = str(frame["trial_id"].iloc[place])
+    return found
 
 
 def _telling(columns: list[str]) -> list[str]:

@@ -50,6 +50,7 @@ class Material:
         card: the data card of one trial, markdown.
         price: of an hour of the device.
         plots: names of the plots that could be drawn.
+        rest: what has the trials that are too many to be shown, in words.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Material:
     card: str | None = None
     price: Price | None = None
     plots: Collection[str] = ()
+    rest: str = "the table"
 
 
 def compose(material: Material) -> str:
@@ -85,7 +87,7 @@ def compose(material: Material) -> str:
         ),
         "## Trials" if several else "## Leaderboard",
         render_markdown(frame, material.price, SHOWN, marked if len(found.recipes) > 1 else ()),
-        _legend(frame, bool(marked) and len(found.recipes) > 1),
+        _legend(frame, bool(marked) and len(found.recipes) > 1, bool(found.verdicts), material.rest),
         *effects.section(effects.effects(frame, found.metric), found.metric),
         plot("quality_against_memory", "Quality against peak memory", "no finished trial has both"),
         plot(
@@ -106,7 +108,7 @@ def compose(material: Material) -> str:
         *evaluations(shown),
         plot("reliability", "Confidence against how often it was right", "no reliability in this source"),
         *_samples(material),
-        *_unfinished(frame),
+        *_unfinished(frame, material.rest),
         *provenance.data_card(material.card),
         *provenance.environment(frame, material.environment, material.source, material.command, material.again),
         *provenance.commands(shown),
@@ -134,15 +136,16 @@ def _warnings(lines: list[str]) -> list[str]:
     return ["\n>\n".join(f"> **Not alike** – {line}" for line in lines)] if lines else []
 
 
-def _legend(frame: pd.DataFrame, marked: bool) -> str:
+def _legend(frame: pd.DataFrame, marked: bool, compared: bool, rest: str) -> str:
     said = (
         "± is one standard error over held-out pairs or prompts. Δ is the difference to the base before training. "
         f"MB are 10⁶ bytes; train s includes rollouts; {hours_heading(frame)} are those of the device, start to end."
     )
     if marked:
-        said += f" {recipes.FRONT}: no other beats it on quality, memory and time together."
+        by = "the 95 % interval of each pair" if compared else "the means"
+        said += f" {recipes.FRONT}: no other beats it on quality, memory and time together, by {by}."
     if len(frame) > SHOWN:
-        said += f" The best {SHOWN} of {len(frame):,} trials are shown, here and below; `results.csv` has all of them."
+        said += f" The best {SHOWN} of {len(frame):,} trials are shown, here and below; {rest} has all of them."
     return said
 
 
@@ -221,7 +224,7 @@ def _by_prompt(table: pd.DataFrame) -> dict[tuple[str, int], str]:
     return found
 
 
-def _unfinished(frame: pd.DataFrame) -> list[str]:
+def _unfinished(frame: pd.DataFrame, rest: str) -> list[str]:
     lost = pd.DataFrame(frame[[not succeeded(o) for o in frame["outcome"]]])
     rows = lost.head(SHOWN).to_dict("records")
     if not rows:
@@ -234,5 +237,5 @@ def _unfinished(frame: pd.DataFrame) -> list[str]:
         ]
         for r in rows
     ]
-    more = f"{len(lost) - SHOWN:,} more are in `results.csv`." if len(lost) > SHOWN else ""
+    more = f"{len(lost) - SHOWN:,} more are in {rest}." if len(lost) > SHOWN else ""
     return ["## Trials that did not finish", text.table(["trial", "outcome", "reason"], body, left=3), more]

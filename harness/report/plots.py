@@ -31,7 +31,7 @@ from harness.report.drawing import (
     styled,
 )  # fmt: skip
 from harness.report.findings import Findings
-from harness.report.leaderboard import known, shared_value
+from harness.report.leaderboard import known, shared_value, value_of
 from harness.report.recipes import Recipe
 from harness.stats import Interval
 
@@ -172,17 +172,20 @@ def responses(findings: Findings, path: Path) -> bool:
 
 @styled
 def memory_by_phase(findings: Findings, path: Path) -> bool:
-    """What each phase added to the peak so far, stacked to the peak of the trial; means over seeds."""
+    """What each phase added to the peak so far, stacked to the peak of the trial; means over seeds.
+
+    A phase in which a trial built something for the cache reaches above the trial's peak, which leaves that out; it is
+    cut there.
+    """
     found = findings.recipes[:MOST_BARS]
-    tops = [[r.mean(f"memory/{phase}_peak_mb") for phase in PHASES] for r in found]
-    rows = [(r, top) for r, top in zip(found, tops, strict=True) if any(top)]
+    rows = [(r, parts) for r in found if any(parts := _added(r))]
     if not rows:
         return False
     drawn = figure(1.1 + 0.24 * len(rows))
     axes = drawn.add_subplot()
     left = [0.0] * len(rows)
     for i, phase in enumerate(PHASES):
-        added = [max(0.0, (top[i] or 0.0) - before) for (_, top), before in zip(rows, left, strict=True)]
+        added = [parts[i] for _, parts in rows]
         if any(added):
             axes.barh(range(len(rows)), added, left=left, color=COLOURS[i], label=phase, height=0.7)
         left = [before + more for before, more in zip(left, added, strict=True)]
@@ -225,6 +228,19 @@ def reliability(bins: Mapping[str, pd.DataFrame], path: Path) -> bool:
     axes.set_ylabel("share of pairs where it is")
     legend(drawn, handles)
     return save(drawn, path)
+
+
+def _added(recipe: Recipe) -> list[float]:
+    """By phase: what it added to the highest before it, in MB; mean over the seeds."""
+    seeds = []
+    for row in recipe.frame.to_dict("records"):
+        peak, high, parts = value_of(row, "memory/peak_mb"), 0.0, []
+        for phase in PHASES:
+            top = value_of(row, f"memory/{phase}_peak_mb") or 0.0
+            before, high = high, max(high, top if peak is None else min(top, peak))
+            parts.append(high - before)
+        seeds.append(parts)
+    return [sum(column) / len(seeds) for column in zip(*seeds, strict=True)]
 
 
 def _measured(findings: Findings, metric: str) -> list[tuple[Recipe, Interval, Interval]]:

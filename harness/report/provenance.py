@@ -48,9 +48,9 @@ def environment(
     rows = [[text.escape(k), v if k == "source" else text.escape(v, 300)] for k, v in facts.items() if v]
     parts = ["## Environment", text.table(["what", "value"], rows, left=2)]
     if command:
-        parts += ["To run the sweep again:", code(shown_command(command))]
+        parts += ["To run the sweep again:", text.code(shown_command(command))]
     if again:
-        parts += ["To write this report again:", code(again)]
+        parts += ["To write this report again:", text.code(again)]
     return parts
 
 
@@ -64,20 +64,13 @@ def commands(frame: pd.DataFrame) -> list[str]:
         for label, command in rows.itertuples(index=False)
         for line in (f"# {text.printable(label)}", text.printable(command))
     ]
-    return ["## Commands", "To run one trial of this report again, in a sweep of its own:", code("\n".join(lines))]
+    return ["## Commands", "To run one trial of this report again, in a sweep of its own:", text.code("\n".join(lines))]
 
 
 def shown_command(command: str) -> str:
     """A recorded ``sys.argv`` as one would type it: ``python -m harness ...``."""
     typed = re.sub(r"^\S*harness/__main__\.py(?=\s|$)", "python -m harness", command)
     return re.sub(r"^\S*/bin/harness(?=\s|$)", "harness", typed)
-
-
-def code(lines: str) -> str:
-    """A block of shell that nothing in it can end."""
-    longest = max((len(run) for run in re.findall("`+", lines)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n" + "\n".join(map(text.printable, lines.split("\n"))) + f"\n{fence}"
 
 
 def _stamp(moment: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, labels, training_s, value_of
+from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, told_apart, training_s, value_of
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -80,8 +80,8 @@ class Recipe:
         return None if seconds is None else seconds / 3600
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
-        """Per seed the results per example, or the mean alone where ``examples`` has none."""
-        rows = [r for r in self.frame.to_dict("records") if value_of(r, metric) is not None]
+        """Per known seed the results per example, or the mean alone where ``examples`` has none."""
+        rows = [r for r in self.frame.dropna(subset=["seed"]).to_dict("records") if value_of(r, metric) is not None]
         return {
             int(r["seed"]): [float(r[metric])]
             if (kept := examples.get(r["trial_id"])) is None
@@ -91,15 +91,16 @@ class Recipe:
 
 
 def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
-    """The recipes of the finished trials, those with the highest mean of ``metric`` first."""
-    done = finished(frame).reset_index(drop=True)
-    if done.empty:
-        return []
-    done = done.assign(label=labels(done), recipe=recipe_keys(done))
-    found = [
-        Recipe(without_seed(str(rows["label"].iloc[0])), rows.sort_values("seed").drop_duplicates("seed", keep="last"))
-        for _, rows in done.groupby("recipe", sort=False)
-    ]
+    """The recipes of the finished trials, those with the highest mean of ``metric`` first.
+
+    Of trials that share a seed the last counts; of those whose seed is not known, each.
+    """
+    named = finished(frame.reset_index(drop=True).assign(recipe=recipe_labels(frame)))
+    found = []
+    for label, rows in named.groupby("recipe", sort=False):
+        rows = rows.sort_values("seed")
+        repeated = rows["seed"].duplicated(keep="last") & rows["seed"].notna()
+        found.append(Recipe(str(label), pd.DataFrame(rows[~repeated])))
 
     def key(recipe: Recipe) -> tuple[float, str]:
         mean = recipe.mean(metric) if metric else None
@@ -108,9 +109,17 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
     return sorted(found, key=key)
 
 
-def without_seed(label: str) -> str:
-    """A trial's label without its seed: what its recipe is called."""
-    return _SEED.sub("", label)
+def recipe_labels(frame: pd.DataFrame) -> list[str]:
+    """What the recipe of each trial is called, whatever became of it; distinct recipes have distinct names.
+
+    It is the trial's id without digest and seed, with the settings in which namesakes differ.
+    """
+    keys = recipe_keys(frame)
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    rows = frame.iloc[list(first.values())]
+    names = told_apart([_SEED.sub("", text.short_id(t)) for t in rows["trial_id"]], rows)
+    by_key = dict(zip(first, names, strict=True))
+    return [by_key[key] for key in keys]
 
 
 def recipe_keys(frame: pd.DataFrame) -> list[str]:
@@ -233,13 +242,14 @@ def section(
         one = next(iter(verdicts.values()))
         seeds, pairs = text.count(one.seeds, "seed"), text.count(len(verdicts) // 2, "comparison")
         words += (
-            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all recipes have, "
+            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all compared recipes have, "
             f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
         )
         if len(found) > MOST_COMPARED:
             words += f" Of the {len(found):,} recipes the best {MOST_COMPARED} were compared."
     if front:
-        words += f" {FRONT}: no other beats it on quality, memory and time together, by the 95 % interval of each pair."
+        by = "the 95 % interval of each pair that was compared" if verdicts else "the means"
+        words += f" {FRONT}: no other beats it on quality, memory and time together, by {by}."
     return ["## Leaderboard", text.table([text.escape(c) for c in board.columns], body), words]
 
 
