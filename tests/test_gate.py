@@ -133,6 +133,15 @@ def test_other_data_base_or_evaluators_are_not_comparable_and_named(name):
     assert f"other {name} {DIGESTS[name]} → new" in found.note
 
 
+def test_other_data_can_be_judged_despite_that_and_it_is_told():
+    before, after = {"dpo": record(*STEADY)}, {"dpo": record(0.1, 0.1, digests={**DIGESTS, "dataset": "new"})}
+    told, found = decide(before, after, policy(), despite=["dataset"])
+    assert told.note == "judged despite other dataset d1 → new" and not told.fails
+    assert found.outcome is Outcome.REGRESSED
+    (still,) = decide(before, after, policy(), despite=["base"])
+    assert still.outcome is Outcome.NOT_COMPARABLE
+
+
 def test_what_depends_on_the_device_is_skipped_on_another_one():
     asked = policy("down", relative=0.1, same_device=True)
     assert decided(record(*STEADY), record(9, 9, 9), asked).outcome is Outcome.REGRESSED
@@ -336,6 +345,7 @@ def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
         (("--baseline", "gate/b.json", "--candidate", "tuesday"), "no such sweep"),
         (("--baseline", "gate/b.json", "--format", "pdf"), "unknown format"),
         (("--baseline", "gate/b.json", "--policy", "none"), "no such policy"),
+        (("--baseline", "gate/b.json", "--despite", "data"), "known: dataset, base, evaluators"),
         (("--baseline", "nowhere"), "no such sweep"),
         ((), "--baseline"),
         (("--baseline", changed(sandbox, lambda r: r.clear())), "no recipe"),

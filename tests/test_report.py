@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.provenance import shown_command
 from tests.test_results import INJECTION, STUDY, study_root
 
+GOLDEN_REPORT = Path(__file__).parent / "golden" / "report.md"
 PNG = b"\x89PNG\r\n\x1a\n"
 RUN = {"base_digest": "b", "dataset_digest": "d", "algo": "dpo", "adapter": "lora", "reason": None, "seed": 0.0}
 
@@ -298,7 +300,21 @@ def test_the_study_has_the_trials_these_tests_count_on():
     assert [f.outcome for f in STUDY] == ["finished", "finished", "oom", "failed"]
 
 
-# -- what the issue of a report is about ---------------------------------------------------------------
+def test_the_whole_report_is_the_golden_one(uri, study):
+    """``UPDATE_GOLDEN=1`` writes it anew; read the difference before you commit it."""
+    material = Material(
+        "sweep study", find(study), "a test", price=Price(2.5, "EUR"), plots=("quality_against_memory",),
+        samples={"dpo": results.tables(uri, study["run_id"].iloc[1])},
+        environment={"python": "3.11.7", "versions": {"torch": "2.13.0+cpu"}},
+        command="python -m harness -m sweep=study", card="# Data of arithmetic\n\nContent digest `0`.\n",
+    )  # fmt: skip
+    written = compose(material)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN_REPORT.write_text(written, encoding="utf-8")
+    assert written == GOLDEN_REPORT.read_text(encoding="utf-8")
+
+
+# -- what a reader wants of it ---------------------------------------------------------------
 
 
 def test_the_markdown_has_nothing_that_a_linter_complains_of(report):
@@ -313,7 +329,8 @@ def test_skills_that_were_lost_are_told_by_recipe(report):
     written = report.read_text(encoding="utf-8")
     section = written.partition("## Forgetting\n\n")[2].partition("\n\n## ")[0]
     assert section.startswith("| recipe | Δ letters/exact_match |\n")
-    assert "| base (before training) | 1.000 |" in section and "| dpo-lora-b0.1-r16 | **-0.025 [-0.047, -0.003]** |" in section
+    assert "| base (before training) | 1.000 |" in section
+    assert "| dpo-lora-b0.1-r16 | **-0.025 [-0.047, -0.003]** |" in section
 
 
 def test_a_loss_over_seeds_is_bold_where_it_is_beyond_noise_and_one_seed_has_its_documents_error():

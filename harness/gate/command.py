@@ -36,6 +36,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--policy", metavar="NAME|FILE", default="default", help="conf/policy/NAME.yaml; default: default"
     )
+    parser.add_argument(
+        "--despite", metavar="LIST", default="",
+        help=f"judge although these differ, of {','.join(store.DIGESTS)}: for a change of the training data, say",
+    )  # fmt: skip
     parser.add_argument("--format", metavar="LIST", default="text", help=f"of {','.join(FORMATS)}; default: text")
     parser.add_argument("--out", metavar="DIR", help="write every format there too, as a file of its own")
     parser.add_argument("--update", action="store_true", help="write the candidate's values as the baseline FILE")
@@ -47,6 +51,10 @@ def main(argv: list[str]) -> int:
     formats = options.format.split(",")
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError("unknown format", key="--format", value=",".join(unknown), fix=f"known: {', '.join(FORMATS)}")
+    despite = [name for name in options.despite.split(",") if name]
+    if unknown := [name for name in despite if name not in store.DIGESTS]:
+        known = ", ".join(store.DIGESTS)
+        raise UserError("unknown digest", key="--despite", value=",".join(unknown), fix=f"known: {known}")
     policy = read_policy(options.policy)
     if options.update != bool((options.reason or "").strip()):
         raise UserError(
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> int:
     if options.update:
         return _update(Path(options.baseline), options, frame, policy)
     held_to = _baseline(options, policy)
-    findings = judge(frame, held_to, policy)
+    findings = judge(frame, held_to, policy, despite)
     title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline} (of {held_to.written}: {held_to.reason})"
     for name in formats:
         file, form = FORMATS[name]

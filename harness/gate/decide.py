@@ -8,7 +8,7 @@ before and after; a candidate that spreads more widens the interval, and then th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,6 +64,7 @@ def decide(
     candidate: Mapping[str, Record],
     policy: Policy,
     unfinished: Mapping[str, str] | None = None,
+    despite: Collection[str] = (),
 ) -> list[Finding]:
     """Every recipe of the baseline under every metric that the policy has for it, then the recipes that are new.
 
@@ -72,12 +73,13 @@ def decide(
         candidate: the same of the sweep under test.
         policy: what may get worse.
         unfinished: recipe -> what became of trials of the candidate that did not finish.
+        despite: digests (``dataset``, ``base``, ``evaluators``) that may differ; where they do, that is told.
     """
     unfinished = unfinished or {}
     pairs = [
         (label, name)
         for label, record in baseline.items()
-        if label in candidate and not differing(record, candidate[label])
+        if label in candidate and not differing(record, candidate[label], despite)
         for name, rule in policy.metrics.items()
         if rule.concerns(label)
         and name in record.metrics
@@ -87,7 +89,7 @@ def decide(
     alpha = policy.false_alarms / max(1, len(pairs))
     found: list[Finding] = []
     for label, record in baseline.items():
-        found += _of_recipe(label, record, candidate.get(label), policy, alpha, unfinished.get(label))
+        found += _of_recipe(label, record, candidate.get(label), policy, alpha, unfinished.get(label), despite)
     found += [
         Finding(label, None, Outcome.NEW, "not in the baseline; gate --update takes it in")
         for label in candidate
@@ -96,26 +98,34 @@ def decide(
     return found
 
 
-def differing(before: Record, after: Record) -> list[str]:
-    """The digests that differ, each with both values."""
+def differing(before: Record, after: Record, despite: Collection[str] = ()) -> list[str]:
+    """The digests that differ, each with both values; those of ``despite`` are left out."""
     return [
         f"{name} {before.digests.get(name, 'unknown')} → {after.digests.get(name, 'unknown')}"
         for name in before.digests
-        if before.digests.get(name) != after.digests.get(name)
+        if name not in despite and before.digests.get(name) != after.digests.get(name)
     ]
 
 
 def _of_recipe(
-    label: str, before: Record, after: Record | None, policy: Policy, alpha: float, unfinished: str | None
+    label: str,
+    before: Record,
+    after: Record | None,
+    policy: Policy,
+    alpha: float,
+    unfinished: str | None,
+    despite: Collection[str],
 ) -> list[Finding]:
     if after is None:
         return [Finding(label, None, Outcome.MISSING, unfinished or "no trial of it in the candidate", fails=True)]
     found = []
     if unfinished:
         found.append(Finding(label, None, Outcome.MISSING, unfinished, fails=True))
-    if other := differing(before, after):
+    if other := differing(before, after, despite):
         note = f"other {'; other '.join(other)}"
         return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, note, fails=True)]
+    if other := differing(before, after):
+        found.append(Finding(label, None, Outcome.SKIPPED, f"judged despite other {'; other '.join(other)}"))
     for name, rule in policy.metrics.items():
         if not rule.concerns(label):
             continue

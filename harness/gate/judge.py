@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 
 import pandas as pd
 
@@ -15,13 +16,16 @@ from harness.report.leaderboard import succeeded
 from harness.report.recipes import recipe_labels
 
 
-def judge(candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Policy) -> list[Finding]:
+def judge(
+    candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Policy, despite: Collection[str] = ()
+) -> list[Finding]:
     """Hold trials against a baseline, or against other trials.
 
     Args:
         candidate: as ``results.from_mlflow`` or ``from_folder`` gives it. Where its trials come from is not looked at.
         baseline: from its file (``gate.baseline.read``), or another table of trials.
         policy: what may get worse (``gate.policy.read_policy``).
+        despite: digests (``gate.baseline.DIGESTS``) that may differ.
 
     Raises:
         UserError: a trial without a seed, or a rule that is for recipes of which there are none.
@@ -35,7 +39,7 @@ def judge(candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Po
             raise UserError(
                 "matches no recipe", key=f"policy.metrics.{name}.only", value=idle[0], fix=f"known: {known}"
             )
-    return decide(before, after, policy, unfinished(candidate))
+    return decide(before, after, policy, unfinished(candidate), despite)
 
 
 def unfinished(frame: pd.DataFrame) -> dict[str, str]:

@@ -45,7 +45,7 @@ def front(found: Sequence[Recipe], metric: str, verdicts: Verdicts) -> set[str]:
             ratios = [cost / cost[i] for cost in costs]  # not a number where either is not known: says nothing
         dearer = np.logical_or.reduce([r > ALIKE for r in ratios])
         cheaper = np.logical_or.reduce([r < 1 / ALIKE for r in ratios])
-        beats = ~dearer & (better | ((better | alike) & cheaper))
+        beats = ~dearer & (better | (alike & cheaper))
         beats[i] = False
         if not beats.any():
             kept.add(recipe.label)
