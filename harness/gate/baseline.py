@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from harness.errors import UserError
+from harness.report.leaderboard import known
 from harness.report.recipes import Recipe, recipes
 
 SCHEMA_VERSION = 1
@@ -75,7 +76,7 @@ def records(frame: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Record]:
 
 def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
     rows, first = recipe.frame, recipe.frame.iloc[0]
-    if rows["seed"].isna().any():
+    if any(pd.isna(seed) for seed in rows["seed"]):
         raise UserError("has no seed, and a gate is on seeds", key="trial", value=str(first["trial_id"]))
     settings = {
         str(name).removeprefix("params."): str(first[name])
@@ -98,7 +99,7 @@ def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
 
 def _shared(rows: pd.DataFrame, column: str) -> str:
     """The value of a column; all of them where seeds differ."""
-    return ", ".join(sorted({str(v) for v in rows[column] if pd.notna(v)}))
+    return ", ".join(sorted(set(map(str, known(rows, column)))))
 
 
 def _rounded(value: float) -> float:

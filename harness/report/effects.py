@@ -31,6 +31,8 @@ FOLLOWS = {
 }
 """Axis -> axes that follow from it and are averaged over, not matched: each algorithm's beta is a thing of its own."""
 _NOT_TRAINING = ("params.eval.", "params.seed", "params.train.seed")
+MOST_LEVELS = 20
+"""Of an axis that are told, in order."""
 FIRST = ("full", "none")
 """Levels that others are compared with, where they are there; else the first in order."""
 
@@ -66,19 +68,18 @@ def effects(frame: pd.DataFrame, metric: str | None) -> list[Effect]:
     cells["memory"] = done["memory/peak_mb"].to_list() if "memory/peak_mb" in done else math.nan
     cells["time"] = training_s(done).to_list()
     varying = [axis for axis in AXES if len(set(cells[axis])) > 1]
-    others = [str(c) for c in done if _is_other_setting(str(c)) and done[c].nunique(dropna=False) > 1]
-    cells = pd.concat([cells, pd.DataFrame({c: _levels(done, c) for c in others})], axis=1)
+    settings = {str(c): _levels(done, str(c)) for c in done if _is_other_setting(str(c))}
+    others = [c for c, values in settings.items() if len(set(values)) > 1]
+    cells = pd.concat([cells, pd.DataFrame({c: settings[c] for c in others})], axis=1)
     found = []
     for axis in varying:
         rest = [a for a in [*varying, "seed"] if a != axis and a not in FOLLOWS.get(axis, ())]
         if not _independent(cells, axis, varying):
             continue
-        rest += [
-            c for c in others if cells.groupby([axis, *rest])[c].nunique().max() > 1
-        ]  # chosen, not a part of the axis
+        rest += [c for c in others if _was_chosen(cells, c, [axis, *rest])]
         tables = {name: _by_level(cells, axis, rest, name) for name in ("quality", "memory", "time")}
         levels = _ordered([str(c) for c in tables["quality"].columns])
-        for after in levels[1:]:
+        for after in levels[1:MOST_LEVELS]:
             if (effect := _effect(axis, levels[0], after, tables)) is not None:
                 found.append(effect)
     return found
@@ -107,6 +108,11 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
         "Mean difference with its 95 % interval over the pairs; memory and time as geometric means of ratios."
     )
     return ["## What each choice costs", table, told]
+
+
+def _was_chosen(cells: pd.DataFrame, setting: str, rest: list[str]) -> bool:
+    """Whether a setting varies among trials that agree in all axes, and is no part of one."""
+    return any(len(set(rows[setting])) > 1 for _, rows in cells.groupby(rest))
 
 
 def _is_other_setting(column: str) -> bool:

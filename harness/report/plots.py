@@ -42,6 +42,7 @@ NAMED = 24
 """Points that get a name; the best come first."""
 MOST_BARS = 24
 MOST_CURVES = 14
+MOST_TICKS = 12
 KNOBS = {"beta": ("β", re.compile(r"-b[\d.e+-]+(?=-|$| )")), "rank": ("rank of the adapter", re.compile(r"-r\d+"))}
 """Swept knob -> its words, and where a recipe's label holds it."""
 
@@ -55,16 +56,16 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
         return False
     drawn = figure(4.2)
     axes = drawn.add_subplot()
-    algos, adapters = (sorted({_setting(r, c) for r, _, _ in points}) for c in ("algo", "adapter"))
-    for algo in algos:
-        for adapter in adapters:
-            own = [p for p in points if (_setting(p[0], "algo"), _setting(p[0], "adapter")) == (algo, adapter)]
-            if own:
-                axes.errorbar(
-                    [x.mean for _, x, _ in own], [y.mean for *_, y in own], yerr=reach([y for *_, y in own]),
-                    fmt=cycle(MARKERS, adapters, adapter), color=cycle(COLOURS, algos, algo), markersize=6,
-                    elinewidth=0.9, capsize=2.5, zorder=3, rasterized=len(points) > 10 * NAMED,
-                )  # fmt: skip
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for point in points:
+        kinds.setdefault((_setting(point[0], "algo"), _setting(point[0], "adapter")), []).append(point)
+    algos, adapters = (sorted({kind[i] for kind in kinds}) for i in (0, 1))
+    for (algo, adapter), own in sorted(kinds.items()):
+        axes.errorbar(
+            [x.mean for _, x, _ in own], [y.mean for *_, y in own], yerr=reach([y for *_, y in own]),
+            fmt=cycle(MARKERS, adapters, adapter), color=cycle(COLOURS, algos, algo), markersize=6,
+            elinewidth=0.9, capsize=2.5, zorder=3, rasterized=len(points) > 10 * NAMED,
+        )  # fmt: skip
     ringed = [(x.mean, y.mean) for r, x, y in points if r.label in findings.front]
     handles = [handle(color=cycle(COLOURS, algos, a), marker="o", linestyle="", label=one_line(a)) for a in algos]
     if len(adapters) > 1:
@@ -108,9 +109,10 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
                   alpha=0.7, zorder=2)  # fmt: skip
         axes.errorbar(
             [x.mean for _, x, _ in own], [y.mean for *_, y in own], xerr=reach([x for _, x, _ in own]),
-            yerr=reach([y for *_, y in own]), linestyle="", markersize=5, elinewidth=0.8, capsize=2, zorder=3, **style,
+            yerr=reach([y for *_, y in own]), linestyle="", markersize=5, elinewidth=0.8, capsize=2, zorder=3,
+            rasterized=len(points) > 10 * NAMED, **style,
         )  # fmt: skip
-        for recipe, x, y in own if len(own) > 1 else []:
+        for recipe, x, y in own if 1 < len(own) <= MOST_TICKS else []:
             axes.annotate(
                 f"{_number(recipe, 'beta') or 0:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points",
                 fontsize=7, color=style["color"],
@@ -123,7 +125,8 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
     axes.set_xlabel("KL to the reference (nats per sequence, log scale)")
     axes.set_ylabel(f"{QUALITY_AXIS[findings.metric][0]} (95 % interval)")
     _reference(axes, findings, handles)
-    said = ["numbers at the points: β"] * any(len(own) > 1 for own in curves.values()) + _left_out(points)
+    numbered = any(1 < len(own) <= MOST_TICKS for own in curves.values())
+    said = ["numbers at the points: β"] * numbered + _left_out(points)
     axes.set_title("; ".join(said), loc="left", color=GREY)
     legend(drawn, handles)
     return save(drawn, path)
@@ -161,6 +164,7 @@ def responses(findings: Findings, path: Path) -> bool:
         handles: list[Any] = list(axes.get_legend_handles_labels()[0])
         _reference(axes, findings, handles)
         ticks = sorted({x for own in curves.values() for _, x, _ in own})
+        ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -95,12 +95,10 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
 
     Of trials that share a seed the last counts; of those whose seed is not known, each.
     """
-    named = finished(frame.reset_index(drop=True).assign(recipe=recipe_labels(frame)))
-    found = []
-    for label, rows in named.groupby("recipe", sort=False):
-        rows = rows.sort_values("seed")
-        repeated = rows["seed"].duplicated(keep="last") & rows["seed"].notna()
-        found.append(Recipe(str(label), pd.DataFrame(rows[~repeated])))
+    named = finished(frame.assign(recipe=recipe_labels(frame))).sort_values("seed", kind="stable")
+    repeated = named.duplicated(["recipe", "seed"], keep="last") & named["seed"].notna()
+    kept = named[~repeated]
+    found = [Recipe(str(label), pd.DataFrame(rows)) for label, rows in kept.groupby("recipe", sort=False)]
 
     def key(recipe: Recipe) -> tuple[float, str]:
         mean = recipe.mean(metric) if metric else None
