@@ -21,7 +21,7 @@ if [ "$status" -eq 2 ]; then
 fi
 cat "$OUT/gate.txt"
 if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
-    cat "$OUT/gate.md" "$OUT/report.md" >>"$GITHUB_STEP_SUMMARY"
+    { cat "$OUT/gate.md"; grep -v '^!\[' "$OUT/report.md"; } >>"$GITHUB_STEP_SUMMARY" # a summary shows no files beside it
     "$PYTHON" -m harness gate --baseline "$BASELINE" --candidate "$SWEEP" --policy "$POLICY" --format github || true
 fi
 exit "$status"
