@@ -282,7 +282,7 @@ def test_every_format_tells_the_failures_and_takes_names_as_data():
     suite = ElementTree.fromstring(as_junit(found, "t").split("\n", 1)[1])
     assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
     lines = as_github(found, "t").splitlines()
-    assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::warning", "::error", "::notice"]
+    assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::error", "::notice"]
 
 
 # -- the command ---------------------------------------------------------------------------------------
