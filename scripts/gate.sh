@@ -2,19 +2,18 @@
 # What CI runs: train the small sweep, hold it against the committed baseline, write the report. Exit code: the gate's.
 #
 #   bash scripts/gate.sh                  # overrides of the sweep may follow
-#   PYTHON=.venv/bin/python SWEEP=ci BASELINE=experiments/ci/baseline.json POLICY=ci bash scripts/gate.sh
+#   PYTHON=.venv/bin/python SWEEP=ci BASELINE=experiments/ci/baseline.json bash scripts/gate.sh
 set -euo pipefail
 PYTHON=${PYTHON:-python}
 SWEEP=${SWEEP:-ci}
 BASELINE=${BASELINE:-experiments/ci/baseline.json}
-POLICY=${POLICY:-ci}
 OUT=${OUT:-reports/$SWEEP}
 
 "$PYTHON" -m harness -m experiment=ci "sweep=$SWEEP" "$@"
 "$PYTHON" -m harness report --sweep "$SWEEP" --out "$OUT" --format md,html,csv
 
 status=0
-"$PYTHON" -m harness gate --baseline "$BASELINE" --candidate "$SWEEP" --policy "$POLICY" \
+"$PYTHON" -m harness gate --baseline "$BASELINE" --candidate "$SWEEP" \
     --format text,markdown,junit --out "$OUT" >"$OUT/gate.log" || status=$?
 if [ "$status" -eq 2 ]; then
     exit 2 # the message is on standard error
@@ -22,6 +21,6 @@ fi
 cat "$OUT/gate.txt"
 if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
     { cat "$OUT/gate.md"; grep -v '^!\[' "$OUT/report.md"; } >>"$GITHUB_STEP_SUMMARY" # a summary shows no files beside it
-    "$PYTHON" -m harness gate --baseline "$BASELINE" --candidate "$SWEEP" --policy "$POLICY" --format github || true
+    "$PYTHON" -m harness gate --baseline "$BASELINE" --candidate "$SWEEP" --format github || true
 fi
 exit "$status"

@@ -391,6 +391,7 @@ def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
     done = run("gate/ci.json", GITHUB_STEP_SUMMARY=str(summary))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "::notice title=Gate::" in done.stdout
+    assert ", policy ci\n" in done.stdout  # the one that the baseline was written with
     assert summary.read_text().startswith("## Gate passed") and "# Sweep ci" in summary.read_text()
     assert "](quality_against_memory.png)" not in summary.read_text()  # it could not be shown there
     made = {p.name for p in (sandbox.cwd / "reports" / "ci").iterdir()}

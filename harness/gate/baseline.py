@@ -54,6 +54,7 @@ class Baseline:
         written: when, ISO 8601, UTC.
         sweep, command, commit: where the values come from.
         environment: versions and processor.
+        policy: that it was written for, and that a gate on it takes which names none.
         recipes: label -> values.
     """
 
@@ -66,6 +67,7 @@ class Baseline:
     command: str | None
     commit: str
     environment: dict[str, Any]
+    policy: str = "default"
     recipes: dict[str, Record] = field(default_factory=dict)
 
 

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--candidate", metavar="SWEEP", help="the sweep under test; default: the latest")
     parser.add_argument(
-        "--policy", metavar="NAME|FILE", default="default", help="conf/policy/NAME.yaml; default: default"
+        "--policy", metavar="NAME|FILE", help="conf/policy/NAME.yaml; default: the baseline's own, else 'default'"
     )
     parser.add_argument(
         "--despite", metavar="LIST", default="",
@@ -55,7 +55,6 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in despite if name not in store.DIGESTS]:
         known = ", ".join(store.DIGESTS)
         raise UserError("unknown digest", key="--despite", value=",".join(unknown), fix=f"known: {known}")
-    policy = read_policy(options.policy)
     if options.update != bool((options.reason or "").strip()):
         raise UserError(
             "a baseline is not changed without a reason" if options.update else "belongs to --update",
@@ -63,13 +62,17 @@ def main(argv: list[str]) -> int:
             value=options.reason,
             fix="gate --update --baseline FILE --reason 'new reward model'",
         )
+    held_to = _baseline(options)
+    options.policy = options.policy or (held_to.policy if held_to else "default")
+    policy = read_policy(options.policy)
     frame = results.from_mlflow(options.tracking_uri, options.candidate, options.experiment)
     check_trained_here(frame, options.tracking_uri)
     if options.update:
         return _update(Path(options.baseline), options, frame, policy)
-    held_to = _baseline(options, policy)
-    findings = judge(frame, held_to, policy, despite)
-    title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline} (of {held_to.written}: {held_to.reason})"
+    before = held_to or results.from_mlflow(options.tracking_uri, options.baseline, options.experiment)
+    findings = judge(frame, before, policy, despite)
+    of = f" (of {held_to.written}: {held_to.reason})" if held_to else ""
+    title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline}{of}, policy {options.policy}"
     for name in formats:
         file, form = FORMATS[name]
         words = form(findings, title)
@@ -116,13 +119,20 @@ def _elsewhere(row: Mapping[Any, Any], why: str) -> UserError:
     )
 
 
-def _baseline(options: Any, policy: Policy) -> Baseline:
-    """From its file, or from a sweep in the store."""
+def _baseline(options: Any) -> Baseline | None:
+    """From its file; None where a sweep is meant, or a file that is about to be written for the first time.
+
+    A file that cannot be read is no reason not to write it anew.
+    """
     path = Path(options.baseline)
-    if path.suffix == ".json" or path.exists():
+    if path.suffix != ".json" and not path.exists():
+        return None
+    try:
         return store.read(path)
-    frame = results.from_mlflow(options.tracking_uri, options.baseline, options.experiment)
-    return _of_sweep(frame, store.records(frame, list(policy.metrics)), "a sweep of this store", options)
+    except UserError:
+        if options.update:
+            return None
+        raise
 
 
 def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: str, options: Any) -> Baseline:
@@ -136,6 +146,7 @@ def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: 
         command=results.sweep_command(options.tracking_uri, name, options.experiment),
         commit=", ".join(sorted({str(sha) for sha in frame["git_sha"]})),
         environment={k: environment[k] for k in ("python", "processor", "versions")},
+        policy=options.policy,
         recipes=dict(recipes),
     )
 
@@ -151,7 +162,8 @@ def _update(path: Path, options: Any, frame: pd.DataFrame, policy: Policy) -> in
     written = _of_sweep(frame, candidate, options.reason.strip(), options)
     store.write(path, written)
     seeds = min(len(r.seeds) for r in candidate.values())
-    print(f"{path}: {len(candidate)} recipes, {seeds} seeds" + (SEEDS_WANTED if seeds < 20 else ""))
+    told = f"{path}: {len(candidate)} recipes, {seeds} seeds, policy {options.policy}"
+    print(told + (SEEDS_WANTED if seeds < 20 else ""))
     return 0
 
 
