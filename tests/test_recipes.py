@@ -139,3 +139,22 @@ def test_trials_without_a_seed_are_counted_and_not_compared():
     frame = trials(*[{"trial_id": f"x-{i}", "seed": None, "params.a": "1", METRIC: 0.1 * i} for i in range(3)])
     (found,) = recipes.recipes(frame, METRIC)
     assert len(found.frame) == 3 and found.scores(METRIC, {}) == {}
+
+
+def test_averages_are_over_seeds_and_so_are_their_errors():
+    rows = [
+        {
+            "trial_id": f"a-s{s}-00000000",
+            "seed": float(s),
+            "params.a": "1",
+            METRIC: m,
+            f"{METRIC}_stderr": 0.5,
+            "model": "x",
+        }
+        for s, m in enumerate([0.1, 0.2, 0.3])
+    ]
+    (row,) = recipes.averages(recipes.recipes(trials(*rows), METRIC)).to_dict("records")
+    assert (row["label"], row["model"], row[METRIC]) == ("a", "x", pytest.approx(0.2))
+    assert row[f"{METRIC}_stderr"] == pytest.approx(0.1 / 3**0.5)
+    (alone,) = recipes.averages(recipes.recipes(trials(rows[0]), METRIC)).to_dict("records")
+    assert alone[f"{METRIC}_stderr"] == 0.5

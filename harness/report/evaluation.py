@@ -19,8 +19,13 @@ GROUPS = {
 """Tables of the evaluation section, and how the names of their metrics begin."""
 
 
-def evaluations(frame: pd.DataFrame) -> list[str]:
-    """Measurements beside the leaderboard's: the evaluators' own, and lm-eval's, with their change in brackets."""
+def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
+    """Measurements beside the leaderboard's: the evaluators' own, and lm-eval's, with their change in brackets.
+
+    Args:
+        frame: trials, or recipes as ``recipes.averages`` gives them.
+        averaged: whether it is the latter.
+    """
     tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
     tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
     tails = [t for t in tails if known(frame, f"eval/{t}")]
@@ -36,11 +41,14 @@ def evaluations(frame: pd.DataFrame) -> list[str]:
         "Other measurements": [t for t in tails if t not in placed],
     }.items():
         if group:
-            tables.append(f"### {title}\n\n{_table(frame, group)}")
-    return ["## Evaluation", "In brackets: the difference to the base.", *tables] if tables else []
+            tables.append(f"### {title}\n\n{_table(frame, group, 'recipe' if averaged else 'trial')}")
+    words = "In brackets: the difference to the base."
+    if averaged:
+        words = f"Means over seeds, ± one standard error of them. {words}"
+    return ["## Evaluation", words, *tables] if tables else []
 
 
-def _table(frame: pd.DataFrame, tails: Sequence[str]) -> str:
+def _table(frame: pd.DataFrame, tails: Sequence[str], kind: str) -> str:
     rows = []
     base = [
         text.with_error(shared_value(frame, f"baseline/{t}"), shared_value(frame, f"baseline/{t}_stderr"))
@@ -54,4 +62,4 @@ def _table(frame: pd.DataFrame, tails: Sequence[str]) -> str:
         if any(c != text.MISSING for c in cells):
             pairs = zip(cells, changes, strict=True)
             rows.append([text.escape(row["label"]), *(c if d == text.MISSING else f"{c} ({d})" for c, d in pairs)])
-    return text.table(["trial", *(text.escape(t) for t in tails)], rows)
+    return text.table([kind, *(text.escape(t) for t in tails)], rows)

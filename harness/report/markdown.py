@@ -71,6 +71,7 @@ def compose(material: Material) -> str:
     found, plot = material.findings, _Plots(material.plots)
     frame, shown = found.frame, found.frame.head(SHOWN)
     several = recipes.several_seeds(found.recipes)
+    rows, kind = (recipes.averages(found.recipes[:SHOWN]), "recipe") if several else (shown, "trial")
     marked = () if several else {str(r.frame["trial_id"].iloc[0]) for r in found.recipes if r.label in found.front}
     sections = [
         f"# {text.escape(material.title[:1].upper() + material.title[1:])}",
@@ -102,10 +103,10 @@ def compose(material: Material) -> str:
         _spent(frame, material.price),
         plot("memory_by_phase", "What each phase added to the peak memory", "no finished trial has it"),
         plot("memory_over_time", "Memory over time", "no memory series in this source"),
-        _phases(shown, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS),
-        _phases(shown, "Time by phase (s)", text.seconds, TIME_COLUMNS),
+        _phases(rows, kind, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS),
+        _phases(rows, kind, "Time by phase (s)", text.seconds, TIME_COLUMNS),
         *forgetting.section(frame, found.recipes, SHOWN),
-        *evaluations(shown),
+        *evaluations(rows, several),
         plot("reliability", "Confidence against how often it was right", "no reliability in this source"),
         *_samples(material),
         *_unfinished(frame, material.rest),
@@ -181,14 +182,16 @@ def summary(findings: Findings) -> str:
     return " ".join(s for s in said if s)
 
 
-def _phases(frame: pd.DataFrame, title: str, form: Callable[[float | None], str], names: Mapping[str, str]) -> str:
-    """Trials by phases; ``names`` are the columns (heading -> metric), of which those that nobody has are left out."""
+def _phases(
+    frame: pd.DataFrame, kind: str, title: str, form: Callable[[float | None], str], names: Mapping[str, str]
+) -> str:
+    """Rows of a kind by phases; ``names`` are the columns (heading -> metric), those that nobody has left out."""
     names = {heading: n for heading, n in names.items() if known(frame, n)}
     rows = [r for r in frame.to_dict("records") if any(value_of(r, n) is not None for n in names.values())]
     if not rows:
         return ""
     body = [[text.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
-    return f"### {title}\n\n{text.table(['trial', *names], body)}"
+    return f"### {title}\n\n{text.table([kind, *names], body)}"
 
 
 def _samples(material: Material) -> list[str]:

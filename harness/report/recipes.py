@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -105,6 +106,27 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
         return float("inf") if mean is None else -mean, recipe.label
 
     return sorted(found, key=key)
+
+
+def averages(found: Sequence[Recipe]) -> pd.DataFrame:
+    """A row per recipe, in the columns of its trials: numbers are means over seeds, texts those of the first seed.
+
+    With several seeds ``…_stderr`` is the standard error of that mean, and no longer that of the held-out rows.
+    """
+    rows = []
+    for recipe in found:
+        numbers: Any = recipe.frame.select_dtypes("number")
+        row = {**recipe.frame.iloc[0].to_dict(), **numbers.mean().to_dict(), "label": recipe.label}
+        if len(recipe.frame) > 1:
+            errors = numbers.std(ddof=1) / numbers.count() ** 0.5
+            row |= {name: errors[name.removesuffix("_stderr")] for name in numbers if _is_error(name, numbers)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _is_error(name: str, numbers: pd.DataFrame) -> bool:
+    """Whether a column is the error of a figure that seeds differ in; all have the base in common."""
+    return name.endswith("_stderr") and name.removesuffix("_stderr") in numbers and not name.startswith("baseline/")
 
 
 def recipe_labels(frame: pd.DataFrame) -> list[str]:
