@@ -62,6 +62,7 @@ def save(drawn: Figure, path: Path) -> bool:
     """As PNG, and as SVG beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, format="png", metadata={"Software": None})
+    drawn.set_layout_engine("none")  # it is laid out now
     drawn.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return True
 

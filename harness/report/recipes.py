@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, told_apart, training_s, value_of
+from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, told_apart, training_s
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -82,12 +82,12 @@ class Recipe:
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
         """Per known seed the results per example, or the mean alone where ``examples`` has none."""
-        rows = [r for r in self.frame.dropna(subset=["seed"]).to_dict("records") if value_of(r, metric) is not None]
+        if metric not in self.frame:
+            return {}
+        rows = self.frame[["seed", "trial_id", metric]].dropna(subset=["seed", metric])
         return {
-            int(r["seed"]): [float(r[metric])]
-            if (kept := examples.get(r["trial_id"])) is None
-            else list(kept[_column(metric)])
-            for r in rows
+            int(seed): [float(value)] if (kept := examples.get(trial_id)) is None else list(kept[_column(metric)])
+            for seed, trial_id, value in rows.itertuples(index=False)
         }
 
 
