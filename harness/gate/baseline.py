@@ -54,8 +54,8 @@ class Baseline:
         written: when, ISO 8601, UTC.
         sweep, command, commit: where the values come from.
         environment: versions and processor.
-        policy: that it was written for, and that a gate on it takes which names none.
         recipes: label -> values.
+        policy: that it was written for, and that a gate on it takes which names none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -67,8 +67,8 @@ class Baseline:
     command: str | None
     commit: str
     environment: dict[str, Any]
-    policy: str = "default"
     recipes: dict[str, Record] = field(default_factory=dict)
+    policy: str = "default"
 
 
 def records(frame: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Record]:

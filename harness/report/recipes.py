@@ -84,7 +84,7 @@ class Recipe:
         """Per known seed the results per example, or the mean alone where ``examples`` has none."""
         if metric not in self.frame:
             return {}
-        rows = self.frame[["seed", "trial_id", metric]].dropna(subset=["seed", metric])
+        rows = pd.DataFrame(self.frame[["seed", "trial_id", metric]]).dropna(subset=["seed", metric])
         return {
             int(seed): [float(value)] if (kept := examples.get(trial_id)) is None else list(kept[_column(metric)])
             for seed, trial_id, value in rows.itertuples(index=False)
