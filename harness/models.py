@@ -314,7 +314,7 @@ class Shape(Model):
     def load(
         self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
     ) -> PreTrainedModel:
-        """Random weights, made on the device; quantized through transformers' own loader."""
+        """Random weights, made on the device; those to be quantized on the host, and moved one by one."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -323,7 +323,7 @@ class Shape(Model):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            with torch.device(device):
+            with torch.device(device if quantization is None else "cpu"):
                 made = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention_option(self.attention))
         finally:
             torch.set_default_dtype(before)

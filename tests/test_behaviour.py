@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from harness import forecast
 from harness.evaluators import behaviour, scoring
@@ -59,6 +60,7 @@ class Says:
         for token, weight in weights.items():
             logits[token] = math.log(weight)
         self.logits, self.generation_config = logits, type("Config", (), {"eos_token_id": TOKENIZER.eos_token_id})()
+        self.config = LlamaConfig(vocab_size=len(TOKENIZER))
 
     def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, -1)})()

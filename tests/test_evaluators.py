@@ -104,6 +104,17 @@ def test_pairs_that_were_cut_are_counted(context):
     assert pair_log_probs(with_pairs(replace(context, max_length=17), pairs)).truncated == 0
 
 
+def test_no_forward_pass_makes_more_logits_than_the_limit_and_the_sums_stay(context, monkeypatch):
+    whole = pair_log_probs(context)
+    cells: list[int] = []
+    hook = context.model.register_forward_hook(lambda *given: cells.append(given[-1].logits.numel()))
+    monkeypatch.setattr("harness.evaluators.scoring.MOST_LOGITS", limit := 5_000)
+    parts = pair_log_probs(replace(context))
+    hook.remove()
+    assert len(cells) > 1 and max(cells) <= limit
+    assert torch.allclose(parts.chosen, whole.chosen, atol=1e-5) and torch.equal(parts.chosen_tokens, whole.chosen_tokens)
+
+
 # -- preference ----------------------------------------------------------------------------------------
 
 

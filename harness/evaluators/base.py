@@ -99,7 +99,7 @@ class Eval:
     Attributes:
         evaluators: by name; null switches an inherited one off.
         split: ``test`` for reporting, ``validation`` for tuning.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass; fewer where a large vocabulary makes their logits too many.
         max_length: tokens after which a sequence is truncated.
         max_completion_length: tokens sampled per completion.
         seed: of sampling.

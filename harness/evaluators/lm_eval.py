@@ -62,6 +62,8 @@ class LmEval(Evaluator):
         from lm_eval.models import huggingface
         from lm_eval.tasks import TaskManager
 
+        from harness.evaluators.scoring import rows_at_once
+
         names: list[Any] = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
         if not context.data.retention:
             names = [n for n in names if n not in EMBEDDED]
@@ -87,7 +89,7 @@ class LmEval(Evaluator):
                     model=wrapper(
                         pretrained=context.model,
                         tokenizer=context.tokenizer,
-                        batch_size=context.batch_size,
+                        batch_size=rows_at_once(context, context.max_length),
                         max_length=context.max_length,
                         device=context.device,
                     ),

@@ -14,6 +14,11 @@ from harness.evaluators.base import EvalContext
 from harness.tasks.base import Row
 
 
+MOST_LOGITS = 2**28
+"""In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
+128,000 and 1,024 tokens that is two rows; a batch of 64 would take 84 GB."""
+
+
 @dataclass(frozen=True)
 class PairLogProbs:
     """Sums of token log-probabilities of the completions of pairs, in nats, in row order.
@@ -65,9 +70,8 @@ def completion_log_probs(
     """
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     counts = torch.zeros(len(sequences), dtype=torch.long)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
     pad = context.tokenizer.pad_token_id
-    for chosen in _chunks(order, context.batch_size):
+    for chosen in _batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
         rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
         width = max(len(r) for r in rows)
         ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
@@ -79,6 +83,24 @@ def completion_log_probs(
             sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
     return sums, counts
+
+
+def rows_at_once(context: EvalContext, width: int) -> int:
+    """Rows of ``width`` tokens in one forward pass: the batch size, or fewer where their logits would be too many."""
+    vocabulary = context.model.config.get_text_config().vocab_size
+    return max(1, min(context.batch_size, MOST_LOGITS // (width * vocabulary)))
+
+
+def _batches(context: EvalContext, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of sequences, shortest first, in batches whose longest row fits with all others."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and len(batch) >= rows_at_once(context, min(lengths[index], context.max_length)):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)
