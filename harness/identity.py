@@ -36,6 +36,7 @@ TRAINING_CODE = (
     "models.py",
     "loading.py",
     "meter.py",
+    "trainers.py",
     "training.py",
     "worker.py",
 )

@@ -5,7 +5,6 @@ Runs in a process of its own and knows nothing of MLflow: it appends events to i
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from harness.job import Job
 from harness.journal import Journal
 from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
 from harness.telemetry.clock import PhaseClock
+from harness.trainers import ready_trainer, released, roles_of
 from harness.trial import Setup, assemble, check_data
 
 
@@ -113,14 +113,13 @@ def train(
     setup = ground.setup
     with clock.phase("prepare"):
         seed_everything(setup.seed)
-        copies = setup.algo.uses_reference and setup.adapter.peft_config() is None
-        reference = copy.deepcopy(model).requires_grad_(False).eval() if copies else None
         meter = Meter(setup.algo, setup.train)
         callback = JournalCallback(journal, meter)
-        trainer = setup.algo.trainer(
+        trainer = ready_trainer(
+            setup.algo,
             TrainJob(
-                model=model.train(),
-                reference=reference,
+                model=model,
+                reference=None,
                 tokenizer=ground.tokenizer,
                 adapter=setup.adapter,
                 task=setup.task,
@@ -136,15 +135,10 @@ def train(
                 dtype=ground.dtype,
                 folders=folders,
                 callbacks=[callback],
-            )
+            ),
         )
-        policy: Any = trainer.model
-        for parameter in policy.parameters():
-            # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
-            if parameter.requires_grad and setup.adapter.peft_config() is not None:
-                parameter.data = parameter.data.float()
         meter.attach(trainer)
-        count_parameters(policy, expected, journal)
+        count_parameters(trainer.model, expected, journal)
         account_for_roles(trainer, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
@@ -160,14 +154,10 @@ def train(
     if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
         throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
     journal.write("metrics", values=throughput | {f"budget/{unit}": amount for unit, amount in spent.items()})
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.optimizer = trainer.lr_scheduler = None
-    del trainer, reference
+    trained = released(trainer, checkpointed=setup.train.gradient_checkpointing)
+    del trainer
     free_memory(ground.device)
-    if setup.train.gradient_checkpointing:
-        trained.gradient_checkpointing_disable()
-    trained.config.use_cache = True
-    return trained.eval()
+    return trained
 
 
 def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
@@ -181,16 +171,9 @@ def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
 
 def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:
     """Log what each resident role weighs; with an adapter no role but the policy may hold a base of its own."""
-    from harness.algorithms.roles import role_bytes, tensors_of
+    from harness.algorithms.roles import role_bytes
 
-    if hasattr(trainer, "roles"):
-        roles = trainer.roles()
-    else:
-        reference = getattr(trainer, "ref_model", None)
-        roles = {"policy": tensors_of(trainer.model)}
-        if setup.algo.uses_reference:
-            roles["reference"] = tensors_of(reference or trainer.model)
-    weights = role_bytes(roles)
+    weights = role_bytes(roles_of(setup.algo, trainer))
     journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
     if setup.adapter.peft_config() is not None and weights.get("reference"):
         raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")

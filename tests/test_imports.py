@@ -61,11 +61,13 @@ ORDER = (
     "trial",
     "ground",
     "saved",
+    "trainers",
     "worker",
     "child",
     "runner",
     "sweep",
     "preflight",
+    "plan",
     "launch",
     "gate",
     # What a person calls.

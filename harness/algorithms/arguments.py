@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.adapters import Adapter
 from harness.algorithms.base import TrainJob
-from harness.training import UNKNOWN_STEPS
+from harness.training import UNKNOWN_STEPS, Train
 
 
 def common_arguments(job: TrainJob) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        "optim": optimizer_name(job),
+        "optim": optimizer_name(train, job.adapter, job.device),
         "bf16": job.precision == "bf16",
         "use_cpu": job.device == "cpu",
         "gradient_checkpointing": train.gradient_checkpointing,
@@ -52,11 +53,11 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
     return arguments
 
 
-def optimizer_name(job: TrainJob) -> str:
+def optimizer_name(train: Train, adapter: Adapter, device: str) -> str:
     """``auto`` is fused AdamW, or paged 8-bit AdamW for QLoRA where CUDA exists."""
-    if job.train.optimizer != "auto":
-        return job.train.optimizer
-    if job.device == "cuda" and getattr(job.adapter, "paged_optimizer", False):
+    if train.optimizer != "auto":
+        return train.optimizer
+    if device == "cuda" and getattr(adapter, "paged_optimizer", False):
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
 

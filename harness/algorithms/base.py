@@ -119,6 +119,10 @@ class Algorithm(ABC):
         """How an online algorithm samples; None for one that learns from given rows."""
         return None
 
+    def with_rollouts(self, factor: int) -> Algorithm:
+        """The same with rollouts of ``factor`` times as many batches; an algorithm that does not sample is unchanged."""
+        return self
+
     def prompts_seen(self, steps: int, rows: int, train: Train) -> int:
         """Rows that ``steps`` optimizer steps take of a data set of ``rows``; the last batch of an epoch is short.
 

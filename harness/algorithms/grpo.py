@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
@@ -79,6 +79,10 @@ class GRPO(Algorithm):
         assert train.batch_size
         groups = train.batch_size * self.rollout_batches // self.num_generations
         return Rollout(steps=self.num_iterations * self.rollout_batches, prompts=groups)
+
+    def with_rollouts(self, factor: int) -> GRPO:
+        """More batches in a rollout."""
+        return replace(self, rollout_batches=self.rollout_batches * factor)
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer, with rollouts clocked as a phase of their own."""

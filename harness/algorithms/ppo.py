@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -87,6 +87,10 @@ class PPO(Algorithm):
         """One completion for each prompt."""
         assert train.batch_size
         return Rollout(steps=self.epochs * self.minibatches, prompts=train.batch_size * self.minibatches)
+
+    def with_rollouts(self, factor: int) -> PPO:
+        """More minibatches in a rollout."""
+        return replace(self, minibatches=self.minibatches * factor)
 
     def trainer(self, job: TrainJob) -> Trainer:
         """Our trainer, on TRL's."""

@@ -1,0 +1,47 @@
+"""From a loaded base to a trainer that is ready to train. Imports torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.algorithms.base import Algorithm, TrainJob
+
+
+def ready_trainer(algo: Algorithm, job: TrainJob) -> Any:
+    """The algorithm's trainer, with a frozen copy of the model as its reference where nothing is adapted."""
+    adapted = job.adapter.peft_config() is not None
+    if algo.uses_reference and not adapted:
+        job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
+    job.model.train()
+    trainer: Any = algo.trainer(job)
+    if adapted:
+        for parameter in trainer.model.parameters():
+            # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainer
+
+
+def roles_of(algo: Algorithm, trainer: Any) -> dict[str, Sequence[Any]]:
+    """Tensors of each role that is resident; what two roles share stands with both."""
+    from harness.algorithms.roles import tensors_of
+
+    if hasattr(trainer, "roles"):
+        return trainer.roles()
+    roles = {"policy": tensors_of(trainer.model)}
+    if algo.uses_reference:
+        roles["reference"] = tensors_of(getattr(trainer, "ref_model", None) or trainer.model)
+    return roles
+
+
+def released(trainer: Any, *, checkpointed: bool) -> Any:
+    """The trained model, unwrapped and in eval mode; the caller drops the trainer, and with it all else that it held."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainer.optimizer = trainer.lr_scheduler = None
+    if checkpointed:
+        model.gradient_checkpointing_disable()
+    model.config.use_cache = True
+    return model.eval()
