@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from trl.trainer import utils
+
+from harness.trainers import narrow_tiles
+
+
+def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_trls():
+    for vocabulary, width in ((40, 40), (32_768, 32_768), (128_256, 32_768)):
+        narrow_tiles(vocabulary)
+        assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == width
+
+
+def test_the_width_is_trls_own():
+    script = "from trl.trainer import utils; from harness.trainers import TILE; assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == TILE"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
