@@ -20,7 +20,7 @@ from harness.job import Job
 from harness.journal import Journal
 from harness.models import PLAIN_TEMPLATE, Tiny
 from harness.tasks.base import TaskData
-from harness.trial import Setup
+from harness.trial import Setup, stored_as
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,8 @@ def placement(setup: Setup, wanted: str) -> tuple[str, torch.dtype, str]:
     device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device", key="runner.device", value="cuda", fix="runner.device=cpu")
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported() and not isinstance(setup.model, Tiny)
-    precision = {"auto": "bf16" if bf16 else "fp32"}.get(setup.train.precision, setup.train.precision)
-    dtype = {"auto": torch.bfloat16 if bf16 else torch.float32}.get(
-        setup.model.dtype, getattr(torch, setup.model.dtype, torch.float32)
-    )
-    return device, dtype, precision
+    dtype, precision = stored_as(setup, bf16=device == "cuda" and torch.cuda.is_bf16_supported())
+    return device, getattr(torch, dtype), precision
 
 
 def device_record(device: str) -> dict[str, Any]:

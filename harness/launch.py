@@ -25,6 +25,8 @@ from harness.training import Train
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.peaks import Expected
+
 STOP = ".stopped"
 
 
@@ -49,10 +51,10 @@ def _run(options: Any, overrides: list[str]) -> int:
         forkserver.stop()
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
-    sweep = _without_unfit(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
+    sweep = _without_invalid(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
     run = _track(sweep)
-    write_manifest(sweep, run)
     _announce(sweep)
+    write_manifest(sweep, run, {t: vars(e) for t, e in _expected(sweep).items()})
     (sweep.folder / STOP).unlink(missing_ok=True)
     interrupted = False
     try:
@@ -68,6 +70,7 @@ def job(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from harness.config import build
+    from harness.peaks import Expected
     from harness.runner import Runner, run_trial
     from harness.trial import assemble, check_data, identify
 
@@ -90,7 +93,9 @@ def job(config: Any) -> None:
     known = manifest["trials"]
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
-    outcome, _ = run_trial(setup, trial, runner, projector, position=position)
+    predicted = manifest.get("expected", {}).get(trial.trial_id)
+    expected = None if predicted is None else Expected(**predicted)
+    outcome, _ = run_trial(setup, trial, runner, projector, position=position, expected=expected)
     if projector is not None and projector.failure:
         print(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up", file=sys.stderr)
     if runner.fail_fast and not outcome.succeeded:
@@ -108,7 +113,19 @@ def _track(sweep: Sweep) -> SweepRun | None:
         return None
 
 
-def _without_unfit(sweep: Sweep, problems: dict[str, UserErrors]) -> Sweep:
+def _expected(sweep: Sweep) -> dict[str, Expected]:
+    """What each trial is predicted to need, by its id; nothing where it cannot be said, or was not asked for."""
+    from harness.plan.sweeps import expectations
+
+    if not (sweep.expanded and sweep.runner.predict):
+        return {}
+    found = expectations(sweep.points, sweep.runner)
+    for problem in dict.fromkeys(str(e) for e in found.values() if isinstance(e, UserError)):
+        print(f"note: no prediction of memory: {problem}", file=sys.stderr)
+    return {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}
+
+
+def _without_invalid(sweep: Sweep, problems: dict[str, UserErrors]) -> Sweep:
     """Drop the trials that the deeper check found impossible, or raise with all of it."""
     if not problems:
         return sweep

@@ -19,6 +19,7 @@ from harness.display import Display
 from harness.job import Job
 from harness.journal import Journal, Tail
 from harness.outcome import decide, read_result, since_attempt, write_json, write_result
+from harness.peaks import Expected, memory_metrics, out_of_memory, summary_from
 from harness.projection import Projector
 from harness.records import Event, Outcome, Trial, TrialResult
 from harness.telemetry.nvml import device_levels
@@ -40,6 +41,8 @@ class Runner:
         fail_fast: stop the sweep at the first trial that does not finish.
         skip_invalid: run the valid rest of a sweep in which some trials are impossible.
         memory_limit_mb: cap on the address space a trial may claim beyond its start.
+        predict: predict each trial's peak memory before the first one starts (seconds per distinct recipe, cached).
+        skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -51,6 +54,8 @@ class Runner:
     fail_fast: bool = False
     skip_invalid: bool = False
     memory_limit_mb: Annotated[int, Gt(0)] | None = None
+    predict: bool = True
+    skip_unfit: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,23 @@ class Plan:
 
 
 def run_trial(
-    setup: Setup, trial: Trial, runner: Runner, projector: Projector | None, *, position: str = ""
+    setup: Setup,
+    trial: Trial,
+    runner: Runner,
+    projector: Projector | None,
+    *,
+    position: str = "",
+    expected: Expected | None = None,
 ) -> tuple[Outcome, TrialResult]:
     """Bring a trial to its end; an interruption by the user is recorded and raised again.
+
+    Args:
+        setup: the trial's components.
+        trial: its keys.
+        runner: how to run it.
+        projector: follows it into MLflow.
+        position: in the sweep, for the display.
+        expected: its predicted memory.
 
     Returns:
         the outcome of this start (``reused`` for a trial that was finished before) and the trial's result.
@@ -96,7 +115,7 @@ def run_trial(
             return Outcome.REUSED, result
         if plan.why != "first attempt":
             display.say(f"{display.label} · {plan.why}")
-        return _attempt(setup, trial, runner, projector, folder, plan, display)
+        return _attempt(setup, trial, runner, projector, folder, plan, display, expected)
 
 
 def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan:
@@ -140,7 +159,7 @@ def close_open_attempt(folder: Path) -> bool:
         outcome, reason = Outcome.FINISHED, None  # only the books were left open
     else:
         outcome, reason = Outcome.INTERRUPTED, "the runner was killed"
-    _close_books(book, folder, worker, _summary_from(events), outcome, reason)
+    _close_books(book, folder, worker, summary_from(events), outcome, reason)
     return True
 
 
@@ -152,6 +171,7 @@ def _attempt(
     folder: Path,
     plan: Plan,
     display: Display,
+    expected: Expected | None,
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
     job = _job(setup, runner, folder, plan)
@@ -168,8 +188,13 @@ def _attempt(
         eval_key=trial.eval_key,
     )
     tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
+    if expected is not None and plan.mode == "train":
+        book.write("metrics", values=expected.metrics)
     if projector is not None:
         projector.follow(folder)
+    if expected is not None and plan.mode == "train" and runner.skip_unfit and not expected.fits:
+        result = _close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
+        return _ended(display, projector, Outcome.UNFIT, result), result
     kills_before, levels = _kernel_kills(), device_levels()
     from harness.child import main as child_main
 
@@ -208,13 +233,20 @@ def _attempt(
     )
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
         reason = f"the runner failed: {type(raised).__name__}: {raised}"
+    if outcome is Outcome.OOM and reason is not None:
+        reason = out_of_memory(reason, expected, sampler.summary(), runner.memory_limit_mb)
     result = _close_books(book, folder, events, sampler.summary(), outcome, reason)
-    display.finish(_closing_line(outcome, reason, result))
-    if projector is not None:
-        projector.flush()
+    _ended(display, projector, outcome, result)
     if raised is not None:
         raise raised
     return outcome, result
+
+
+def _ended(display: Display, projector: Projector | None, outcome: Outcome, result: TrialResult) -> Outcome:
+    display.finish(_closing_line(outcome, result.reason, result))
+    if projector is not None:
+        projector.flush()
+    return outcome
 
 
 class _Watch:
@@ -275,49 +307,6 @@ def _close_books(
     book.write("outcome", outcome=str(outcome), reason=reason)
     book.close()
     return write_result(folder, outcome, reason, json.loads((folder / "trial.json").read_text()))
-
-
-def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[str, float]:
-    """Peaks per phase, in MB: the sampler's, raised to the kernel's own high-water mark where there is no GPU."""
-    peaks = dict(summary.phase_peak_mb) if summary is not None else {}
-    if summary is None or summary.lens == "private":
-        for event in worker:
-            previous, mark = event.data.get("previous"), journal.number(event.data.get("host_peak_mb"))
-            if event.kind == "phase" and previous and mark is not None:
-                peaks[previous] = max(peaks.get(previous, 0.0), mark)
-    metrics = {f"memory/{phase}_peak_mb": mb for phase, mb in peaks.items()}
-    if peaks:
-        own = [mb for phase, mb in peaks.items() if phase not in _shared_work(worker)]
-        metrics["memory/peak_mb"] = max(own or peaks.values())
-    return metrics
-
-
-def _shared_work(worker: list[Event]) -> set[str]:
-    """Phases of a finished trial in which it built something for the cache, which is no cost of its own."""
-    if not any(e.kind == "done" for e in worker):
-        return set()  # the high-water mark of a trial that failed is wherever it was
-    built = [str(e.data["stage"]) for e in worker if e.kind == "stage" and not e.data["hit"]]
-    return {"baseline" if name.startswith("baseline-") else "prepare" for name in built}
-
-
-def _summary_from(events: list[Event]) -> MemorySummary | None:
-    """Peaks from the sample rows of a journal whose runner died."""
-    rows = [e.data for e in journal.latest_attempt(events) if e.kind == "sample"]
-    if not rows:
-        return None
-    peaks: dict[str, float] = {}
-    for row in rows:
-        peaks[row["phase"]] = max(peaks.get(row["phase"], 0.0), float(row["used_mb"]))
-    return MemorySummary(
-        lens=rows[-1]["lens"],
-        peak_mb=max(peaks.values()),
-        phase_peak_mb=peaks,
-        high_water_phase=max(peaks, key=peaks.__getitem__),
-        samples=sum(int(r["n"]) for r in rows),
-        missed=0,
-        energy_j=None,
-        reason="the runner was killed: from the rows it had written",
-    )
 
 
 def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:

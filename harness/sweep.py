@@ -140,8 +140,8 @@ def _services(plain: Mapping[str, Any]) -> tuple[Runner, Tracking, list[UserErro
     return runner, tracking, errors
 
 
-def write_manifest(sweep: Sweep, run: SweepRun | None) -> None:
-    """``sweep.json``: what jobs need, whichever process launches them."""
+def write_manifest(sweep: Sweep, run: SweepRun | None, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """``sweep.json``: what jobs need, whichever process launches them; ``expected`` is the memory of each trial."""
     write_json(
         sweep.folder / "sweep.json",
         {
@@ -149,6 +149,7 @@ def write_manifest(sweep: Sweep, run: SweepRun | None) -> None:
             "trials": [p.trial.trial_id for p in sweep.points],
             "invalid": [{"overrides": list(o), "errors": str(e)} for o, e in sweep.invalid],
             "tracking": None if run is None else vars(run),
+            "expected": dict(expected or {}),
         },
     )
 

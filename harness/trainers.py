@@ -9,7 +9,6 @@ from typing import Any
 
 from harness.algorithms.base import Algorithm, TrainJob
 
-
 TILE = 32_768
 """Columns of the tiles in which TRL's output head works through the vocabulary."""
 
@@ -50,7 +49,7 @@ def roles_of(algo: Algorithm, trainer: Any) -> dict[str, Sequence[Any]]:
 
 
 def released(trainer: Any, *, checkpointed: bool) -> Any:
-    """The trained model, unwrapped and in eval mode; the caller drops the trainer, and with it all else that it held."""
+    """The trained model, unwrapped and in eval mode; all else goes when the caller drops the trainer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.optimizer = trainer.lr_scheduler = None
     if checkpointed:

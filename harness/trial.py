@@ -18,7 +18,7 @@ from harness.config import build
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
-from harness.models import Model
+from harness.models import Model, Tiny
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
@@ -252,6 +252,19 @@ def training_config(setup: Setup) -> dict[str, Any]:
             **_plain_fields(setup.reward),
         }
     return config
+
+
+def stored_as(setup: Setup, *, bf16: bool) -> tuple[str, str]:
+    """Torch's name of the stored weights' dtype, and the precision of the computation (``fp32`` or ``bf16``).
+
+    Args:
+        setup: the trial.
+        bf16: whether the device computes in it well, as GPUs since Ampere do; the embedded model never asks for it.
+    """
+    bf16 = bf16 and not isinstance(setup.model, Tiny)
+    precision = setup.train.precision if setup.train.precision != "auto" else "bf16" if bf16 else "fp32"
+    dtype = setup.model.dtype if setup.model.dtype != "auto" else "bfloat16" if bf16 else "float32"
+    return dtype, precision
 
 
 def folder_of(setup: Setup, trial: Trial) -> Path:

@@ -30,6 +30,7 @@ QUICK = (
     "train.steps=3",
     "train.batch_size=8",
     "eval.evaluators.lm_eval=null",
+    "runner.predict=false",  # takes longer than such a trial
 )
 """Overrides under which a whole trial takes about two seconds."""
 

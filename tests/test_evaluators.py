@@ -112,7 +112,8 @@ def test_no_forward_pass_makes_more_logits_than_the_limit_and_the_sums_stay(cont
     parts = pair_log_probs(replace(context))
     hook.remove()
     assert len(cells) > 1 and max(cells) <= limit
-    assert torch.allclose(parts.chosen, whole.chosen, atol=1e-5) and torch.equal(parts.chosen_tokens, whole.chosen_tokens)
+    assert torch.allclose(parts.chosen, whole.chosen, atol=1e-5)
+    assert torch.equal(parts.chosen_tokens, whole.chosen_tokens)
 
 
 # -- preference ----------------------------------------------------------------------------------------

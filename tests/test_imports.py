@@ -64,6 +64,7 @@ ORDER = (
     "trainers",
     "worker",
     "child",
+    "peaks",
     "runner",
     "sweep",
     "preflight",

@@ -16,8 +16,9 @@ from harness.child import describe, is_out_of_memory
 from harness.errors import UserError
 from harness.journal import Journal
 from harness.outcome import read_result, write_json
+from harness.peaks import memory_metrics
 from harness.records import Event, Outcome, Trial
-from harness.runner import Plan, Runner, close_open_attempt, make_plan, memory_metrics, run_trial
+from harness.runner import Plan, Runner, close_open_attempt, make_plan, run_trial
 from harness.telemetry.sampler import MemorySummary
 from harness.trial import check_data, identify
 

@@ -5,7 +5,7 @@ import sys
 
 from trl.trainer import utils
 
-from harness.trainers import narrow_tiles
+from harness.trainers import TILE, narrow_tiles
 
 
 def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_trls():
@@ -15,5 +15,6 @@ def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_trls():
 
 
 def test_the_width_is_trls_own():
-    script = "from trl.trainer import utils; from harness.trainers import TILE; assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == TILE"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    script = "from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as width; print(width)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [str(TILE)]

@@ -120,7 +120,7 @@ class Algorithm(ABC):
         return None
 
     def with_rollouts(self, factor: int) -> Algorithm:
-        """The same with rollouts of ``factor`` times as many batches; an algorithm that does not sample is unchanged."""
+        """The same with rollouts of ``factor`` times as many batches; an algorithm that does not sample stays."""
         return self
 
     def prompts_seen(self, steps: int, rows: int, train: Train) -> int:

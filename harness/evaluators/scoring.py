@@ -13,7 +13,6 @@ from harness.conversation import encode
 from harness.evaluators.base import EvalContext
 from harness.tasks.base import Row
 
-
 MOST_LOGITS = 2**28
 """In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
 128,000 and 1,024 tokens that is two rows; a batch of 64 would take 84 GB."""

@@ -30,6 +30,7 @@ COLUMNS = (
     "hours",
 )
 HOURS = "hours"
+PREDICTED = "predicted MB"
 COST = "cost"
 FRONT = "◆"
 """Marks what no other one beats."""
@@ -39,6 +40,7 @@ LENGTH_LABEL = "length alone (longer wins)"
 WIDTH = 100
 NARROWEST_TRIAL = 20
 DROPPED_FIRST = (
+    PREDICTED,
     HOURS,
     "tokens/s",
     "correct",
@@ -102,6 +104,8 @@ def leaderboard(
     for row, trial_id in zip(rows[-len(shown) :], shown["trial_id"], strict=True):
         row["trial"] += f" {FRONT}" * (trial_id in marked)
     columns = [*COLUMNS, *([price.heading] if price else []), *([NOTE] if any(row[NOTE] for row in rows) else [])]
+    if known(frame, "memory/predicted_peak_mb"):
+        columns.insert(columns.index("peak MB") + 1, PREDICTED)
     return pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
 
 
@@ -248,11 +252,11 @@ def _header(name: str) -> str:
 
 def _columns_that_fit(board: pd.DataFrame, width: int) -> list[str]:
     """The columns for a terminal of this width: those that matter least go first, the trial never does."""
-    needs = {n: max(*map(len, _header(n).split("\n")), *board[n].str.len()) + 1 for n in COLUMNS}
+    shown = [n for n in board.columns if n in (*COLUMNS, PREDICTED)]
+    needs = {n: max(*map(len, _header(n).split("\n")), *board[n].str.len()) + 1 for n in shown}
     needs["trial"] = NARROWEST_TRIAL + 1
-    shown: list[str] = list(COLUMNS)
     for name in DROPPED_FIRST:
-        if sum(needs[n] for n in shown) > width:
+        if name in shown and sum(needs[n] for n in shown) > width:
             shown.remove(name)
     return shown
 
@@ -270,12 +274,20 @@ def _row(trial: dict[Any, Any], training: float, price: Price | None) -> dict[st
         "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
         "correct": measured("eval/correct"),
         "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
+        PREDICTED: predicted(trial),
         "train s": text.seconds(training),
         "tokens/s": text.whole(value_of(trial, "throughput/train_tokens_per_s")),
         HOURS: text.number(hours),
         **({price.heading: price.of(hours)} if price else {}),
         NOTE: "" if reason is None or pd.isna(reason) else " ".join(str(reason).split()),
     }
+
+
+def predicted(row: Any) -> str:
+    """Predicted peak memory, and how far it is off the measured one: ``1,234 (+5 %)``."""
+    said, measured = value_of(row, "memory/predicted_peak_mb"), value_of(row, "memory/peak_mb")
+    off = f" ({said / measured - 1:+.0%})".replace("%", " %") if said and measured else ""
+    return text.whole(said) + off
 
 
 def hours_of(row: Any) -> float | None:

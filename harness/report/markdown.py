@@ -16,10 +16,12 @@ from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
 from harness.report.leaderboard import (
     BASE_LABEL,
+    PREDICTED,
     Price,
     finished,
     hours_heading,
     known,
+    predicted,
     render_markdown,
     shared_value,
     succeeded,
@@ -191,6 +193,9 @@ def _phases(
     if not rows:
         return ""
     body = [[text.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
+    if "memory/peak_mb" in names.values() and known(frame, "memory/predicted_peak_mb"):
+        names = {**names, PREDICTED.removesuffix(" MB"): ""}
+        body = [[*line, predicted(r)] for line, r in zip(body, rows, strict=True)]
     return f"### {title}\n\n{text.table([kind, *names], body)}"
 
 

@@ -1,0 +1,106 @@
+"""``python -m harness plan``: predicted peak memory of every trial of a sweep; needs no GPU and loads no weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import forkserver
+from harness.config import compose, hydra_config
+from harness.plan.fixes import fixes
+from harness.plan.gpus import Gpu, gpu_of, gpu_present
+from harness.plan.predict import Prediction, Target, predict
+from harness.plan.render import Row, render
+from harness.sweep import Point, Sweep, named, plan_sweep
+from harness.text import short_id, without_shared_seed
+from harness.trial import Setup, assemble
+
+
+def main(argv: list[str]) -> int:
+    """Print the plan; 0 whether or not trials fit."""
+    options = _options(argv)
+    if options is None:
+        return 0
+    forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
+    try:
+        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=options.config_dir)
+        gpu, cuda = _place(options.gpu, sweep)
+        target = Target(cuda, fill=options.lengths == "limit")
+        rows = planned(sweep.points, gpu, target, options.config_dir)
+    finally:
+        forkserver.stop()
+    rule = "filled to train.max_length" if target.fill else "the longest of the data"
+    shown = render(rows, gpu, cuda=cuda, rule=rule, markdown=options.format == "markdown")
+    if options.out:
+        Path(options.out).write_text(shown, encoding="utf-8")
+    else:
+        print(shown, end="")
+    for overrides, errors in sweep.invalid:
+        print(f"skipped (invalid): {' '.join(overrides)}: {errors}", file=sys.stderr)
+    return 0
+
+
+def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
+    """A row for each trial, with what to change about those that do not fit."""
+    rows = []
+    labels = names([point.trial.trial_id for point in points])
+    for point, label, found in zip(points, labels, predict([p.setup for p in points], target), strict=True):
+        if not isinstance(found, Prediction):
+            rows.append(Row(label, None, str(found)))
+        elif gpu is None or gpu.fits(found.peak):
+            rows.append(Row(label, found))
+        else:
+            ways = fixes(point.setup, found, gpu, target, _recomposed(point, config_dirs))
+            rows.append(Row(label, found, fixes=ways))
+    return rows
+
+
+def names(trial_ids: Sequence[str]) -> list[str]:
+    """Trial ids without digest, and without a seed that all share, where they stay distinct."""
+    short = without_shared_seed([short_id(t) for t in trial_ids])
+    return short if len(set(short)) == len(short) else list(trial_ids)
+
+
+def _recomposed(point: Point, config_dirs: Sequence[str]) -> Callable[[Sequence[str]], Setup]:
+    def composed(more: Sequence[str]) -> Setup:
+        keys = {override.split("=")[0] for override in more}
+        kept = [o for o in point.overrides if o.lstrip("+").split("=")[0] not in keys]
+        with hydra_config(config_dirs):
+            return assemble(compose([*kept, *more]))
+
+    return composed
+
+
+def _place(asked: str | None, sweep: Sweep) -> tuple[Gpu | None, bool]:
+    """The GPU to fit into, and whether to predict for one: unless ``runner.device=cpu`` says otherwise."""
+    if asked is not None:
+        return gpu_of(asked), True
+    if sweep.runner.device == "cpu":
+        return None, False
+    return gpu_present(), True
+
+
+def _options(argv: list[str]) -> Any | None:
+    from harness.commandline import Parser
+
+    parser = Parser("plan", __doc__ or "")
+    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
+    parser.add_argument(
+        "--gpu", metavar="GPU", help="a name (h100) or size (24GB) to fit into; default: the one present"
+    )
+    parser.add_argument(
+        "--lengths",
+        choices=("data", "limit"),
+        default="data",
+        help="rows as long as the longest of the data, or as train.max_length allows; default: %(default)s",
+    )
+    parser.add_argument("--format", choices=("text", "markdown"), default="text", help="default: %(default)s")
+    parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--config-dir", action="append", default=[], help="a folder with YAML of your own")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a sweep")
+    try:
+        return parser.parse_args(argv)
+    except SystemExit:  # --help
+        return None

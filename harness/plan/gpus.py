@@ -1,0 +1,85 @@
+"""GPUs by name or size, and what a trial needs of one beyond its tensors. No torch here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.errors import UserError
+
+GB = 10**9
+MIB = 2**20
+
+KNOWN = {
+    "t4": 15_360, "v100-16gb": 16_384, "v100-32gb": 32_768, "rtx3090": 24_576, "rtx4090": 24_564, "rtx5090": 32_607,
+    "l4": 23_034, "a10": 23_028, "a10g": 23_028, "l40s": 46_068, "rtxa6000": 49_140, "a100-40gb": 40_960,
+    "a100-80gb": 81_920, "a100": 81_920, "h100": 81_559, "h200": 143_771, "b200": 183_359,
+}  # fmt: skip
+"""Name -> memory in MiB, as the driver reports it with error correction as it is by default."""
+
+CONTEXT_BYTES = 600 * MIB
+"""CUDA context with torch's kernels, and cuBLAS workspaces: 0.4 to 0.6 GB on cards since Volta. An assumption."""
+FRAGMENTED = 0.05
+"""Share of the tensors' bytes that torch's allocator reserves beside them, at a steady state. An assumption."""
+
+PROCESS_BYTES = 80_000_000
+"""Private memory of a trial's process before its first tensor, libraries' buffers included; measured 75 to 95 MB."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU to fit into.
+
+    Attributes:
+        name: as the user wrote it, or as the driver says.
+        bytes: its memory.
+    """
+
+    name: str
+    bytes: int
+
+    def fits(self, tensors: float) -> bool:
+        """Whether a trial with this peak of live tensors fits."""
+        return needed(tensors) <= self.bytes
+
+
+def needed(tensors: float, *, cuda: bool = True) -> float:
+    """Bytes that a trial takes at a peak of live tensors: on a GPU fragmentation and the context come on top."""
+    return tensors * (1 + FRAGMENTED) + CONTEXT_BYTES if cuda else tensors + PROCESS_BYTES
+
+
+def gpu_of(text: str) -> Gpu:
+    """A GPU by name (``h100``) or size (``24GB``).
+
+    Raises:
+        UserError: neither; the known names are told.
+    """
+    name = re.sub(r"[\s_]", "", text.lower())
+    if name in KNOWN:
+        return Gpu(text, KNOWN[name] * MIB)
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb|g)", name)
+    if size and float(size.group(1)) > 0:
+        return Gpu(text, int(float(size.group(1)) * (2**30 if size.group(2) == "gib" else GB)))
+    raise UserError("no such GPU", key="--gpu", value=text, fix=f"a size such as 24GB, or one of {', '.join(KNOWN)}")
+
+
+def gpu_present() -> Gpu | None:
+    """The first GPU of this machine, asked of the driver; None without one."""
+    import os
+
+    import pynvml
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name = pynvml.nvmlDeviceGetName(handle)
+        return Gpu(name if isinstance(name, str) else name.decode(), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,81 @@
+"""The heaviest batches of evaluation, rehearsed: held-out rows scored, completions sampled. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from harness.conversation import encode
+from harness.evaluators.base import EvalContext
+from harness.evaluators.scoring import completion_log_probs
+from harness.plan import standins
+from harness.tasks.base import TaskData
+from harness.trial import Setup
+
+Rows = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+
+
+def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill: bool) -> tuple[list[Any], list[Any]]:
+    """Held-out (prompt, completion) ids, longest first, and prompts' ids, longest first, a batch of each at most.
+
+    Without evaluators there are none. Samples are scored too, by evaluators of drift; they count as rows here.
+    """
+    settings, split = setup.eval, setup.eval.split
+    if not settings.active:
+        return [], []
+    pairs = [
+        encode(tokenizer, row["prompt"], row[side])
+        for row in rows(data.eval_pairs.get(split, ()))
+        for side in ("chosen", "rejected")
+    ]
+    prompts = [encode(tokenizer, row["prompt"])[0] for row in rows(data.eval_prompts.get(split, ()))]
+    scored = pairs + [(ids, [tokenizer.eos_token_id] * settings.max_completion_length) for ids in prompts]
+    if fill:
+        room = max(1, settings.max_length - settings.max_completion_length)
+        prompts = [(ids * room)[:room] for ids in prompts]
+        scored = [(p, (c * settings.max_length)[: max(1, settings.max_length - len(p))]) for p, c in scored]
+    scored.sort(key=lambda s: -sum(map(len, s)))
+    prompts.sort(key=len, reverse=True)
+    return scored[: settings.batch_size], prompts[: settings.batch_size]
+
+
+def judge(
+    model: Any, setup: Setup, tokenizer: Any, rows: Rows, scored: list[Any], prompts: list[Any], *, fake: bool
+) -> None:
+    """Score one batch and sample one batch with ``model``, as the evaluators do."""
+    settings = setup.eval
+    if scored:
+        context = EvalContext(
+            model=model,
+            tokenizer=tokenizer,
+            task=setup.task,
+            data=TaskData(),
+            rows=rows,
+            split=settings.split,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            max_completion_length=settings.max_completion_length,
+            seed=settings.seed,
+            device="cpu",
+        )
+        completion_log_probs(context, scored)
+    if prompts:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        width = max(map(len, prompts))
+        ids = torch.ones((len(prompts), width), dtype=torch.long)
+        with torch.no_grad(), standins.ends_of_sampling(base) if fake else nullcontext():
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=settings.max_completion_length,
+                min_new_tokens=settings.max_completion_length,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )

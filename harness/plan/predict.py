@@ -1,0 +1,188 @@
+"""Predictions of trials: from the cache, or rehearsed in processes of their own. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import forkserver, identity
+from harness.cache import Cache
+from harness.data import load_data
+from harness.errors import UserError
+from harness.runner import cache_dir
+from harness.trial import Setup, training_config
+
+CODE = ("plan", "trainers.py", "algorithms", "evaluators/scoring.py", "adapters.py", "models.py", "loading.py")
+"""Source files that can change a prediction."""
+NO_MATTER = (
+    "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
+    "logging_steps", "checkpoint_steps", "save", "seed", "recipe",
+)  # fmt: skip
+"""Knobs of training that leave a step's memory as it is."""
+FEW_LAYERS = 3
+"""Layers of the smaller of two models that are rehearsed in place of a deep one (``plan.timeline``)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted for.
+
+    Attributes:
+        cuda: a GPU; else the CPU.
+        fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
+    """
+
+    cuda: bool
+    fill: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted peak memory of a trial, in bytes of live tensors.
+
+    Attributes:
+        phases: phase -> owner -> bytes at that phase's peak.
+        parameters: values of the model, adapters left out.
+        layers: layers rehearsed; fewer than the model's where the rest follows from them.
+    """
+
+    phases: Mapping[str, Mapping[str, float]]
+    parameters: int = 0
+    layers: Sequence[int] = field(default_factory=tuple)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Peak of each phase."""
+        return {phase: sum(owners.values()) for phase, owners in self.phases.items()}
+
+    @property
+    def phase(self) -> str:
+        """The phase that sets the peak."""
+        return max(self.totals, key=self.totals.__getitem__)
+
+    @property
+    def peak(self) -> float:
+        """The highest of all phases."""
+        return self.totals[self.phase]
+
+    @property
+    def owners(self) -> Mapping[str, float]:
+        """Bytes by owner at the peak."""
+        return self.phases[self.phase]
+
+
+def predict(setups: Sequence[Setup], target: Target) -> list[Prediction | UserError]:
+    """One for each setup, in order; an error where there is none. Equal trials are rehearsed once, and kept."""
+    keys = [identity.digest(inputs(setup, target)) for setup in setups]
+    cache = Cache(cache_dir(setups[0].plain)) if setups else None
+    found: dict[str, Prediction | UserError] = {}
+    wanted: dict[str, Setup] = {}
+    for key, setup in zip(keys, setups, strict=True):
+        assert cache is not None
+        if (stored := _stored(cache, key)) is not None:
+            found[key] = stored
+        else:
+            wanted.setdefault(key, setup)
+    for key, answer in _rehearsed(wanted, target).items():
+        if isinstance(answer, Prediction):
+            assert cache is not None
+            _store(cache, key, answer, inputs(wanted[key], target))
+        found[key] = answer
+    return [found[key] for key in keys]
+
+
+def inputs(setup: Setup, target: Target) -> dict[str, Any]:
+    """Everything that can change a prediction."""
+    config = training_config(setup)
+    train = {k: v for k, v in config.get("train", {}).items() if k not in NO_MATTER}
+    algo = {k: v for k, v in config["algo"].items() if k != "beta"}
+    return {
+        "algo": {**algo, "reference": setup.algo.uses_reference},
+        "adapter": config["adapter"],
+        "base": setup.model.recipe_digest(setup.task),
+        "model": {k: v for k, v in config["model"].items() if k != "seed"},
+        "train": train,
+        "reward": config.get("reward"),
+        "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
+        "data": None if target.fill else load_data(setup.task).digest,
+        "target": asdict(target),
+        "code": identity.code_digest(CODE, identity.modules_of([setup.algo, setup.adapter, setup.model, setup.reward])),
+        "versions": identity.library_versions(),
+    }
+
+
+_EVAL = ("split", "batch_size", "max_length", "max_completion_length")
+
+
+def _entry(cache: Cache, key: str) -> Path:
+    return cache.root / "plan" / key / "prediction.json"
+
+
+def _stored(cache: Cache, key: str) -> Prediction | None:
+    file = _entry(cache, key)
+    return Prediction(**json.loads(file.read_text())) if (file.parent / "entry.json").is_file() else None
+
+
+def _store(cache: Cache, key: str, prediction: Prediction, from_inputs: Mapping[str, Any]) -> None:
+    def build(folder: Path) -> None:
+        (folder / "prediction.json").write_text(json.dumps(asdict(prediction)))
+
+    cache.fetch("plan", key, build, inputs=from_inputs)
+
+
+def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> dict[str, Prediction | UserError]:
+    """Rehearse each in a child of the forkserver, as many at once as there are cores."""
+    waiting = list(wanted.items())
+    running: dict[Any, tuple[str, Any]] = {}
+    found: dict[str, Prediction | UserError] = {}
+    context = forkserver.context()
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                key, setup = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                text = json.dumps(dict(setup.plain))
+                running[receiver] = (key, forkserver.start(_main, sender, text, target, name="plan"))
+                sender.close()
+            from multiprocessing.connection import wait
+
+            for receiver in wait(list(running)):
+                key, process = running.pop(receiver)
+                try:
+                    found[key] = receiver.recv()
+                except EOFError:
+                    process.join()
+                    found[key] = UserError(f"the process that rehearses ended with code {process.exitcode}")
+                process.join()
+    finally:
+        for _, process in running.values():
+            forkserver.end_group(process)
+    return found
+
+
+def _main(sender: Any, text: str, target: Target) -> None:
+    """In the child: rehearse, and send the prediction, a ``UserError``, or a traceback."""
+    import traceback
+
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)  # library chatter; what matters is sent
+    os.dup2(sink, 2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        from harness.plan.models import prediction_of
+
+        answer: Any = prediction_of(json.loads(text), target)
+    except UserError as error:
+        answer = error
+    except Exception as error:  # whatever a library meets on tensors without data: no prediction, and no lost sweep
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = (str(error).strip() or "no message").splitlines()[0][:300]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        answer = UserError(f"the rehearsal failed ({type(error).__name__} at {place}: {text})")
+    sender.send(answer)
+    sender.close()
+    os._exit(0)

@@ -1,0 +1,134 @@
+"""A plan as text for a terminal or as markdown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+from harness import text
+from harness.plan.fixes import Fix
+from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, Gpu, needed
+from harness.plan.predict import Prediction
+from harness.plan.timeline import OWNERS
+
+PHASES = ("load", "baseline", "reference", "train", "rollout", "evaluate")
+SHORT = {"optimizer": "optim.", "activations": "activ.", "kv_cache": "KV cache", "gradients": "grad."}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial of a plan.
+
+    Attributes:
+        label: its name.
+        prediction: None where the model cannot be built.
+        problem: why.
+        fixes: what to change where it does not fit.
+    """
+
+    label: str
+    prediction: Prediction | None
+    problem: str = ""
+    fixes: Sequence[Fix] = field(default_factory=tuple)
+
+
+def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markdown: bool) -> str:
+    """The whole plan.
+
+    Args:
+        rows: trials, in order.
+        gpu: to fit into; None compares with nothing.
+        cuda: predicted for a GPU, or for the CPU.
+        rule: how long rows were taken to be, in words.
+        markdown: else for a terminal.
+    """
+    told = [row for row in rows if row.prediction is not None]
+    where = f"on {gpu.name} ({gb(gpu.bytes)} GB)" if gpu else "on a GPU" if cuda else "on the CPU"
+    parts = [f"{'# ' if markdown else ''}Predicted peak memory {where}"]
+    if told:
+        parts += [_table(*_by_phase(told, gpu), markdown), _title("Predicted, by owner at the peak", markdown)]
+        parts.append(_table(*_by_owner(told), markdown))
+    parts += [f"{row.label}: not predicted, {row.problem}" for row in rows if row.prediction is None]
+    if gpu is not None:
+        unfit = [row for row in told if row.prediction and not gpu.fits(row.prediction.peak)]
+        if unfit:
+            parts.append(_title("What to change", markdown))
+            parts.append("\n".join(_advice(row, gpu) for row in unfit))
+    parts += [_title("Assumptions", markdown), "\n".join(f"- {line}" for line in assumptions(cuda, rule))]
+    return "\n\n".join(parts) + "\n"
+
+
+def assumptions(cuda: bool, rule: str) -> list[str]:
+    """What a prediction stands on, a line each."""
+    lines = [
+        "Predicted, not measured: the trial's own step, run on tensors without data; live tensors in GB (10⁹ bytes).",
+        f"Rows: {rule}; completions are sampled to their full length; the optimizer's state exists already.",
+    ]
+    if cuda:
+        lines += [
+            "Weights in bf16 where train.precision and model.dtype are auto, on GPUs since Ampere; PyTorch's fused "
+            "attention.",
+            f'"needs" adds to the peak {FRAGMENTED:.0%} for fragmentation and {gb(CONTEXT_BYTES)} GB for CUDA and '
+            "cuBLAS; each request is rounded up to 512 bytes. Libraries' own workspaces are not known of.",
+        ]
+    else:
+        lines.append("Beside the tensors a process holds 0.1 GB and more of libraries; weights in 32 bits.")
+    lines.append(
+        "lm-eval's own documents are not looked at; a base that is trained first (model=tiny) is not included."
+    )
+    return lines
+
+
+def _by_phase(rows: Sequence[Row], gpu: Gpu | None) -> tuple[list[str], list[list[str]]]:
+    phases = [p for p in PHASES if any(p in row.prediction.phases for row in rows if row.prediction)]
+    head = ["trial", "predicted peak", "set by", *phases]
+    if gpu is not None:
+        head += ["needs", "fits"]
+    body = []
+    for row in rows:
+        found = row.prediction
+        assert found is not None
+        line = [row.label, gb(found.peak), found.phase, *(gb(found.totals.get(p)) for p in phases)]
+        if gpu is not None:
+            line += [gb(needed(found.peak)), "yes" if gpu.fits(found.peak) else "NO"]
+        body.append(line)
+    return head, body
+
+
+def _by_owner(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    owners = [o for o in OWNERS if any(o in row.prediction.owners for row in rows if row.prediction)]
+    head = ["trial", *(SHORT.get(o, o) for o in owners)]
+    return head, [[row.label, *(gb(row.prediction.owners.get(o)) for o in owners)] for row in rows if row.prediction]
+
+
+def _advice(row: Row, gpu: Gpu) -> str:
+    """What makes an unfit trial fit."""
+    assert row.prediction is not None
+    head = f"- {row.label} needs {gb(needed(row.prediction.peak))} GB of {gb(gpu.bytes)}"
+    if not row.fixes:
+        return f"{head}: nothing that was tried makes it fit (smaller micro-batches, adapters, shorter rows)"
+    ways = "; or ".join(
+        f"`{' '.join(fix.overrides)}` (needs {gb(needed(fix.peak))} GB, predicted)" for fix in row.fixes
+    )
+    return f"{head}: {ways}"
+
+
+def _title(words: str, markdown: bool) -> str:
+    return f"## {words}" if markdown else words
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool) -> str:
+    if markdown:
+        return text.table(head, body)
+    align = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(body, headers=head, tablefmt="simple", disable_numparse=True, colalign=align)
+
+
+def gb(size: float | None) -> str:
+    """Bytes in GB, with three significant digits or so."""
+    if size is None:
+        return text.MISSING
+    value = size / GB
+    return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"

@@ -1,0 +1,35 @@
+"""What the trials of a sweep are expected to need on this machine. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+
+from harness.errors import UserError
+from harness.peaks import Expected
+from harness.plan.gpus import PROCESS_BYTES, gpu_present, needed
+from harness.plan.predict import Prediction, Target, predict
+from harness.runner import Runner
+from harness.sweep import Point
+from harness.telemetry.host import MB
+
+
+def expectations(points: Sequence[Point], runner: Runner) -> dict[str, Expected | UserError]:
+    """By trial id: what it is predicted to need and what there is, or why that cannot be said."""
+    gpu = gpu_present() if runner.device != "cpu" else None
+    cuda = runner.device == "cuda" or gpu is not None
+    limit, where = _limit(runner) if gpu is None else (gpu.bytes, gpu.name)
+    found: dict[str, Expected | UserError] = {}
+    for point, answer in zip(points, predict([p.setup for p in points], Target(cuda)), strict=True):
+        if isinstance(answer, Prediction):
+            answer = Expected(answer.peak, needed(answer.peak, cuda=cuda), answer.phase, limit, where)
+        found[point.trial.trial_id] = answer
+    return found
+
+
+def _limit(runner: Runner) -> tuple[float, str]:
+    """Of a trial without a GPU: the cap that it runs under, else the machine's memory."""
+    if runner.memory_limit_mb is not None:
+        return runner.memory_limit_mb * MB + PROCESS_BYTES, "runner.memory_limit_mb"
+    return psutil.virtual_memory().total, "this machine"

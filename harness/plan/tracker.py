@@ -1,0 +1,169 @@
+"""Every live storage counted, operation by operation, with its owner. Imports torch.
+
+Works on real tensors as on fake ones, so that a prediction can be held against the same step run for real.
+"""
+
+from __future__ import annotations
+
+import weakref
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.plan.timeline import OWNERS, Mark, Timeline
+
+aten = torch.ops.aten
+
+
+def exact(size: int) -> int:
+    """Bytes as asked for."""
+    return size
+
+
+def as_cuda_rounds(size: int) -> int:
+    """Bytes that CUDA's caching allocator books for a request: multiples of 512 (c10's ``kMinBlockSize``)."""
+    return -(-size // 512) * 512
+
+
+@dataclass
+class _Held:
+    """A storage that is alive: what it takes, whose it is, and what tells of its end."""
+
+    size: int
+    owner: int
+    reference: Any
+
+
+class Tracker(TorchDispatchMode):
+    """Counts the bytes of live storages by owner after every operation within it.
+
+    A tensor that was made outside counts from the first operation that returns a view of it, or from ``own``.
+
+    Args:
+        rounded: bytes booked for a request of so many.
+        vocabulary: a new tensor whose last dimension has this size is ``logits``; 0 for none.
+    """
+
+    def __init__(self, rounded: Callable[[int], int] = exact, vocabulary: int = 0):
+        """Start with nothing."""
+        super().__init__()
+        self._rounded, self._vocabulary = rounded, vocabulary
+        self._held: dict[int, _Held] = {}
+        self._bytes = [0] * len(OWNERS)
+        self._creating = OWNERS.index("activations")
+        self._ops = array("q")
+        self._marks: list[Mark] = []
+        self._looks = True
+        self.phase = "load"
+
+    def timeline(self) -> Timeline:
+        """All that was recorded."""
+        return Timeline(tuple(self._marks), np.array(self._ops, dtype=np.int64).reshape(-1, len(OWNERS)))
+
+    def mark(self, kind: str, layer: int | None = None) -> None:
+        """A new stretch begins here."""
+        self._marks.append(Mark(self.phase, kind, layer, len(self._ops) // len(OWNERS)))
+        self._ops.extend(self._bytes)  # what is alive at its beginning, even if nothing happens in it
+
+    def enter(self, phase: str) -> None:
+        """What follows belongs to ``phase``."""
+        self.phase = phase
+        self.mark("begin")
+
+    def own(self, tensors: Iterable[Tensor], owner: str, *, only: str | None = None) -> None:
+        """Book the storages of ``tensors`` on ``owner``; with ``only``, those that are booked on ``only`` so far."""
+        to = OWNERS.index(owner)
+        for tensor in tensors:
+            held = self._see(tensor)
+            if only is None or OWNERS[held.owner] == only:
+                self._bytes[held.owner] -= held.size
+                self._bytes[to] += held.size
+                held.owner = to
+
+    @contextmanager
+    def creating(self, owner: str) -> Iterator[None]:
+        """Storages made within belong to ``owner``."""
+        before, self._creating = self._creating, OWNERS.index(owner)
+        try:
+            yield
+        finally:
+            self._creating = before
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What is made within does not count, until ``own`` or an operation names it."""
+        self._looks = False
+        try:
+            yield
+        finally:
+            self._looks = True
+
+    @property
+    def live(self) -> dict[str, int]:
+        """Bytes alive now, by owner."""
+        return dict(zip(OWNERS, self._bytes, strict=True))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count."""
+        try:
+            out = func(*args, **(kwargs or {}))
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            out = worst_case(func, args)
+        if not self._looks or func is torch.ops.prim.device.default:
+            return out
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        self._ops.extend(self._bytes)
+        return out
+
+    def _see(self, tensor: Tensor) -> _Held:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        held = self._held.get(key)
+        if held is None:
+            owner = self._creating
+            if (
+                self._vocabulary
+                and tensor.ndim > 1
+                and tensor.shape[-1] == self._vocabulary
+                and OWNERS[owner] == "activations"
+            ):
+                owner = OWNERS.index("logits")
+            size = self._rounded(storage.nbytes())
+            held = self._held[key] = _Held(size, owner, weakref.ref(storage, partial(self._gone, key)))
+            self._bytes[owner] += size
+        return held
+
+    def _gone(self, key: int, _: Any) -> None:
+        held = self._held.pop(key)
+        self._bytes[held.owner] -= held.size
+
+
+def worst_case(func: Any, args: Any) -> Any:
+    """The answer that takes most memory, where it hangs on values that fake tensors do not have.
+
+    A mask selects everything; a condition does not hold (so padding is never ruled out); a number is 1.
+    """
+    kind, tensor = func.overloadpacket, args[0]
+    if kind is aten._local_scalar_dense:
+        return False if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
+    if kind is aten.nonzero:
+        return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.long)
+    if kind is aten.masked_select:
+        return tensor.new_empty((tensor.numel(),))
+    if kind is aten.index and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+        mask = args[1][0]
+        return tensor.new_empty((mask.numel(), *tensor.shape[mask.ndim :]))
+    if kind is aten.equal:
+        return True
+    raise NotImplementedError(f"the memory plan has no worst case for {func}, whose result depends on values")
