@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.job import Job
 from harness.journal import Journal
 from harness.models import PLAIN_TEMPLATE, Tiny
 from harness.tasks.base import TaskData
+from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, stored_as
 
 
@@ -83,6 +85,24 @@ class Ground:
             note_stage(journal, "reward_model", entry, self.cache.note(entry))
             folders[spec.key] = entry.path
         return folders
+
+    def references(self, clock: PhaseClock, journal: Journal) -> Any:
+        """Reference log-probabilities of training rows, from the cache or computed now, in a phase of their own."""
+        from harness.stages.reference import STAGE, References
+
+        def note(entry: Entry, scored: int) -> None:
+            note_stage(journal, STAGE, entry, self.cache.note(entry))
+            journal.write("metrics", values={"budget/reference_rows": scored})
+
+        quantization = self.setup.adapter.quantization(self.dtype)
+        base = {
+            "base": self.base_key,
+            "quantization": None if quantization is None else quantization.to_dict(),
+            "dtype": str(self.dtype),
+            "precision": self.precision,
+            "device": self.device,
+        }
+        return References(self.cache, base, note, partial(clock.phase, "reference"))
 
     def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
         """What evaluators see of ``model``, which was trained where there is a ``reference``."""

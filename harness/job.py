@@ -15,7 +15,8 @@ class Job:
         folder: the trial's folder.
         plain: composed configuration, resolved.
         cache_dir: root of the stage cache.
-        mode: ``train`` everything, or ``evaluate`` what an earlier attempt saved.
+        mode: ``train`` everything, ``evaluate`` what an earlier attempt saved, or ``preflight``: one step of the
+            longest rows, and nothing kept.
         resume_checkpoint: continue from the last checkpoint, if there is one.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: torch's threads; None leaves its default.
@@ -26,7 +27,7 @@ class Job:
     folder: str
     plain: Mapping[str, Any]
     cache_dir: str
-    mode: Literal["train", "evaluate"] = "train"
+    mode: Literal["train", "evaluate", "preflight"] = "train"
     resume_checkpoint: bool = False
     device: str = "auto"
     threads: int | None = None

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 from harness import journal
 from harness.records import Event
 from harness.telemetry.host import MB
 from harness.telemetry.sampler import MemorySummary
+
+PEAKS = ("host_peak_mb", "allocated_peak_mb", "reserved_peak_mb")
+"""What the worker tells of a stretch of a phase (``telemetry.clock``)."""
+MOST_STRETCHES = 2_000
+"""That are kept in a table: a rollout makes two."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,23 @@ def out_of_memory(reason: str, expected: Expected | None, summary: MemorySummary
     elif limit_mb is not None:
         figures.append(f"limit {limit_mb:,.0f} MB beyond its start")
     return f"{reason} ({'; '.join(figures)})" if figures else reason
+
+
+def phase_rows(worker: Sequence[Event]) -> list[dict[str, Any]]:
+    """Each stretch of a phase: when it began (seconds since the epoch), how long it took, and its peaks in MB.
+
+    The last one of a trial that died in it has no peaks, and lasts to its last word.
+    """
+    rows: list[dict[str, Any]] = []
+    changes = [event for event in worker if event.kind == "phase"]
+    for event, after in zip_longest(changes, changes[1:]):
+        if event.data["name"] is None:
+            continue
+        end = (after or worker[-1]).time
+        row = {"phase": event.data["name"], "began": event.time, "seconds": end - event.time}
+        told = {} if after is None else after.data
+        rows.append({**row, **{name: journal.number(told.get(name)) for name in PEAKS}})
+    return rows
 
 
 def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[str, float]:

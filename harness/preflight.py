@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
 from harness.preload import gpu_visible
+from harness.skeleton import model_config
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
@@ -85,26 +86,6 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
     except UserError as error:
         return [error]
     return [*_context_problems(setup, data, tokenizer, config), *_target_problems(setup, config)]
-
-
-def model_config(model: Any) -> Any:
-    """The transformers configuration of a model, without its weights."""
-    from harness.models import HF, Shape, _cannot_load
-
-    if isinstance(model, Shape | Tiny):
-        return model.configuration()
-    if isinstance(model, HF):
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(
-                str(model.local or model.path),
-                revision=model.revision,
-                trust_remote_code=model.trust_remote_code,
-            )
-        except (OSError, ValueError) as error:
-            raise _cannot_load("configuration", model.path, error) from error
-    return None
 
 
 def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> list[UserError]:

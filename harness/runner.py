@@ -7,26 +7,25 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from harness import forkserver, identity, journal
+from harness import identity, journal
+from harness.attend import Attended, attend
 from harness.cache import default_dir
 from harness.display import Display
 from harness.job import Job
 from harness.journal import Journal, Tail
-from harness.outcome import decide, read_result, since_attempt, write_json, write_result
-from harness.peaks import Expected, memory_metrics, out_of_memory, summary_from
+from harness.outcome import read_result, since_attempt, write_json, write_result
+from harness.peaks import MOST_STRETCHES, Expected, memory_metrics, out_of_memory, phase_rows, summary_from
 from harness.projection import Projector
 from harness.records import Event, Outcome, Trial, TrialResult
 from harness.telemetry.nvml import device_levels
-from harness.telemetry.sampler import MemorySampler, MemorySummary
+from harness.telemetry.sampler import MemorySummary
 from harness.trial import Setup, folder_of
-
-POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Runner:
         fail_fast: stop the sweep at the first trial that does not finish.
         skip_invalid: run the valid rest of a sweep in which some trials are impossible.
         memory_limit_mb: cap on the address space a trial may claim beyond its start.
+        preflight: take one step of the longest rows in a process of its own before a trial begins, so that one that
+            would run out of memory does so in its first seconds.
         predict: predict each trial's peak memory before the first one starts (seconds per distinct recipe, cached).
         skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
     """
@@ -54,6 +55,7 @@ class Runner:
     fail_fast: bool = False
     skip_invalid: bool = False
     memory_limit_mb: Annotated[int, Gt(0)] | None = None
+    preflight: bool = False
     predict: bool = True
     skip_unfit: bool = False
 
@@ -195,51 +197,54 @@ def _attempt(
     if expected is not None and plan.mode == "train" and runner.skip_unfit and not expected.fits:
         result = _close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
         return _ended(display, projector, Outcome.UNFIT, result), result
-    kills_before, levels = _kernel_kills(), device_levels()
-    from harness.child import main as child_main
+    levels, done = device_levels(), None
+    if runner.preflight and plan.mode == "train" and not plan.from_checkpoint:
+        done = _preflight(job, runner, levels, display)
+        decided_at = time.time()
+    if done is None or done.outcome is Outcome.FINISHED:
+        done = attend(
+            job,
+            display,
+            name=trial.trial_id,
+            tail=tail,
+            book=book,
+            began=decided_at,
+            timeout_s=runner.timeout_s,
+            hz=runner.sample_hz,
+            levels=levels,
+        )
+    result = _close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
+    _ended(display, projector, done.outcome, result)
+    if done.raised is not None:
+        raise done.raised
+    return done.outcome, result
 
-    process = forkserver.start(child_main, job, name=trial.trial_id)
-    watch = _Watch(book, tail, display, decided_at)
-    interrupted = timed_out = False
-    raised: BaseException | None = None
-    sampler = MemorySampler(
-        process.pid,
-        emit=lambda row: book.write("sample", **row),
-        env={**os.environ, **job.environment},
+
+def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Attended:
+    """Take the heaviest step of a trial in a process of its own, below the trial's folder."""
+    folder = Path(job.folder) / "preflight"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    display.say(f"{display.label} · preflight: one step of the longest rows")
+    done = attend(
+        replace(job, folder=str(folder), mode="preflight"),
+        display,
+        name="preflight",
+        tail=Tail(folder / "worker.jsonl", 0),
+        book=None,
+        began=time.time(),
+        timeout_s=runner.timeout_s,
         hz=runner.sample_hz,
         levels=levels,
     )
-    try:
-        with sampler:
-            while process.is_alive():
-                process.join(POLL_S)
-                watch.look(sampler)
-                if runner.timeout_s is not None and time.time() - decided_at > runner.timeout_s:
-                    timed_out = True
-                    forkserver.end_group(process)
-    except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
-        raised, interrupted = error, True
-        forkserver.end_group(process)
-    watch.look(sampler)
-    if process.is_alive():
-        forkserver.end_group(process)
-    events = watch.events
-    outcome, reason = decide(
-        process.exitcode,
-        events,
-        timed_out=timed_out,
-        interrupted=interrupted,
-        killed_for_memory=_kernel_kills() > kills_before,
-    )
-    if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
-        reason = f"the runner failed: {type(raised).__name__}: {raised}"
-    if outcome is Outcome.OOM and reason is not None:
-        reason = out_of_memory(reason, expected, sampler.summary(), runner.memory_limit_mb)
-    result = _close_books(book, folder, events, sampler.summary(), outcome, reason)
-    _ended(display, projector, outcome, result)
-    if raised is not None:
-        raise raised
-    return outcome, result
+    return replace(done, reason=f"in preflight, one step of the longest rows: {done.reason}" if done.reason else None)
+
+
+def _told(done: Attended, expected: Expected | None, runner: Runner) -> str | None:
+    """The reason of an outcome; of running out of memory with its figures."""
+    if done.outcome is not Outcome.OOM or done.reason is None:
+        return done.reason
+    return out_of_memory(done.reason, expected, done.summary, runner.memory_limit_mb)
 
 
 def _ended(display: Display, projector: Projector | None, outcome: Outcome, result: TrialResult) -> Outcome:
@@ -247,37 +252,6 @@ def _ended(display: Display, projector: Projector | None, outcome: Outcome, resu
     if projector is not None:
         projector.flush()
     return outcome
-
-
-class _Watch:
-    """Follows the worker's journal: phases to the sampler, progress to the display."""
-
-    def __init__(self, book: Journal, tail: Tail, display: Display, decided_at: float):
-        self.book, self.tail, self.display, self.decided_at = book, tail, display, decided_at
-        self.events: list[Event] = []
-        self.phase, self.what = "prepare", ""
-        self.step: int | None = None
-        self.total: int | None = None
-
-    def look(self, sampler: MemorySampler) -> None:
-        for event in self.tail.read():
-            self.events.append(event)
-            if event.kind == "start":
-                self.book.write("metrics", values={"time/start_s": event.time - self.decided_at})
-            elif event.kind == "phase":
-                sampler.enter(event.data["name"], event.time)
-                if event.data["name"] not in (None, "rollout", self.phase):
-                    self.phase = event.data["name"]
-                    self.step = self.total = None
-                    self.what = ""
-            elif event.kind == "device" and event.data.get("uuid"):
-                sampler.use_gpu(event.data["uuid"])
-            elif event.kind == "progress":
-                self.step, self.total = event.data["step"], event.data["total"]
-                self.what = event.data["what"] if event.data["what"] != self.phase else ""
-            elif event.kind == "note" and "absent" not in event.data:
-                self.display.say(f"{self.display.label} · note: {event.data['message']}")
-        self.display.update(self.phase, self.step, self.total, sampler.latest_mb, self.what)
 
 
 def _close_books(
@@ -295,6 +269,8 @@ def _close_books(
         if train:
             values["energy/train_j"] = sum(train)
     book.write("metrics", values=values)
+    if stretches := phase_rows(worker)[:MOST_STRETCHES]:
+        book.write("table", name="phases", rows=stretches)
     if summary is not None:
         book.write(
             "memory",
@@ -357,18 +333,6 @@ def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> 
         seconds, peak = result.metrics.get("time/total_s"), result.metrics.get("memory/peak_mb")
         return f"finished in {seconds:.0f} s" + (f", peak {peak:,.0f} MB" if peak is not None else "")
     return f"{outcome}: {reason}"
-
-
-def _kernel_kills() -> int:
-    """Out-of-memory kills that the kernel counts, for this control group where it can be read."""
-    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
-        try:
-            for line in Path(path).read_text().splitlines():
-                if line.split()[0] == key:
-                    return int(line.split()[1])
-        except (OSError, ValueError, IndexError):
-            continue  # not this kernel's way of counting
-    return 0
 
 
 def _size(path: Path) -> int:

@@ -14,9 +14,10 @@ TILE = 32_768
 
 
 def ready_trainer(algo: Algorithm, job: TrainJob) -> Any:
-    """The algorithm's trainer, with a frozen copy of the model as its reference where nothing is adapted."""
+    """The algorithm's trainer, with a frozen copy of the model as its reference where nothing stands in for one."""
     adapted = job.adapter.peft_config() is not None
-    if algo.uses_reference and not adapted:
+    shared = algo.shares_reference(job.train, job.data)
+    if algo.uses_reference and not adapted and not shared:
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
     job.model.train()
     narrow_tiles(job.model.config.get_text_config().vocab_size)
@@ -43,7 +44,7 @@ def roles_of(algo: Algorithm, trainer: Any) -> dict[str, Sequence[Any]]:
     if hasattr(trainer, "roles"):
         return trainer.roles()
     roles = {"policy": tensors_of(trainer.model)}
-    if algo.uses_reference:
+    if algo.uses_reference and not getattr(trainer, "precompute_ref_logps", False):
         roles["reference"] = tensors_of(getattr(trainer, "ref_model", None) or trainer.model)
     return roles
 

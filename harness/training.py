@@ -96,6 +96,17 @@ class Train:
     save: Literal["adapter", "full", "none"] = "adapter"
 
 
+def sees_half(train: Train, rows: int) -> bool:
+    """Whether training takes at least half of ``rows`` rows; where tokens or seconds end it, it is taken to."""
+    assert train.batch_size
+    steps = train.steps or train.budget.steps
+    if steps is not None:
+        return 2 * steps * train.batch_size >= rows
+    if train.budget.prompts is not None:
+        return 2 * train.budget.prompts >= rows
+    return train.epochs is None or 2 * train.epochs >= 1
+
+
 RECIPE_KEYS = ("learning_rate", "steps", "epochs", "batch_size", "micro_batch_size")
 
 

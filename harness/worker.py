@@ -22,6 +22,7 @@ from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
 from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
+from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
 from harness.trial import Setup, assemble, check_data
@@ -34,6 +35,10 @@ def run(job: Job, journal: Journal) -> None:
         setup = assemble(job.plain)
         data = check_data(setup)
         ground = prepare_ground(setup, data, job, journal)
+    if job.mode == "preflight":
+        heaviest_step(ground, clock, journal)
+        return
+    with clock.phase("prepare"):
         keep_data_card(ground, journal)
     with clock.phase("baseline"):
         seed_everything(setup.eval.seed)
@@ -56,6 +61,25 @@ def run(job: Job, journal: Journal) -> None:
     with clock.phase("evaluate"):
         seed_everything(setup.eval.seed)
         judge_trained(ground, model, reference, journal)
+    report_clock(clock, journal)
+
+
+def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
+    """One optimizer step of the longest rows, from which nothing is kept: memory runs out now or not at all."""
+    from harness.rehearsal.step import Place, Scene, rehearse
+
+    setup = ground.setup
+
+    def load(quantization: Any | None) -> Any:
+        return setup.model.load(ground.source, dtype=ground.dtype, device=ground.device, quantization=quantization)
+
+    with clock.phase("prepare"):
+        folders = ground.reward_folders(journal)
+        seed_everything(setup.seed)
+    place = Place(ground.device == "cuda", ground.dtype, ground.precision)
+    scene = Scene(setup, ground.data, ground.tokenizer, ground.rows, place, load, device=ground.device, folders=folders)
+    with clock.phase("train"):
+        rehearse(scene, model_config(setup.model), evaluation=False)
     report_clock(clock, journal)
 
 
@@ -132,6 +156,7 @@ def train(
                 device=ground.device,
                 precision=ground.precision,
                 clock=clock,
+                references=ground.references(clock, journal),
                 dtype=ground.dtype,
                 folders=folders,
                 callbacks=[callback],
@@ -153,7 +178,10 @@ def train(
     throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}
     if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
         throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
-    journal.write("metrics", values=throughput | {f"budget/{unit}": amount for unit, amount in spent.items()})
+    budget = {f"budget/{unit}": amount for unit, amount in spent.items()}
+    if getattr(trainer, "precompute_ref_logps", True) is False:  # each row went through the reference as it came
+        budget["budget/reference_rows"] = spent["prompts"]
+    journal.write("metrics", values=throughput | budget)
     trained = released(trainer, checkpointed=setup.train.gradient_checkpointing)
     del trainer
     free_memory(ground.device)
@@ -204,11 +232,12 @@ def report_clock(clock: PhaseClock, journal: Journal) -> None:
     seconds = clock.seconds()
     values: dict[str, float] = {f"time/{phase}_s": s for phase, s in seconds.items()}
     values["time/total_s"] = sum(seconds.values())
-    peaks = clock.peaks().values()
+    peaks = clock.peaks()
     for lens in ("allocated", "reserved"):
-        found = [mb for p in peaks if (mb := getattr(p, f"{lens}_peak_mb")) is not None]
+        found = {phase: mb for phase, p in peaks.items() if (mb := getattr(p, f"{lens}_peak_mb")) is not None}
+        values |= {f"memory/{phase}_{lens}_peak_mb": mb for phase, mb in found.items()}
         if found:
-            values[f"memory/{lens}_peak_mb"] = max(found)
+            values[f"memory/{lens}_peak_mb"] = max(found.values())
     journal.write("metrics", values=values)
     journal.write("done")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 
 from harness.cli import main
 from harness.config import compose, hydra_config
+from harness.conversation import prepare_rows
 from harness.errors import UserError
-from harness.plan import gpus, standins
+from harness.plan import gpus
 from harness.plan.fixes import candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
-from harness.plan.models import alike, skeleton, with_layers
 from harness.plan.predict import Prediction, Target, inputs
-from harness.plan.rehearsal import Place, layers_of, lengthened, longest, rehearse, shortened
 from harness.plan.render import Row, render
-from harness.plan.timeline import OWNERS, Mark, Timeline, Uneven, extended
-from harness.plan.tracker import Tracker, as_cuda_rounds
+from harness.rehearsal import standins
+from harness.rehearsal.rows import lengthened, longest
+from harness.rehearsal.step import Place, Scene, rehearse, shortened
+from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
+from harness.rehearsal.tracker import Tracker, as_cuda_rounds
+from harness.skeleton import alike, layers_of, skeleton, with_layers
 from harness.trial import Setup, assemble, check_data
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
@@ -41,8 +45,13 @@ def rehearsed(setup: Setup, *, fake: bool = True, place: Place = CPU, layers: in
     config = setup.model.configuration()
     if layers is not None:
         config = with_layers(config, layers)
-    tokenizer = setup.model.tokenizer(None)
-    return rehearse(setup, check_data(setup), config, tokenizer, place, chat=False, fake=fake)
+
+    def load(quantization: Any) -> Any:
+        return setup.model.load(None, dtype=place.dtype, device="cpu", quantization=quantization)
+
+    rows = partial(prepare_rows, chat=False)
+    scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, load=None if fake else load)
+    return rehearse(scene, config)
 
 
 # -- the timeline --------------------------------------------------------------------------------------
@@ -107,7 +116,7 @@ def test_owners_are_told_and_changed():
 
 
 def test_an_operation_without_a_known_worst_case_says_so():
-    from harness.plan.fakes import fake_world
+    from harness.rehearsal.fakes import fake_world
 
     with fake_world(cuda=False), Tracker(), pytest.raises(NotImplementedError, match="unique"):
         torch.ones(3).unique()
@@ -166,7 +175,7 @@ def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, place):
 
 
 def test_layers_that_differ_are_not_taken_for_each_other():
-    model = skeleton(setup_of().model.configuration(), setup_of())
+    model = skeleton(setup_of().model.configuration(), "llama-10m")
     layers = layers_of(model, 8)
     assert len(layers) == 8 and alike(layers)
     layers[3].mlp.gate_proj = torch.nn.Linear(8, 8, device="meta")
@@ -189,7 +198,7 @@ def test_the_longest_rows_are_chosen_and_repeated():
 
 def test_a_long_accumulation_becomes_a_short_one_and_a_rollout_keeps_its_size():
     setup = setup_of("algo=grpo", "train.batch_size=64", "train.micro_batch_size=8")
-    algo, train = shortened(setup)
+    algo, train = shortened(setup, check_data(setup))
     assert (train.batch_size, train.steps) == (16, 1)
     assert algo.rollout(train).prompts == setup.algo.rollout(setup.train).prompts
 
@@ -342,4 +351,5 @@ def test_a_model_that_cannot_be_built_says_at_which_layer(tmp_path, monkeypatch,
     setup_of().model.tokenizer(None).save_pretrained(folder)
     assert main(["plan", "model=hf", f"model.path={folder}", "eval=none", "train.max_length=64"]) == 0
     shown = capsys.readouterr()
-    assert "cannot be built without weights: stopped in LlamaForCausalLM > LlamaModel > LlamaDecoderLayer 0 > LlamaMLP" in shown.out
+    path = "LlamaForCausalLM > LlamaModel > LlamaDecoderLayer 0 > LlamaMLP"
+    assert f"cannot be built without weights: stopped in {path}" in shown.out

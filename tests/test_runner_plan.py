@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import journal, runner
+from harness import attend, journal
 from harness.child import describe, is_out_of_memory
 from harness.errors import UserError
 from harness.journal import Journal
@@ -140,7 +140,7 @@ def test_a_trained_policy_whose_new_evaluation_was_killed_is_not_trained_again(t
 def trial_of(assemble, tmp_path, monkeypatch):
     """A real setup and trial below ``tmp_path``; its processes end at once with code 1 and say nothing."""
     fake = SimpleNamespace(pid=os.getpid(), exitcode=1, is_alive=lambda: False, join=lambda *_: None)
-    monkeypatch.setattr(runner.forkserver, "start", lambda *_, **__: fake)
+    monkeypatch.setattr(attend.forkserver, "start", lambda *_, **__: fake)
 
     def make(*overrides):
         setup = assemble(f"outputs={tmp_path}", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", *overrides)
@@ -280,7 +280,7 @@ def test_the_peak_of_a_whole_trial_is_that_of_all_attempts_it_consists_of(trial_
         def summary(self):
             return summary("nvml_process", self.peaks)
 
-    monkeypatch.setattr(runner, "MemorySampler", Sampler)
+    monkeypatch.setattr(attend, "MemorySampler", Sampler)
     run_trial(setup, trial, group, None)
     (tmp_path / "test" / trial.trial_id / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     metrics = run_trial(setup, trial, group, None)[1].metrics  # continues from the checkpoint

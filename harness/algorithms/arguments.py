@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 from harness.adapters import Adapter
 from harness.algorithms.base import TrainJob
@@ -60,6 +61,16 @@ def optimizer_name(train: Train, adapter: Adapter, device: str) -> str:
     if device == "cuda" and getattr(adapter, "paged_optimizer", False):
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
+
+
+def without_hashing(module: Any, trainer: Callable[..., Any]) -> Callable[..., Any]:
+    """``trainer``, made without the hash of all weights by which TRL would name its own cache of log-probabilities."""
+
+    def make(**options: Any) -> Any:
+        with patch.object(module, "hash_module", lambda _: "not used"):
+            return trainer(**options)
+
+    return make
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any:

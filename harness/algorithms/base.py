@@ -34,6 +34,7 @@ class TrainJob:
         rows: gives the task's rows in the form the model wants (conversational where it has a template).
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
+        references: where shared reference log-probabilities come from (``stages.reference``).
         dtype: torch's, of stored weights.
         folders: of the stages that the reward needs, by their keys.
     """
@@ -52,6 +53,7 @@ class TrainJob:
     device: str
     precision: str
     clock: PhaseClock
+    references: Any = None
     dtype: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
@@ -93,6 +95,10 @@ class Algorithm(ABC):
     def uses_reference(self) -> bool:
         """Whether training compares the policy with a frozen reference."""
         return True
+
+    def shares_reference(self, train: Train, data: TaskData) -> bool:
+        """Whether its reference log-probabilities come from a stage that trials share, so that no reference is held."""
+        return False
 
     @property
     def trains(self) -> bool:

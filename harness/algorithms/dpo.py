@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta
 from harness.errors import UserError
-from harness.training import Train
+from harness.training import Train, sees_half
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -18,6 +18,10 @@ class DPO(Algorithm):
     """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
     -log sigmoid(beta * ((log pi_w - log ref_w) - (log pi_l - log ref_l))), log-probabilities summed over tokens.
+
+    Attributes:
+        share_reference: compute the reference log-probabilities of all rows once and share them over trials, so that
+            no reference is held while training; null does where training sees at least half of the rows.
     """
 
     name: ClassVar[str] = "dpo"
@@ -26,24 +30,35 @@ class DPO(Algorithm):
     loss_type: ClassVar[str] = "sigmoid"
 
     beta: float | None = 0.1
+    share_reference: bool | None = None
 
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
         """Pairs and beta > 0 are needed."""
         return [*super().problems(task, data, train), *needs_positive_beta(self)]
 
+    def shares_reference(self, train: Train, data: Any) -> bool:
+        """As asked; by itself where training sees at least half of the rows."""
+        if self.share_reference is not None:
+            return self.share_reference
+        return sees_half(train, len(data.train_pairs))
+
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer; with an adapter the reference is the base with the adapter off."""
         from trl import DPOConfig, DPOTrainer
+        from trl.trainer import dpo_trainer
 
-        from harness.algorithms.arguments import common_arguments, tokenized_pairs
+        from harness.algorithms.arguments import common_arguments, tokenized_pairs, without_hashing
+        from harness.stages.reference import SharesReference
 
-        class Tokenized(DPOTrainer):
+        class Tokenized(SharesReference, DPOTrainer):
             """TRL tokenizes row by row, a second for every 6,000 pairs of every trial; ours are tokenized already."""
+
+            references = job.references
 
             def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                 return dataset
 
-        return Tokenized(
+        return without_hashing(dpo_trainer, Tokenized)(
             model=job.model,
             ref_model=job.reference,
             args=DPOConfig(
@@ -51,6 +66,7 @@ class DPO(Algorithm):
                 beta=self.beta or 0.0,  # checked to be above zero
                 loss_type=[self.loss_type],
                 max_length=job.train.max_length,
+                precompute_ref_log_probs=self.shares_reference(job.train, job.data),
             ),
             train_dataset=tokenized_pairs(job),
             processing_class=job.tokenizer,

@@ -11,7 +11,7 @@ from annotated_types import Gt
 
 from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta
 from harness.errors import UserError
-from harness.training import Train
+from harness.training import Train, sees_half
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -27,6 +27,9 @@ class KTO(Algorithm):
     Attributes:
         desirable_weight: lambda_D.
         undesirable_weight: lambda_U.
+        share_reference: compute the reference log-probabilities of all rows, and of those that estimate the KL term,
+            once and share them over trials of one seed and micro-batch; null does where training sees at least half
+            of the rows.
     """
 
     name: ClassVar[str] = "kto"
@@ -36,6 +39,7 @@ class KTO(Algorithm):
     beta: float | None = 0.1
     desirable_weight: Annotated[float, Gt(0)] = 1.0
     undesirable_weight: Annotated[float, Gt(0)] = 1.0
+    share_reference: bool | None = None
 
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
         """Both labels, a micro-batch above one and beta > 0 are needed."""
@@ -62,14 +66,27 @@ class KTO(Algorithm):
             )
         return found
 
+    def shares_reference(self, train: Train, data: Any) -> bool:
+        """As asked; by itself where training sees at least half of the rows."""
+        if self.share_reference is not None:
+            return self.share_reference
+        return sees_half(train, len(data.train_unpaired) or 2 * len(data.train_pairs))
+
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer on shuffled rows."""
         from trl import KTOConfig, KTOTrainer
+        from trl.trainer import kto_trainer
 
-        from harness.algorithms.arguments import common_arguments, to_dataset
+        from harness.algorithms.arguments import common_arguments, to_dataset, without_hashing
+        from harness.stages.reference import SharesReference
+
+        class Shared(SharesReference, KTOTrainer):
+            """Its references come from the stage."""
+
+            references = job.references
 
         rows = shuffled_rows(job.data.train_pairs, job.data.train_unpaired, job.seed)
-        return KTOTrainer(
+        return without_hashing(kto_trainer, Shared)(
             model=job.model,
             ref_model=job.reference,
             args=KTOConfig(
@@ -78,6 +95,7 @@ class KTO(Algorithm):
                 desirable_weight=self.desirable_weight,
                 undesirable_weight=self.undesirable_weight,
                 max_length=job.train.max_length,
+                precompute_ref_log_probs=self.shares_reference(job.train, job.data),
             ),
             train_dataset=to_dataset(job.rows(rows), ("prompt", "completion", "label")),
             processing_class=job.tokenizer,

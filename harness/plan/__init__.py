@@ -1,1 +1,1 @@
-"""Predicted peak memory: the trial's own step, rehearsed on tensors without data, every live storage counted."""
+"""Predicted peak memory of trials: what fits, and what to change about what does not."""

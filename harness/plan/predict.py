@@ -16,7 +16,10 @@ from harness.errors import UserError
 from harness.runner import cache_dir
 from harness.trial import Setup, training_config
 
-CODE = ("plan", "trainers.py", "algorithms", "evaluators/scoring.py", "adapters.py", "models.py", "loading.py")
+CODE = (
+    "plan/rehearsed.py", "rehearsal", "skeleton.py", "trainers.py", "algorithms", "rewards", "evaluators/scoring.py",
+    "adapters.py", "models.py", "loading.py",
+)  # fmt: skip
 """Source files that can change a prediction."""
 NO_MATTER = (
     "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
@@ -97,18 +100,19 @@ def predict(setups: Sequence[Setup], target: Target) -> list[Prediction | UserEr
 
 def inputs(setup: Setup, target: Target) -> dict[str, Any]:
     """Everything that can change a prediction."""
-    config = training_config(setup)
+    config, data = training_config(setup), load_data(setup.task)
     train = {k: v for k, v in config.get("train", {}).items() if k not in NO_MATTER}
     algo = {k: v for k, v in config["algo"].items() if k != "beta"}
+    algo |= {"reference": setup.algo.uses_reference, "shares": setup.algo.shares_reference(setup.train, data)}
     return {
-        "algo": {**algo, "reference": setup.algo.uses_reference},
+        "algo": algo,
         "adapter": config["adapter"],
         "base": setup.model.recipe_digest(setup.task),
         "model": {k: v for k, v in config["model"].items() if k != "seed"},
         "train": train,
         "reward": config.get("reward"),
         "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
-        "data": None if target.fill else load_data(setup.task).digest,
+        "data": None if target.fill else data.digest,
         "target": asdict(target),
         "code": identity.code_digest(CODE, identity.modules_of([setup.algo, setup.adapter, setup.model, setup.reward])),
         "versions": identity.library_versions(),
@@ -173,7 +177,7 @@ def _main(sender: Any, text: str, target: Target) -> None:
     os.dup2(sink, 2)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
-        from harness.plan.models import prediction_of
+        from harness.plan.rehearsed import prediction_of
 
         answer: Any = prediction_of(json.loads(text), target)
     except UserError as error:

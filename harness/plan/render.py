@@ -11,7 +11,7 @@ from harness import text
 from harness.plan.fixes import Fix
 from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, Gpu, needed
 from harness.plan.predict import Prediction
-from harness.plan.timeline import OWNERS
+from harness.rehearsal.timeline import OWNERS
 
 PHASES = ("load", "baseline", "reference", "train", "rollout", "evaluate")
 SHORT = {"optimizer": "optim.", "activations": "activ.", "kv_cache": "KV cache", "gradients": "grad."}

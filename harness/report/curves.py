@@ -12,9 +12,23 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness import text
-from harness.report.drawing import COLOURS, DASHES, FAINT, GREY, columns, figure, handle, legend, one_line, save, styled
+from harness.records import PHASES
+from harness.report.drawing import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    GREY,
+    columns,
+    figure,
+    handle,
+    legend,
+    one_line,
+    patch,
+    save,
+    styled,
+)
 from harness.report.findings import Findings
-from harness.report.leaderboard import succeeded
+from harness.report.leaderboard import succeeded, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +103,57 @@ def memory_over_time(series: pd.DataFrame, findings: Findings, path: Path) -> bo
     if crossed:
         axes.set_title("× : the trial did not finish", loc="left", color=GREY)
     key.draw(drawn)
+    return save(drawn, path)
+
+
+@styled
+def memory_timelines(
+    series: pd.DataFrame, stretches: Mapping[str, pd.DataFrame], findings: Findings, path: Path
+) -> bool:
+    """Sampled memory of single trials, with their phases shaded; what was predicted as a dashed line.
+
+    Args:
+        series: points of the memory series.
+        stretches: run id -> table ``phases`` of the trial, for the trials to show.
+        findings: names them.
+        path: of the PNG.
+    """
+    name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
+    rows = {str(r["run_id"]): r for r in findings.frame.to_dict("records")}
+    shown: list[tuple[dict[Any, Any], Any, pd.DataFrame]] = []
+    for run_id, table in stretches.items():
+        points: Any = series[(series["name"] == name) & (series["run_id"] == run_id)].sort_values(["time", "step"])
+        if len(points) and len(table):
+            shown.append((rows[run_id], points, table))
+    if name is None or not shown:
+        return False
+    high = -(-len(shown) // 2) if len(shown) > 1 else 1
+    drawn = figure(1.9 * high + 0.5)
+    grid = drawn.subplots(high, min(2, len(shown)), squeeze=False)
+    seen = [p for p in PHASES if any((table["phase"] == p).any() for *_, table in shown)]
+    for axes, (row, points, table) in zip(grid.flat, shown, strict=False):
+        start = table["began"].iloc[0]
+        for stretch in table.to_dict("records"):
+            colour = COLOURS[PHASES.index(str(stretch["phase"])) % len(COLOURS)]
+            left = stretch["began"] - start
+            axes.axvspan(left, left + stretch["seconds"], color=colour, alpha=0.22, linewidth=0)
+        axes.plot(points["time"] - start, points["value"], color="#000000", linewidth=1.2)
+        said = value_of(row, "memory/predicted_peak_mb")
+        if said is not None:
+            axes.axhline(said, color=GREY, linestyle=DASHES[1], linewidth=1)
+        died = "" if succeeded(row["outcome"]) else f" ({row['outcome']})"
+        axes.set_title(one_line(f"{row['label']}{died}"), loc="left")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        axes.set_xlabel("s")
+        axes.set_ylabel("MB")
+    for axes in list(grid.flat)[len(shown) :]:
+        axes.remove()
+    keys = [patch(COLOURS[PHASES.index(p) % len(COLOURS)], p) for p in seen]
+    if any(value_of(row, "memory/predicted_peak_mb") is not None for row, *_ in shown):
+        keys.append(handle(color=GREY, linestyle=DASHES[1], label="predicted peak"))
+    legend(drawn, keys, "lower")
     return save(drawn, path)
 
 

@@ -74,6 +74,13 @@ def handle(**style: Any) -> Any:
     return Line2D([], [], **style)
 
 
+def patch(colour: str, label: str) -> Any:
+    """An entry of a legend for a shaded area."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, alpha=0.22, linewidth=0, label=label)
+
+
 def legend(drawn: Figure, handles: Sequence[Any], place: str = "upper") -> None:
     """Above the axes (or ``lower``: below them), in as many columns as the longest entry leaves room for."""
     shape: Any = {"loc": f"outside {place} center", "ncols": columns(h.get_label() for h in handles)}

@@ -23,7 +23,8 @@ from harness.tracking import Tracking
 
 MOST_SERIES = 120
 """Trials whose series are read, the best first: more lines than that are a grey area."""
-CURVES_RELIABILITY = 7
+MOST_RELIABILITY, MOST_TIMELINES = 7, 6
+"""Recipes that have a line of their own, and trials that have a plot of their own."""
 DATA_CARD = "data_card.md"
 
 
@@ -83,11 +84,12 @@ def write_report(
     series = _series(uri, findings)
     bins = {
         r.label: pd.concat(found)
-        for r in findings.recipes[:CURVES_RELIABILITY]
+        for r in findings.recipes[:MOST_RELIABILITY]
         if "eval/preference_ece" in frame
         and (found := [t for i in r.frame["run_id"] if (t := results.table(uri, i, "eval_reliability")) is not None])
     }
-    return _write(material, series, bins, Path(out_dir or Path("reports") / _folder(name)), formats)
+    stretches = {run: t for run in _timed(findings) if (t := results.table(uri, run, "phases")) is not None}
+    return _write(material, series, bins, stretches, Path(out_dir or Path("reports") / _folder(name)), formats)
 
 
 def write_report_from_folder(
@@ -113,11 +115,16 @@ def write_report_from_folder(
         price=price,
     )
     series = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
-    return _write(material, series, {}, Path(out_dir or Path("reports") / _folder(material.title)), formats)
+    return _write(material, series, {}, {}, Path(out_dir or Path("reports") / _folder(material.title)), formats)
 
 
 def _write(
-    material: Material, series: pd.DataFrame, bins: dict[str, pd.DataFrame], out_dir: Path, formats: Sequence[str]
+    material: Material,
+    series: pd.DataFrame,
+    bins: dict[str, pd.DataFrame],
+    stretches: dict[str, pd.DataFrame],
+    out_dir: Path,
+    formats: Sequence[str],
 ) -> Path:
     found = material.findings
     drawn = {
@@ -127,6 +134,7 @@ def _write(
         "learning_curves": lambda path: curves.learning_curves(series, found, path),
         "memory_by_phase": lambda path: plots.memory_by_phase(found, path),
         "memory_over_time": lambda path: curves.memory_over_time(series, found, path),
+        "memory_timelines": lambda path: curves.memory_timelines(series, stretches, found, path),
         "reliability": lambda path: plots.reliability(bins, path),
     }
     try:
@@ -160,6 +168,13 @@ def _series(uri: str, findings: Findings) -> pd.DataFrame:
     frame = pd.DataFrame(findings.frame[findings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
     return results.series(uri, shown, [*names, *curves.MEMORY_SERIES])
+
+
+def _timed(findings: Findings) -> list[str]:
+    """Runs whose memory is shown phase by phase: what ran out of it, then one of each recipe, the best first."""
+    frame = findings.frame
+    died = list(frame.loc[frame["outcome"] == "oom", "run_id"])
+    return [*died[: MOST_TIMELINES // 2], *(r.frame["run_id"].iloc[0] for r in findings.recipes)][:MOST_TIMELINES]
 
 
 def _best_and_last(frame: pd.DataFrame) -> list[dict[Any, Any]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness import text
 from harness.records import PHASES
-from harness.report import choice, effects, forgetting, provenance, recipes
+from harness.report import choice, effects, forgetting, lenses, provenance, recipes
 from harness.report.comparability import differences
 from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
@@ -105,7 +105,9 @@ def compose(material: Material) -> str:
         _spent(frame, material.price),
         plot("memory_by_phase", "What each phase added to the peak memory", "no finished trial has it"),
         plot("memory_over_time", "Memory over time", "no memory series in this source"),
+        plot("memory_timelines", "Memory of single trials, phase by phase", "no table of phases in this source"),
         _phases(rows, kind, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS),
+        *lenses.section(rows, kind),
         _phases(rows, kind, "Time by phase (s)", text.seconds, TIME_COLUMNS),
         *forgetting.section(frame, found.recipes, SHOWN),
         *evaluations(rows, several),

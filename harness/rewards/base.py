@@ -66,6 +66,10 @@ class Reward(ABC):
         """How to score, with models loaded; by default the reward itself."""
         return lambda rows, completions, _: self(rows, completions)
 
+    def without_weights(self) -> Reward:
+        """The same for tensors without data: a model that it scores by has its shape, and nothing is read from disk."""
+        return self
+
     @abstractmethod
     def __call__(self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Sequence[float]:
         """One finite number per completion."""

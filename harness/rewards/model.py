@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,6 +148,10 @@ class ModelReward(Reward):
         mean, deviation = (note["mean"], note["deviation"]) if self.normalize else (0.0, 1.0)
         return self._scorer(desk, shell, desk.tokenizer, turn, mean=mean, deviation=deviation)
 
+    def without_weights(self) -> ModelReward:
+        """A reward model of the same shape."""
+        return _Weightless(**{f.name: getattr(self, f.name) for f in fields(self)})
+
     def _scorer(
         self, desk: Desk, shell: Any, tokenizer: Any, turn: Any, *, mean: float, deviation: float
     ) -> ScoreFunction:
@@ -172,6 +176,31 @@ class ModelReward(Reward):
         return score
 
 
+class _Weightless(ModelReward):
+    """Holds a model of the right shape, for tensors without data."""
+
+    def open(self, desk: Desk) -> ScoreFunction:
+        """A model from a configuration alone."""
+        if self.spec is None:
+            return self._scorer(desk, *_by_path(self, desk, weights=False), mean=0.0, deviation=1.0)
+        config = self.spec.adapter.peft_config()
+        shell, turn = _copy_of_policy(desk) if config is None else _beside_policy(desk, config)
+        return self._scorer(desk, shell, desk.tokenizer, turn, mean=0.0, deviation=1.0)
+
+
+def _copy_of_policy(desk: Desk) -> tuple[Any, Any]:
+    """What ``_separate`` would load, from the policy's own shape."""
+    import copy
+    from contextlib import nullcontext
+
+    from harness.classifier import with_score
+
+    policy = desk.policy.get_base_model() if hasattr(desk.policy, "get_base_model") else desk.policy
+    shell = with_score(copy.deepcopy(policy)).eval().requires_grad_(False)
+    desk.roles["reward"] = list(shell.parameters())
+    return shell, nullcontext
+
+
 def _note(folder: Path) -> Mapping[str, float]:
     import json
 
@@ -185,18 +214,24 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
     from peft import PeftConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    config.modules_to_save, config.task_type = None, "CAUSAL_LM"
+    shell, turn = _beside_policy(desk, config)
+    weights = load_file(folder / "adapter_model.safetensors", device=desk.device)
+    head = next(weights.pop(name) for name in list(weights) if name.endswith("score.weight"))
+    set_peft_model_state_dict(desk.policy, weights, adapter_name=NAME)
+    shell.score.weight.data.copy_(head)
+    return shell, turn
+
+
+def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any]:
+    """A fresh adapter of the shape ``config`` on the policy's base, a score head, and the turn in which it acts."""
     from harness.classifier import acting, with_score
 
     policy = desk.policy
-    config: Any = PeftConfig.from_pretrained(str(folder))
-    config.modules_to_save, config.task_type = None, "CAUSAL_LM"
     policy.add_adapter(NAME, config)
-    weights = load_file(folder / "adapter_model.safetensors", device=desk.device)
-    head = next(weights.pop(name) for name in list(weights) if name.endswith("score.weight"))
-    set_peft_model_state_dict(policy, weights, adapter_name=NAME)
     policy.set_adapter("default")
     shell = with_score(policy.get_base_model())
-    shell.score.weight.data.copy_(head)
     desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
     return shell, partial(acting, policy, NAME)
 
@@ -213,18 +248,23 @@ def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
     return shell, nullcontext
 
 
-def _by_path(reward: ModelReward, desk: Desk) -> tuple[Any, Any, Any]:
-    """A model of the user's with its own tokenizer."""
+def _by_path(reward: ModelReward, desk: Desk, *, weights: bool = True) -> tuple[Any, Any, Any]:
+    """A model of the user's with its own tokenizer; its shape alone without ``weights``."""
     from contextlib import nullcontext
 
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     assert reward.path is not None
     name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path
     options = {"trust_remote_code": reward.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        shell = AutoModelForSequenceClassification.from_pretrained(name, dtype=desk.dtype, **options).to(desk.device)
+        if weights:
+            shell = AutoModelForSequenceClassification.from_pretrained(name, dtype=desk.dtype, **options)
+        else:
+            config = AutoConfig.from_pretrained(name, **options)
+            shell = AutoModelForSequenceClassification.from_config(config, dtype=desk.dtype, **options)
+        shell = shell.to(desk.device)
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the reward model cannot be loaded ({first})", key="reward.path", value=reward.path) from error

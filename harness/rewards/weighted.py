@@ -53,6 +53,11 @@ class Weighted(Reward):
         bound = {n: replace(p, reward=p.reward.bind(task, adapter, recipe)) for n, p in self.active.items()}
         return replace(self, parts=bound)
 
+    def without_weights(self) -> Weighted:
+        """The parts without theirs."""
+        parts = {n: replace(p, reward=p.reward.without_weights()) for n, p in self.active.items()}
+        return replace(self, parts=parts)
+
     def stages(self) -> tuple[RewardModelSpec, ...]:
         """Every part's."""
         return tuple(stage for part in self.active.values() for stage in part.reward.stages())

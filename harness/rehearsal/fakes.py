@@ -40,9 +40,7 @@ def fake_world(*, cuda: bool) -> Iterator[World]:
     world = World(allow_non_fake_inputs=False)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings(
-            "ignore", "Accessing the data pointer of FakeTensor"
-        )  # deepcopy does
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
         if cuda:
             for target in as_on_cuda():

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.plan.timeline import OWNERS, Mark, Timeline
+from harness.rehearsal.timeline import OWNERS, Mark, Timeline
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import torch
 from harness.conversation import encode
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import completion_log_probs
-from harness.plan import standins
+from harness.rehearsal import standins
 from harness.tasks.base import TaskData
 from harness.trial import Setup
 
@@ -43,7 +43,15 @@ def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill:
 
 
 def judge(
-    model: Any, setup: Setup, tokenizer: Any, rows: Rows, scored: list[Any], prompts: list[Any], *, fake: bool
+    model: Any,
+    setup: Setup,
+    tokenizer: Any,
+    rows: Rows,
+    scored: list[Any],
+    prompts: list[Any],
+    *,
+    device: str,
+    fake: bool,
 ) -> None:
     """Score one batch and sample one batch with ``model``, as the evaluators do."""
     settings = setup.eval
@@ -59,13 +67,13 @@ def judge(
             max_length=settings.max_length,
             max_completion_length=settings.max_completion_length,
             seed=settings.seed,
-            device="cpu",
+            device=device,
         )
         completion_log_probs(context, scored)
     if prompts:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         width = max(map(len, prompts))
-        ids = torch.ones((len(prompts), width), dtype=torch.long)
+        ids = torch.ones((len(prompts), width), dtype=torch.long, device=device)
         with torch.no_grad(), standins.ends_of_sampling(base) if fake else nullcontext():
             model.generate(
                 input_ids=ids,

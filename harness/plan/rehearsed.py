@@ -1,0 +1,60 @@
+"""From a composed configuration to a prediction: the model's shape, its few layers, the rehearsals. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.conversation import is_conversational, prepare_rows
+from harness.plan.predict import FEW_LAYERS, Prediction, Target
+from harness.rehearsal.step import Place, Scene, rehearse
+from harness.rehearsal.timeline import Level, Uneven, extended
+from harness.skeleton import alike, layers_of, model_config, skeleton, with_layers
+from harness.trial import assemble, check_data, stored_as
+
+
+def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
+    """Rehearse the trial of a composed configuration.
+
+    Raises:
+        UserError: its model cannot be built without weights.
+    """
+    torch.set_num_threads(1)
+    setup = assemble(plain)
+    data = check_data(setup)
+    dtype, precision = stored_as(setup, bf16=target.cuda)
+    place = Place(target.cuda, getattr(torch, dtype), precision, target.fill)
+    config = model_config(setup.model)
+    model = skeleton(config, str(getattr(setup.model, "path", None) or getattr(setup.model, "label", setup.model.name)))
+    tokenizer = setup.model.tokenizer(None)
+    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
+    chat = is_conversational(some) or (bool(tokenizer.chat_template) and setup.model.chat_template == "auto")
+    if chat and not tokenizer.chat_template:
+        from harness.models import PLAIN_TEMPLATE
+
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    layers = config.get_text_config().num_hidden_layers
+
+    scene = Scene(setup, data, tokenizer, partial(prepare_rows, chat=chat), place)
+
+    def rehearsed(count: int) -> Any:
+        return rehearse(scene, with_layers(config, count))
+
+    peaks: dict[str, Level]
+    counts = [layers]
+    if layers > FEW_LAYERS + 2 and alike(layers_of(model, layers)):
+        try:
+            peaks = extended(rehearsed(FEW_LAYERS), rehearsed(FEW_LAYERS + 1), FEW_LAYERS, layers)
+            counts = [FEW_LAYERS, FEW_LAYERS + 1]
+        except Uneven:
+            peaks = rehearsed(layers).peaks()
+    else:
+        peaks = rehearsed(layers).peaks()
+    return Prediction(
+        phases={phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks.items()},
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=counts,
+    )

@@ -1,0 +1,287 @@
+"""One training step of a trial's own trainer, and the evaluation after it, with every live byte counted.
+
+The step is the heaviest that the trial can take: the longest rows of its data in one micro-batch, the optimizer's
+state already there, a gradient from the micro-batch before where there are several. Runs on fake tensors to predict,
+or on real ones to see that the prediction holds. Imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.algorithms.arguments import optimizer_name
+from harness.algorithms.base import TrainJob
+from harness.rehearsal import judging, standins, watch
+from harness.rehearsal.fakes import World, fake_world, outside
+from harness.rehearsal.rows import lengthened, longest
+from harness.rehearsal.timeline import Timeline
+from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
+from harness.stages.reference import column_names, longest_first
+from harness.tasks.base import TaskData
+from harness.trainers import ready_trainer, released
+from harness.training import Budget, Train
+from harness.trial import Setup
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is rehearsed for.
+
+    Attributes:
+        cuda: whether the trial would run on a GPU.
+        dtype: of stored weights.
+        precision: ``fp32`` or ``bf16``.
+        fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
+    """
+
+    cuda: bool
+    dtype: torch.dtype
+    precision: str
+    fill: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A trial, and what its step is taken on.
+
+    Attributes:
+        tokenizer: as the trial uses it.
+        rows: gives rows in the form the model wants.
+        load: loads the base, 4-bit where it is given a quantization; None takes tensors without data.
+        device: of real tensors.
+        folders: of the stages that the reward needs, by their keys; for real tensors.
+    """
+
+    setup: Setup
+    data: TaskData
+    tokenizer: Any
+    rows: judging.Rows
+    place: Place
+    load: Callable[[Any | None], Any] | None = None
+    device: str = "cpu"
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def fake(self) -> bool:
+        """Whether tensors have no data."""
+        return self.load is None
+
+
+def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
+    """Record one step for a model of the transformers configuration ``config``, which may have fewer layers.
+
+    Args:
+        scene: the trial and its tensors.
+        config: of the model.
+        evaluation: also what comes before and after training.
+    """
+    setup, place = scene.setup, scene.place
+    tracker = Tracker(as_cuda_rounds if place.cuda else exact, config.get_text_config().vocab_size)
+    judged = (
+        judging.sequences(setup, scene.data, scene.tokenizer, scene.rows, fill=place.fill) if evaluation else ([], [])
+    )
+
+    def judge(model: Any, phase: str, *parts: Any) -> None:
+        if any(judged):
+            tracker.enter(phase)
+            judging.judge(model, setup, scene.tokenizer, scene.rows, *parts, device=scene.device, fake=scene.fake)
+
+    with ExitStack() as stack:
+        world = stack.enter_context(fake_world(cuda=place.cuda)) if scene.fake else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(watch.booked(tracker))
+        stack.enter_context(tracker)
+        if any(judged):
+            judge(_base(scene, config, tracker, None), "baseline", *judged)
+            gc.collect()
+        model = _base(scene, config, tracker, setup.adapter.quantization(place.dtype))
+        judge(model, "reference", judged[0], [])
+        if setup.algo.trains:
+            tracker.enter("load")
+            trainer = _trainer(scene, model, folder, tracker, world)
+            del model
+            watch.watch_owners(setup, trainer, tracker)
+            _take_worst_batches(trainer, setup.train.max_length if place.fill else None, world)
+            with _sampling(trainer, setup, place.fill, world):
+                trainer.train()
+            model = released(trainer, checkpointed=setup.train.gradient_checkpointing)
+            del trainer
+            gc.collect()  # of the cycles that a trainer is made of
+        judge(model, "evaluate", *judged)
+    return tracker.timeline()
+
+
+def _base(scene: Scene, config: Any, tracker: Tracker, quantization: Any | None) -> Any:
+    """The base, its weights booked and its layers marked."""
+    tracker.enter("load")
+    if scene.load is not None:
+        with tracker.creating("weights"):
+            model = scene.load(quantization)
+    else:
+        with tracker.unseen():  # on the host
+            model = made(config, scene.setup, scene.place, quantization)
+        tracker.own([*model.parameters(), *model.buffers()], "weights")
+        if quantization is not None:  # each weight is whole on the device before it is quantized
+            torch.empty(standins.largest(model), dtype=scene.place.dtype)
+    watch.mark_layers(model, config, tracker)
+    tracker.enter("load")
+    return model.eval()
+
+
+def made(config: Any, setup: Setup, place: Place, quantization: Any | None) -> Any:
+    """A model of this configuration without weights of value, 4-bit where ``quantization`` asks for it."""
+    from transformers import AutoModelForCausalLM
+
+    from harness.loading import attention_option
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(place.dtype)
+    try:
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=place.dtype, **attention_option(setup.model.attention)
+        )
+    finally:
+        torch.set_default_dtype(before)
+    return model if quantization is None else standins.quantize(model, place.dtype, quantization)
+
+
+def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
+    """Algorithm and knobs of one optimizer step, with as few micro-batches as show accumulation, rollouts as large."""
+    algo = setup.algo
+    if hasattr(algo, "share_reference"):  # which one step would not do of itself
+        algo = replace(algo, share_reference=algo.shares_reference(setup.train, data))
+    train = setup.train
+    assert train.batch_size and train.micro_batch_size
+    accumulation = train.batch_size // train.micro_batch_size
+    few = next((n for n in range(2, accumulation + 1) if accumulation % n == 0), 1)
+    short = replace(
+        train,
+        steps=1,
+        epochs=None,
+        budget=Budget(),
+        batch_size=train.micro_batch_size * few,
+        checkpoint_steps=None,
+    )
+    return algo.with_rollouts(accumulation // few), short
+
+
+def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: World | None) -> Any:
+    setup, place = scene.setup, scene.place
+    algo, train = shortened(setup, scene.data)
+    name = optimizer_name(setup.train, setup.adapter, "cuda" if place.cuda else "cpu")
+    stands_in = scene.fake and "8bit" in name
+    job = TrainJob(
+        model=model,
+        reference=None,
+        tokenizer=scene.tokenizer,
+        adapter=setup.adapter,
+        task=setup.task,
+        data=longest(setup, scene.data, scene.tokenizer, scene.rows),
+        rows=scene.rows,
+        reward=setup.reward.without_weights() if scene.fake and setup.reward is not None else setup.reward,
+        train=replace(train, optimizer="adamw_torch_fused" if stands_in else name),
+        seed=setup.seed,
+        output_dir=folder,
+        device=scene.device,
+        precision=place.precision,
+        clock=watch.Clock(tracker),
+        dtype=place.dtype,
+        references=_References(tracker, world, setup.train.max_length if place.fill else None),
+        folders=scene.folders,
+        callbacks=[watch.Steady(tracker)],
+    )
+    trainer = ready_trainer(algo, job)
+    if stands_in:
+        create = trainer.create_optimizer
+
+        def stand_in(*_: Any) -> Any:
+            trainer.optimizer = standins.EightBitAdamW(create().param_groups, paged="paged" in name)
+            return trainer.optimizer
+
+        trainer.create_optimizer = stand_in
+    return trainer
+
+
+@dataclass(frozen=True)
+class _References:
+    """In place of the stage: scores the longest batch, and has a value of 0 for every row."""
+
+    tracker: Tracker
+    world: World | None
+    fill: int | None
+
+    def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
+        """As ``stages.reference``."""
+        self.tracker.enter("reference")
+        with outside():
+            rows = [dataset[i] for i in longest_first(dataset)[:batch_size]]
+            batch = lengthened(trainer.data_collator(rows), self.fill)
+        batch = trainer._prepare_inputs(batch) if self.world is None else self.world.take_in(batch)
+        trainer.compute_ref_log_probs(trainer.model.eval(), batch)
+        trainer.model.train()
+        self.tracker.enter("load")
+        return {name: [0.0] * len(dataset) for name in column_names(dataset)}
+
+
+def _take_worst_batches(trainer: Any, fill: int | None, world: World | None) -> None:
+    """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
+    load = trainer.get_train_dataloader
+
+    def batches() -> list[Any]:
+        with outside():
+            count = trainer.args.gradient_accumulation_steps
+            real = [lengthened(batch, fill) for batch in itertools.islice(load(), count)]
+        if not real:
+            raise RuntimeError("the trainer drew no batch from the longest rows")
+        return [world.take_in(batch) if world is not None else batch for batch in real]
+
+    trainer.get_train_dataloader = batches
+
+
+@contextmanager
+def _sampling(trainer: Any, setup: Setup, fill: bool, world: World | None) -> Iterator[None]:
+    """Rollouts of the longest completions; on fakes their first and last tokens, without reading any."""
+    if not hasattr(trainer, "_generate_single_turn"):
+        yield
+        return
+    tokenize, room = trainer._tokenize_prompts, setup.train.max_length - setup.train.max_completion_length
+
+    def prompts(rows: Any) -> Any:
+        ids, *rest = tokenize(rows)
+        return ([(list(i) * room)[:room] for i in ids] if fill else ids, *rest)
+
+    trainer._tokenize_prompts = prompts
+    if world is None:
+        trainer.generation_config.min_new_tokens = setup.train.max_completion_length
+        yield
+        return
+
+    def sampled(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        from trl.models.utils import unwrap_model_for_generation
+
+        width = max(map(len, prompt_ids))
+        ids = torch.ones((len(prompt_ids), width), dtype=torch.long)
+        arguments = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+        with (
+            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **arguments) as model,
+            torch.no_grad(),
+        ):
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            with standins.ends_of_sampling(base):
+                model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=trainer.generation_config
+                )
+        return [[width % 7 + 3] * setup.train.max_completion_length for _ in prompt_ids], None
+
+    trainer._generate_single_turn = sampled
+    yield
