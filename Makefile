@@ -31,4 +31,5 @@ bench: setup
 	$(BIN)/python bench/train_phase.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/update_cost.py
+	$(BIN)/python bench/shared_reference.py
 	$(BIN)/python bench/report_many.py

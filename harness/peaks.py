@@ -58,7 +58,7 @@ def out_of_memory(reason: str, expected: Expected | None, summary: MemorySummary
     figures = []
     if expected is not None:
         figures.append(f"predicted {expected.needed / MB:,.0f} MB")
-    if summary is not None:
+    if summary is not None and summary.peak_mb is not None:
         figures.append(f"high-water mark {summary.peak_mb:,.0f} MB in {summary.high_water_phase}")
     if expected is not None and expected.limit is not None:
         figures.append(f"limit {expected.limit / MB:,.0f} MB")

@@ -159,6 +159,24 @@ def test_evaluation_on_fakes_takes_what_it_takes_on_real_tensors():
     assert_agree(setup)
 
 
+@pytest.mark.parametrize("options", [("adapter=lora",), ("adapter=full", "reward.adapter=full")], ids=["shared", "own"])
+def test_a_reward_model_is_rehearsed_without_its_weights(options):
+    peaks = rehearsed(setup_of("algo=grpo", "reward=model", *options)).peaks()
+    assert peaks["rollout"].owners["reward"] > 0
+
+
+def test_shared_references_leave_no_second_model():
+    shared, live = (
+        rehearsed(setup_of("algo=dpo", "adapter=full", f"algo.share_reference={on}")).peaks()
+        for on in ("true", "false")
+    )
+    assert (
+        shared["train"].owners["reference"] == 0
+        and live["train"].owners["reference"] == live["train"].owners["weights"]
+    )
+    assert shared["reference"].total < shared["train"].total < live["train"].total
+
+
 # -- few layers against all ----------------------------------------------------------------------------
 
 

@@ -49,6 +49,22 @@ def test_a_plot_without_data_is_not_drawn(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_memory_of_single_trials_is_drawn_with_its_phases(tmp_path):
+    frame = trials({"memory/peak_mb": 500.0, "memory/predicted_peak_mb": 550.0}, {"memory/peak_mb": 400.0})
+    series = pd.DataFrame(
+        [("run0", curves.MEMORY_SERIES[1], s, BEGAN + s, 100.0 * s) for s in range(6)],
+        columns=list(results.SERIES_COLUMNS),
+    )
+    stretches = {
+        "run0": pd.DataFrame({"phase": ["prepare", "train"], "began": [BEGAN, BEGAN + 2], "seconds": [2.0, 3.0]}),
+        "run1": pd.DataFrame({"phase": ["train"], "began": [BEGAN], "seconds": [1.0]}),  # without a series
+    }
+    assert curves.memory_timelines(series, stretches, find(frame), tmp_path / "t.png")
+    drawn = (tmp_path / "t.svg").read_text()
+    assert drawn.count('id="axes_') == 1
+    assert not curves.memory_timelines(series, {}, find(frame), tmp_path / "n.png")
+
+
 def test_many_trials_can_be_plotted(tmp_path):
     rows = [
         {"eval/true_reward": i / 40, "memory/peak_mb": 500.0 + i % 7, "eval/true_reward_stderr": 0.02}

@@ -16,7 +16,7 @@ from harness.child import describe, is_out_of_memory
 from harness.errors import UserError
 from harness.journal import Journal
 from harness.outcome import read_result, write_json
-from harness.peaks import memory_metrics
+from harness.peaks import Expected, memory_metrics, out_of_memory, phase_rows
 from harness.records import Event, Outcome, Trial
 from harness.runner import Plan, Runner, close_open_attempt, make_plan, run_trial
 from harness.telemetry.sampler import MemorySummary
@@ -330,6 +330,60 @@ def test_the_kernels_marks_stand_where_nothing_was_sampled():
 def test_what_was_not_measured_is_absent():
     worker = [phase(None, 20.0), phase("train", None), phase("train", "nan"), Event(1.0, "done")]
     assert memory_metrics(worker, summary("private", {})) == {}
+
+
+def test_stretches_of_phases_keep_their_peaks_and_the_last_one_of_a_dead_trial_has_none():
+    worker = [
+        Event(10.0, "phase", {"name": "prepare", "previous": None}),
+        Event(12.0, "phase", {"name": "train", "previous": "prepare", "host_peak_mb": 50.0}),
+        Event(15.0, "error", {"error": "MemoryError"}),
+    ]
+    first, last = phase_rows(worker)
+    assert (first["phase"], first["began"], first["seconds"], first["host_peak_mb"]) == ("prepare", 10.0, 2.0, 50.0)
+    assert (last["phase"], last["seconds"], last["host_peak_mb"]) == ("train", 3.0, None)
+    assert phase_rows([]) == []
+
+
+# -- what was predicted --------------------------------------------------------------------------------
+
+BIG = Expected(tensors=9e9, needed=10e9, phase="train", limit=8e9, where="a GPU")
+
+
+def test_a_trial_that_cannot_fit_is_not_started_where_that_is_asked_for(trial_of, tmp_path, capsys):
+    setup, trial, group = trial_of()
+    outcome, result = run_trial(setup, trial, replace(group, skip_unfit=True), None, expected=BIG)
+    assert outcome is result.outcome is Outcome.UNFIT
+    assert result.reason == "predicted to need 10,000 MB in phase train, and a GPU has 8,000 MB"
+    assert (
+        result.metrics["memory/predicted_peak_mb"] == 10_000 and result.metrics["memory/predicted_tensors_mb"] == 9_000
+    )
+    assert run_trial(setup, trial, group, None, expected=BIG)[0] is Outcome.FAILED  # started: it was not asked for
+    capsys.readouterr()
+
+
+def test_one_that_fits_is_started(trial_of, capsys):
+    setup, trial, group = trial_of()
+    fits = replace(BIG, limit=11e9)
+    assert run_trial(setup, trial, replace(group, skip_unfit=True), None, expected=fits)[0] is Outcome.FAILED
+    assert replace(BIG, limit=None).fits
+    capsys.readouterr()
+
+
+def test_running_out_of_memory_tells_what_was_predicted_how_far_it_got_and_what_there_was():
+    seen = summary("nvml_process", {"prepare": 10.0, "train": 7_900.0})
+    assert out_of_memory("CUDA out of memory", BIG, seen, None) == (
+        "CUDA out of memory (predicted 10,000 MB; high-water mark 7,900 MB in train; limit 8,000 MB)"
+    )
+    assert out_of_memory("MemoryError", None, None, 2500) == "MemoryError (limit 2,500 MB beyond its start)"
+    assert out_of_memory("MemoryError", None, summary("private", {}), None) == "MemoryError"
+
+
+def test_a_preflight_that_fails_is_the_trials_end(trial_of, tmp_path, capsys):
+    setup, trial, group = trial_of()
+    outcome, result = run_trial(setup, trial, replace(group, preflight=True), None)
+    assert outcome is Outcome.FAILED and result.reason.startswith("in preflight, one step of the longest rows: ")
+    assert (tmp_path / "test" / trial.trial_id / "preflight").is_dir()
+    capsys.readouterr()
 
 
 # -- errors of the child -------------------------------------------------------------------------------

@@ -69,6 +69,13 @@ def test_a_trial_that_keeps_nothing_leaves_no_weights(tmp_path, cache):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(("algo", "adapter"), [("dpo", "full"), ("ppo", "lora"), ("kto", "qlora")])
+def test_a_preflight_takes_one_step_and_leaves_nothing(tmp_path, cache, algo, adapter):
+    told = tell(tmp_path, cache, f"algo={algo}", f"adapter={adapter}", mode="preflight")
+    assert told.events[-1].kind == "done" and told.metrics["time/train_s"] > 0
+    assert not told.series and not (tmp_path / "artifacts").exists() and not (tmp_path / "checkpoints").exists()
+
+
 # -- counts --------------------------------------------------------------------------------------------
 
 
