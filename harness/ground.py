@@ -41,6 +41,7 @@ class Ground:
     dtype: torch.dtype
     precision: str
     resume: bool
+    snapshot: bool = False
 
     def rows(self, rows: Any) -> list[dict[str, Any]]:
         """Rows in the form the model wants."""
@@ -177,6 +178,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         dtype=dtype,
         precision=precision,
         resume=job.resume_checkpoint,
+        snapshot=job.snapshot,
     )
 
 

@@ -21,6 +21,7 @@ class Job:
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: torch's threads; None leaves its default.
         memory_limit_mb: cap on what the process may allocate beyond its start, in MB.
+        snapshot: record CUDA's allocations while training, as an artifact.
         environment: variables for the child; it has the forkserver's, not the runner's.
     """
 
@@ -32,4 +33,5 @@ class Job:
     device: str = "auto"
     threads: int | None = None
     memory_limit_mb: int | None = None
+    snapshot: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -104,7 +104,9 @@ def _shared_work(worker: list[Event]) -> set[str]:
     if not any(e.kind == "done" for e in worker):
         return set()  # the high-water mark of a trial that failed is wherever it was
     built = [str(e.data["stage"]) for e in worker if e.kind == "stage" and not e.data["hit"]]
-    return {"baseline" if name.startswith("baseline-") else "prepare" for name in built}
+    return {
+        name if name == "reference" else "baseline" if name.startswith("baseline-") else "prepare" for name in built
+    }
 
 
 def summary_from(events: list[Event]) -> MemorySummary | None:

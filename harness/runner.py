@@ -43,6 +43,8 @@ class Runner:
         preflight: take one step of the longest rows in a process of its own before a trial begins, so that one that
             would run out of memory does so in its first seconds.
         predict: predict each trial's peak memory before the first one starts (seconds per distinct recipe, cached).
+        memory_snapshot: record every allocation on CUDA while training, as ``artifacts/memory_snapshot.pickle`` for
+            https://pytorch.org/memory_viz; it slows training down.
         skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
     """
 
@@ -58,6 +60,7 @@ class Runner:
     preflight: bool = False
     predict: bool = True
     skip_unfit: bool = False
+    memory_snapshot: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
         device=runner.device,
         threads=runner.threads,
         memory_limit_mb=runner.memory_limit_mb,
+        snapshot=runner.memory_snapshot,
         environment=environment,
     )
 

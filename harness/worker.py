@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
 from harness.trial import Setup, assemble, check_data
+
+SNAPSHOT_ENTRIES = 200_000
+"""Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
 
 
 def run(job: Job, journal: Journal) -> None:
@@ -169,7 +173,7 @@ def train(
     if checkpoint:
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
-    with clock.phase("train"):
+    with clock.phase("train"), recorded(ground, journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if ground.device == "cuda":
             torch.cuda.synchronize()
@@ -186,6 +190,25 @@ def train(
     del trainer
     free_memory(ground.device)
     return trained
+
+
+@contextmanager
+def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
+    """Where it was asked for, record CUDA's allocations and keep them as an artifact, also when memory runs out."""
+    if ground.snapshot and ground.device != "cuda":
+        journal.write("note", message="runner.memory_snapshot: only CUDA's allocator keeps a history; there is none")
+    if not ground.snapshot or ground.device != "cuda":
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
+    try:
+        yield
+    finally:
+        target = ground.folder / "artifacts" / "memory_snapshot.pickle"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(target))
+        torch.cuda.memory._record_memory_history(enabled=None)
+        journal.write("artifact", path=target.name)
 
 
 def count_parameters(policy: Any, expected: int, journal: Journal) -> None:

@@ -319,6 +319,14 @@ def test_without_a_gpu_the_kernels_high_water_mark_raises_a_sampled_peak_and_nev
     }
 
 
+def test_what_a_trial_built_for_the_cache_is_no_cost_of_its_own():
+    marks = [phase("prepare", 25.0), phase("baseline", 60.0), phase("reference", 50.0), phase("train", 40.0)]
+    built = [Event(1.0, "stage", {"stage": name, "hit": False}) for name in ("sft", "baseline-preference", "reference")]
+    assert memory_metrics(marks, None)["memory/peak_mb"] == 60.0
+    assert memory_metrics([*marks, *built, Event(2.0, "done")], None)["memory/peak_mb"] == 40.0
+    assert memory_metrics([*marks, *built], None)["memory/peak_mb"] == 60.0  # of one that failed it is where it got
+
+
 def test_with_a_gpu_the_marks_of_host_memory_are_another_thing():
     assert memory_metrics([phase("train", 5000.0)], summary("nvml_process", {"train": 30.0}))["memory/peak_mb"] == 30.0
 

@@ -76,6 +76,26 @@ def test_a_preflight_takes_one_step_and_leaves_nothing(tmp_path, cache, algo, ad
     assert not told.series and not (tmp_path / "artifacts").exists() and not (tmp_path / "checkpoints").exists()
 
 
+def test_a_memory_snapshot_is_kept_also_when_memory_runs_out(tmp_path, monkeypatch):
+    calls: list[Any] = []
+    memory = SimpleNamespace(
+        _record_memory_history=lambda **options: calls.append(options), _dump_snapshot=lambda path: calls.append(path)
+    )
+    monkeypatch.setattr(torch.cuda, "memory", memory)
+    journal = Journal(tmp_path / "journal.jsonl")
+    ground: Any = SimpleNamespace(snapshot=True, device="cuda", folder=tmp_path)
+    with pytest.raises(MemoryError), worker.recorded(ground, journal):
+        raise MemoryError
+    target = str(tmp_path / "artifacts" / "memory_snapshot.pickle")
+    assert calls == [{"max_entries": worker.SNAPSHOT_ENTRIES}, target, {"enabled": None}]
+    ground.device = "cpu"
+    with worker.recorded(ground, journal):
+        pass
+    journal.close()
+    artifact, note = read(tmp_path / "journal.jsonl")
+    assert artifact.data == {"path": "memory_snapshot.pickle"} and "only CUDA" in note.data["message"]
+
+
 # -- counts --------------------------------------------------------------------------------------------
 
 
