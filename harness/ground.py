@@ -14,15 +14,15 @@ import torch
 from harness import identity
 from harness.adapters import Adapter
 from harness.cache import Cache, Entry
-from harness.conversation import is_conversational, prepare_rows
+from harness.conversation import prepare_rows
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext
 from harness.job import Job
 from harness.journal import Journal
-from harness.models import PLAIN_TEMPLATE, Tiny
+from harness.models import Tiny
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.trial import Setup, stored_as
+from harness.trial import Setup, renders_chat, stored_as
 
 
 @dataclass(frozen=True)
@@ -200,17 +200,12 @@ def device_record(device: str) -> dict[str, Any]:
 
 
 def choose_chat(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> bool:
-    """Whether rows are rendered with a chat template; conversational rows always need one."""
-    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
-    if is_conversational(some):
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-            journal.write(
-                "note",
-                message="the tokenizer has no chat template; rows are rendered as 'role: content' lines",
-            )
-        return True
-    return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
+    """Whether rows are rendered with a chat template; a stand-in for a missing one is noted."""
+    had = bool(tokenizer.chat_template)
+    chat = renders_chat(setup, data, tokenizer)
+    if chat and not had:
+        journal.write("note", message="the tokenizer has no chat template; rows are rendered as 'role: content' lines")
+    return chat
 
 
 def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None) -> None:

@@ -47,17 +47,18 @@ def _run(options: Any, overrides: list[str]) -> int:
 
     config_dirs = [options.config_dir] if options.config_dir else []
     sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
-    if not sweep.own_process:
-        forkserver.stop()
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
     sweep = _without_invalid(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
     run = _track(sweep)
     _announce(sweep)
-    write_manifest(sweep, run, {t: vars(e) for t, e in _expected(sweep).items()})
+    write_manifest(sweep, run)
     (sweep.folder / STOP).unlink(missing_ok=True)
     interrupted = False
     try:
+        write_manifest(sweep, run, {trial_id: vars(e) for trial_id, e in _expected(sweep).items()})
+        if not sweep.own_process:
+            forkserver.stop()  # other processes will have their own
         _hydra(options, overrides)
     except KeyboardInterrupt:
         interrupted = True

@@ -90,9 +90,10 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
 
 def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> list[UserError]:
     """Limits within the model's context, and no prompt that fills it."""
-    from harness.conversation import encode, is_conversational, prepare_rows
-    from harness.models import PLAIN_TEMPLATE, context_length
+    from harness.conversation import encode, prepare_rows
+    from harness.models import context_length
     from harness.tasks.base import text_of
+    from harness.trial import renders_chat
 
     limit = context_length(config)
     found = []
@@ -109,9 +110,7 @@ def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> lis
     rows += [row for split in (*data.eval_pairs.values(), *data.eval_prompts.values()) for row in split]
     if not rows:
         return found
-    chat = is_conversational(rows) or (bool(tokenizer.chat_template) and setup.model.chat_template == "auto")
-    if chat and not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    chat = renders_chat(setup, data, tokenizer)
     online = setup.algo.family == "online"
     room = setup.train.max_length - (setup.train.max_completion_length if online else 1)
     # The longest prompts by characters are the longest by tokens, near enough to look at a few hundred.

@@ -15,10 +15,11 @@ from harness import identity
 from harness.adapters import Adapter
 from harness.algorithms.base import Algorithm
 from harness.config import build
+from harness.conversation import is_conversational
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
-from harness.models import Model, Tiny
+from harness.models import PLAIN_TEMPLATE, Model, Tiny
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
@@ -265,6 +266,15 @@ def stored_as(setup: Setup, *, bf16: bool) -> tuple[str, str]:
     precision = setup.train.precision if setup.train.precision != "auto" else "bf16" if bf16 else "fp32"
     dtype = setup.model.dtype if setup.model.dtype != "auto" else "bfloat16" if bf16 else "float32"
     return dtype, precision
+
+
+def renders_chat(setup: Setup, data: TaskData, tokenizer: Any) -> bool:
+    """Whether rows are rendered with a chat template; conversational ones always, by a plain one if need be."""
+    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
+    if is_conversational(some):
+        tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
+        return True
+    return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
 
 
 def folder_of(setup: Setup, trial: Trial) -> Path:

@@ -19,7 +19,7 @@ from harness.plan import gpus
 from harness.plan.fixes import candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
-from harness.plan.render import Row, render
+from harness.plan.render import Row, as_json, render
 from harness.rehearsal import standins
 from harness.rehearsal.rows import lengthened, longest
 from harness.rehearsal.step import Place, Scene, rehearse, shortened
@@ -333,6 +333,9 @@ def test_a_plan_never_shows_a_figure_without_the_word_predicted_and_its_assumpti
         )
         assert shown.startswith(("Predicted", "# Predicted")) and "predicted peak" in shown
         assert "18.5" in shown and "Assumptions" in shown and "bad: not predicted, no such layer" in shown
+    told = json.loads(as_json([Row("dpo-lora", found), Row("bad", None, "no such layer")], None, cuda=True, rule="r"))
+    assert told["trials"][0]["predicted_peak_bytes"] == 18.5e9 and told["assumptions"]
+    assert told["trials"][1] == {"trial": "bad", "problem": "no such layer"}
 
 
 # -- the command ---------------------------------------------------------------------------------------

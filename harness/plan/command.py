@@ -12,7 +12,7 @@ from harness.config import compose, hydra_config
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
 from harness.plan.predict import Prediction, Target, predict
-from harness.plan.render import Row, render
+from harness.plan.render import Row, as_json, render
 from harness.sweep import Point, Sweep, named, plan_sweep
 from harness.text import short_id, without_shared_seed
 from harness.trial import Setup, assemble
@@ -32,7 +32,10 @@ def main(argv: list[str]) -> int:
     finally:
         forkserver.stop()
     rule = "filled to train.max_length" if target.fill else "the longest of the data"
-    shown = render(rows, gpu, cuda=cuda, rule=rule, markdown=options.format == "markdown")
+    if options.format == "json":
+        shown = as_json(rows, gpu, cuda=cuda, rule=rule)
+    else:
+        shown = render(rows, gpu, cuda=cuda, rule=rule, markdown=options.format == "markdown")
     if options.out:
         Path(options.out).write_text(shown, encoding="utf-8")
     else:
@@ -96,7 +99,7 @@ def _options(argv: list[str]) -> Any | None:
         default="data",
         help="rows as long as the longest of the data, or as train.max_length allows; default: %(default)s",
     )
-    parser.add_argument("--format", choices=("text", "markdown"), default="text", help="default: %(default)s")
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
     parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--config-dir", action="append", default=[], help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a sweep")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from harness.conversation import is_conversational, prepare_rows
+from harness.conversation import prepare_rows
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.rehearsal.step import Place, Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
 from harness.skeleton import alike, layers_of, model_config, skeleton, with_layers
-from harness.trial import assemble, check_data, stored_as
+from harness.trial import assemble, check_data, renders_chat, stored_as
 
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
@@ -30,15 +30,9 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     config = model_config(setup.model)
     model = skeleton(config, str(getattr(setup.model, "path", None) or getattr(setup.model, "label", setup.model.name)))
     tokenizer = setup.model.tokenizer(None)
-    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
-    chat = is_conversational(some) or (bool(tokenizer.chat_template) and setup.model.chat_template == "auto")
-    if chat and not tokenizer.chat_template:
-        from harness.models import PLAIN_TEMPLATE
-
-        tokenizer.chat_template = PLAIN_TEMPLATE
     layers = config.get_text_config().num_hidden_layers
 
-    scene = Scene(setup, data, tokenizer, partial(prepare_rows, chat=chat), place)
+    scene = Scene(setup, data, tokenizer, partial(prepare_rows, chat=renders_chat(setup, data, tokenizer)), place)
 
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))

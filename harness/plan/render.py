@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,30 @@ def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markd
             parts.append("\n".join(_advice(row, gpu) for row in unfit))
     parts += [_title("Assumptions", markdown), "\n".join(f"- {line}" for line in assumptions(cuda, rule))]
     return "\n\n".join(parts) + "\n"
+
+
+def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> str:
+    """The same for programs: predicted bytes by phase and owner, the assumptions, and whether it fits."""
+    trials = []
+    for row in rows:
+        found = row.prediction
+        if found is None:
+            trials.append({"trial": row.label, "problem": row.problem})
+            continue
+        total = needed(found.peak, cuda=cuda)
+        trials.append(
+            {
+                "trial": row.label,
+                "predicted_peak_bytes": found.peak,
+                "predicted_needed_bytes": total,
+                "set_by": found.phase,
+                "phases": found.phases,
+                "fits": None if gpu is None else gpu.fits(found.peak),
+                "fixes": [{"overrides": f.overrides, "predicted_peak_bytes": f.peak} for f in row.fixes],
+            }
+        )
+    place = None if gpu is None else {"name": gpu.name, "bytes": gpu.bytes}
+    return json.dumps({"gpu": place, "assumptions": assumptions(cuda, rule), "trials": trials}, indent=1) + "\n"
 
 
 def assumptions(cuda: bool, rule: str) -> list[str]:
