@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from harness.config import compose, hydra_config
 from harness.conversation import prepare_rows
 from harness.errors import UserError
 from harness.plan import gpus
+from harness.plan.command import names
 from harness.plan.fixes import candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
@@ -353,6 +355,18 @@ def test_the_command_plans_caches_and_advises(tmp_path, monkeypatch, capsys):
     assert main(line) == 0
     assert capsys.readouterr().out == first
     assert not (tmp_path / "mlflow.db").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_trials_of_one_id_are_told_apart_by_what_was_swept():
+    def point(trial_id: str, *overrides: str) -> Any:
+        return SimpleNamespace(trial=SimpleNamespace(trial_id=trial_id), overrides=overrides)
+
+    points = [
+        point("dpo-lora-s0-aaaaaaaa", "model=a", "algo=dpo"),
+        point("dpo-lora-s0-bbbbbbbb", "model=b", "algo=dpo"),
+        point("kto-lora-s0-cccccccc", "model=a", "algo=kto"),
+    ]
+    assert names(points) == ["dpo-lora model=a", "dpo-lora model=b", "kto-lora"]
 
 
 def test_an_unknown_gpu_ends_with_the_known_ones(capsys):

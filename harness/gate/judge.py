@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection
 
 import pandas as pd
@@ -33,12 +32,11 @@ def judge(
     names = list(policy.metrics)
     before = baseline.recipes if isinstance(baseline, Baseline) else store.records(baseline, names)
     after = store.records(candidate, names)
+    known = {**before, **after}
     for name, rule in policy.metrics.items():
-        if idle := [p for p in rule.only if not any(fnmatch.fnmatchcase(label, p) for label in {**before, **after})]:
-            known = ", ".join({**before, **after})
-            raise UserError(
-                "matches no recipe", key=f"policy.metrics.{name}.only", value=idle[0], fix=f"known: {known}"
-            )
+        if (idle := rule.idle(known)) is not None:
+            key, fix = f"policy.metrics.{name}.only", f"known: {', '.join(known)}"
+            raise UserError("matches no recipe", key=key, value=idle, fix=fix)
     return decide(before, after, policy, unfinished(candidate), despite)
 
 

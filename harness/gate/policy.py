@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,6 +43,10 @@ class Rule:
     def concerns(self, recipe: str) -> bool:
         """Whether the rule is about a recipe of this label."""
         return not self.only or any(fnmatch.fnmatchcase(recipe, pattern) for pattern in self.only)
+
+    def idle(self, recipes: Collection[str]) -> str | None:
+        """A pattern that is for none of these recipes."""
+        return next((p for p in self.only if not any(fnmatch.fnmatchcase(r, p) for r in recipes)), None)
 
     def tolerance(self, mean: float) -> float:
         """In the metric's unit, for a baseline of this mean."""

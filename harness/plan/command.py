@@ -48,8 +48,7 @@ def main(argv: list[str]) -> int:
 def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
     """A row for each trial, with what to change about those that do not fit."""
     rows = []
-    labels = names([point.trial.trial_id for point in points])
-    for point, label, found in zip(points, labels, predict([p.setup for p in points], target), strict=True):
+    for point, label, found in zip(points, names(points), predict([p.setup for p in points], target), strict=True):
         if not isinstance(found, Prediction):
             rows.append(Row(label, None, str(found)))
         elif gpu is None or gpu.fits(found.peak):
@@ -60,10 +59,15 @@ def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dir
     return rows
 
 
-def names(trial_ids: Sequence[str]) -> list[str]:
-    """Trial ids without digest, and without a seed that all share, where they stay distinct."""
-    short = without_shared_seed([short_id(t) for t in trial_ids])
-    return short if len(set(short)) == len(short) else list(trial_ids)
+def names(points: Sequence[Point]) -> list[str]:
+    """Trial ids without digest, and without a seed that all share; namesakes with the overrides that differ."""
+    short = without_shared_seed([short_id(p.trial.trial_id) for p in points])
+    found = []
+    for name, point in zip(short, points, strict=True):
+        alike = [set(p.overrides) for n, p in zip(short, points, strict=True) if n == name]
+        own = [o for o in point.overrides if any(o not in overrides for overrides in alike)]
+        found.append(" ".join([name, *own]))
+    return found if len(set(found)) == len(found) else [p.trial.trial_id for p in points]
 
 
 def _recomposed(point: Point, config_dirs: Sequence[str]) -> Callable[[Sequence[str]], Setup]:

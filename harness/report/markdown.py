@@ -74,7 +74,9 @@ def compose(material: Material) -> str:
     frame, shown = found.frame, found.frame.head(SHOWN)
     several = recipes.several_seeds(found.recipes)
     rows, kind = (recipes.averages(found.recipes[:SHOWN]), "recipe") if several else (shown, "trial")
-    marked = () if several else {str(r.frame["trial_id"].iloc[0]) for r in found.recipes if r.label in found.front}
+    marked = {str(r.frame["trial_id"].iloc[0]) for r in found.recipes if r.label in found.front}
+    if several or len(found.recipes) == 1:
+        marked = set()
     sections = [
         f"# {text.escape(material.title[:1].upper() + material.title[1:])}",
         summary(found),
@@ -89,8 +91,8 @@ def compose(material: Material) -> str:
             hours=hours_heading(frame),
         ),
         "## Trials" if several else "## Leaderboard",
-        render_markdown(frame, material.price, SHOWN, marked if len(found.recipes) > 1 else ()),
-        _legend(frame, bool(marked) and len(found.recipes) > 1, bool(found.verdicts), material.rest),
+        render_markdown(frame, material.price, SHOWN, marked),
+        _legend(frame, bool(marked), bool(found.verdicts), material.rest),
         *effects.section(effects.effects(frame, found.metric), found.metric),
         plot("quality_against_memory", "Quality against peak memory", "no finished trial has both"),
         plot(

@@ -29,7 +29,7 @@ from harness.report.drawing import (
     reach,
     save,
     styled,
-)  # fmt: skip
+)
 from harness.report.findings import Findings
 from harness.report.leaderboard import known, shared_value, value_of
 from harness.report.recipes import Recipe
