@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ def narrow_tiles(vocabulary: int) -> None:
     utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(TILE, vocabulary)
 
 
-def roles_of(algo: Algorithm, trainer: Any) -> dict[str, Sequence[Any]]:
+def roles_of(algo: Algorithm, trainer: Any) -> Mapping[str, Sequence[Any]]:
     """Tensors of each role that is resident; what two roles share stands with both."""
     from harness.algorithms.roles import tensors_of
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,8 @@ def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> dict[str, Predict
                 text = json.dumps(dict(setup.plain))
                 running[receiver] = (key, forkserver.start(_main, sender, text, target, name="plan"))
                 sender.close()
-            from multiprocessing.connection import wait
-
-            for receiver in wait(list(running)):
+            ready: list[Any] = wait(list(running))
+            for receiver in ready:
                 key, process = running.pop(receiver)
                 try:
                     found[key] = receiver.recv()

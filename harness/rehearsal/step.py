@@ -180,6 +180,7 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
     algo, train = shortened(setup, scene.data)
     name = optimizer_name(setup.train, setup.adapter, "cuda" if place.cuda else "cpu")
     stands_in = scene.fake and "8bit" in name
+    clock: Any = watch.Clock(tracker)
     job = TrainJob(
         model=model,
         reference=None,
@@ -194,7 +195,7 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
         output_dir=folder,
         device=scene.device,
         precision=place.precision,
-        clock=watch.Clock(tracker),
+        clock=clock,
         dtype=place.dtype,
         references=_References(tracker, world, setup.train.max_length if place.fill else None),
         folders=scene.folders,

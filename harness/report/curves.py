@@ -122,7 +122,8 @@ def memory_timelines(
     rows = {str(r["run_id"]): r for r in findings.frame.to_dict("records")}
     shown: list[tuple[dict[Any, Any], Any, pd.DataFrame]] = []
     for run_id, table in stretches.items():
-        points: Any = series[(series["name"] == name) & (series["run_id"] == run_id)].sort_values(["time", "step"])
+        points: Any = series[(series["name"] == name) & (series["run_id"] == run_id)]
+        points = points.sort_values(["time", "step"])
         if len(points) and len(table):
             shown.append((rows[run_id], points, table))
     if name is None or not shown:
