@@ -120,7 +120,8 @@ def _expected(sweep: Sweep) -> dict[str, Expected]:
 
     if not (sweep.expanded and sweep.runner.predict):
         return {}
-    found = expectations(sweep.points, sweep.runner)
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    found = expectations(sweep.points, sweep.runner, say)
     for problem in dict.fromkeys(str(e) for e in found.values() if isinstance(e, UserError)):
         print(f"note: no prediction of memory: {problem}", file=sys.stderr)
     return {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}

@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
 def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
     """A row for each trial, with what to change about those that do not fit."""
     rows = []
-    for point, label, found in zip(points, names(points), predict([p.setup for p in points], target), strict=True):
+    for point, label, found in zip(
+        points, names(points), predict([p.setup for p in points], target, _say), strict=True
+    ):
         if not isinstance(found, Prediction):
             rows.append(Row(label, None, str(found)))
         elif gpu is None or gpu.fits(found.peak):
@@ -78,6 +80,10 @@ def _recomposed(point: Point, config_dirs: Sequence[str]) -> Callable[[Sequence[
             return assemble(compose([*kept, *more]))
 
     return composed
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _place(asked: str | None, sweep: Sweep) -> tuple[Gpu | None, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -15,6 +15,7 @@ from harness.cache import Cache
 from harness.data import load_data
 from harness.errors import UserError
 from harness.runner import cache_dir
+from harness.text import count
 from harness.trial import Setup, training_config
 
 CODE = (
@@ -27,6 +28,8 @@ NO_MATTER = (
     "logging_steps", "checkpoint_steps", "save", "seed", "recipe",
 )  # fmt: skip
 """Knobs of training that leave a step's memory as it is."""
+MOST_AT_ONCE = 8
+"""Rehearsals, each a process of a gigabyte."""
 FEW_LAYERS = 3
 """Layers of the smaller of two models that are rehearsed in place of a deep one (``plan.timeline``)."""
 
@@ -79,8 +82,16 @@ class Prediction:
         return self.phases[self.phase]
 
 
-def predict(setups: Sequence[Setup], target: Target) -> list[Prediction | UserError]:
-    """One for each setup, in order; an error where there is none. Equal trials are rehearsed once, and kept."""
+def predict(
+    setups: Sequence[Setup], target: Target, say: Callable[[str], object] = lambda _: None
+) -> list[Prediction | UserError]:
+    """One for each setup, in order; an error where there is none. Equal trials are rehearsed once, and kept.
+
+    Args:
+        setups: trials.
+        target: what to predict for.
+        say: told what takes time.
+    """
     keys = [identity.digest(inputs(setup, target)) for setup in setups]
     cache = Cache(cache_dir(setups[0].plain)) if setups else None
     found: dict[str, Prediction | UserError] = {}
@@ -91,6 +102,8 @@ def predict(setups: Sequence[Setup], target: Target) -> list[Prediction | UserEr
             found[key] = stored
         else:
             wanted.setdefault(key, setup)
+    if wanted:
+        say(f"predicting the memory of {count(len(wanted), 'recipe')}; the cache keeps it")
     for key, answer in _rehearsed(wanted, target).items():
         if isinstance(answer, Prediction):
             assert cache is not None
@@ -147,7 +160,7 @@ def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> dict[str, Predict
     context = forkserver.context()
     try:
         while waiting or running:
-            while waiting and len(running) < (os.cpu_count() or 1):
+            while waiting and len(running) < min(os.cpu_count() or 1, MOST_AT_ONCE):
                 key, setup = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
                 text = json.dumps(dict(setup.plain))

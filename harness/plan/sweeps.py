@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
@@ -15,13 +15,15 @@ from harness.sweep import Point
 from harness.telemetry.host import MB
 
 
-def expectations(points: Sequence[Point], runner: Runner) -> dict[str, Expected | UserError]:
+def expectations(
+    points: Sequence[Point], runner: Runner, say: Callable[[str], object]
+) -> dict[str, Expected | UserError]:
     """By trial id: what it is predicted to need and what there is, or why that cannot be said."""
     gpu = gpu_present() if runner.device != "cpu" else None
     cuda = runner.device == "cuda" or gpu is not None
     limit, where = _limit(runner) if gpu is None else (gpu.bytes, gpu.name)
     found: dict[str, Expected | UserError] = {}
-    for point, answer in zip(points, predict([p.setup for p in points], Target(cuda)), strict=True):
+    for point, answer in zip(points, predict([p.setup for p in points], Target(cuda), say), strict=True):
         if isinstance(answer, Prediction):
             answer = Expected(answer.peak, needed(answer.peak, cuda=cuda), answer.phase, limit, where)
         found[point.trial.trial_id] = answer
