@@ -8,6 +8,11 @@ import time
 from typing import TextIO
 
 
+def say(line: str) -> None:
+    """A line beside the results: standard error, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Display:
     """Progress of one trial.
 

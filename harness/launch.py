@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import forkserver, identity
 from harness.config import hydra_application
+from harness.display import say
 from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
 from harness.projection import Projector
@@ -88,7 +88,7 @@ def job(config: Any) -> None:
         trial = identify(setup, check_data(setup))
     except UserErrors as errors:
         if not runner.skip_invalid:
-            print(f"error: {errors}", file=sys.stderr)
+            say(f"error: {errors}")
         return
     run = None if manifest["tracking"] is None else SweepRun(**manifest["tracking"])
     known = manifest["trials"]
@@ -98,7 +98,7 @@ def job(config: Any) -> None:
     expected = None if predicted is None else Expected(**predicted)
     outcome, _ = run_trial(setup, trial, runner, projector, position=position, expected=expected)
     if projector is not None and projector.failure:
-        print(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up", file=sys.stderr)
+        say(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up")
     if runner.fail_fast and not outcome.succeeded:
         (folder / STOP).write_text(f"{trial.trial_id}: {outcome}")
 
@@ -110,7 +110,7 @@ def _track(sweep: Sweep) -> SweepRun | None:
     except UserError as error:
         if sweep.tracking.required:
             raise
-        print(f"warning: {error}", file=sys.stderr)
+        say(f"warning: {error}")
         return None
 
 
@@ -120,10 +120,9 @@ def _expected(sweep: Sweep) -> dict[str, Expected]:
 
     if not (sweep.expanded and sweep.runner.predict):
         return {}
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     found = expectations(sweep.points, sweep.runner, say)
     for problem in dict.fromkeys(str(e) for e in found.values() if isinstance(e, UserError)):
-        print(f"note: no prediction of memory: {problem}", file=sys.stderr)
+        say(f"note: no prediction of memory: {problem}")
     return {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}
 
 
@@ -140,7 +139,6 @@ def _without_invalid(sweep: Sweep, problems: dict[str, UserErrors]) -> Sweep:
 
 def _announce(sweep: Sweep) -> None:
     """What is about to run, what is not and why."""
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     for overrides, errors in sweep.invalid:
         say(f"skipped (invalid): {' '.join(overrides)}\n  {str(errors).replace(chr(10), chr(10) + '  ')}")
     for overrides, twin in sweep.duplicates:
@@ -226,10 +224,7 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
     except UserError:
         raise
     except Exception as error:  # the trials are safe on disk; say what is missing and how to get it
-        print(
-            f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`",
-            file=sys.stderr,
-        )
+        say(f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`")
     print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
 
 

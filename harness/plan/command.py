@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import forkserver
 from harness.config import compose, hydra_config
+from harness.display import say
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
 from harness.plan.predict import Prediction, Target, predict
@@ -41,16 +41,14 @@ def main(argv: list[str]) -> int:
     else:
         print(shown, end="")
     for overrides, errors in sweep.invalid:
-        print(f"skipped (invalid): {' '.join(overrides)}: {errors}", file=sys.stderr)
+        say(f"skipped (invalid): {' '.join(overrides)}: {errors}")
     return 0
 
 
 def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
     """A row for each trial, with what to change about those that do not fit."""
     rows = []
-    for point, label, found in zip(
-        points, names(points), predict([p.setup for p in points], target, _say), strict=True
-    ):
+    for point, label, found in zip(points, names(points), predict([p.setup for p in points], target, say), strict=True):
         if not isinstance(found, Prediction):
             rows.append(Row(label, None, str(found)))
         elif gpu is None or gpu.fits(found.peak):
@@ -80,10 +78,6 @@ def _recomposed(point: Point, config_dirs: Sequence[str]) -> Callable[[Sequence[
             return assemble(compose([*kept, *more]))
 
     return composed
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _place(asked: str | None, sweep: Sweep) -> tuple[Gpu | None, bool]:
