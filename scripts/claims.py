@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Published claims about the memory of alignment, held against predictions; prints the table of experiments/claims.
 
-    python scripts/claims
+    python scripts/claims.py
 
 Each figure is of `python -m harness plan ... --format json`, or counted from the shapes. No GPU, no weights.
 """
@@ -56,7 +56,9 @@ def models_resident() -> tuple[str, str]:
         ("GRPO", of(MATRIX, "grpo", "full")),
     ):
         owners = trial["phases"]["train"]
-        found[name] = sum(owners.get(o, 0) > 0.5 * owners["weights"] for o in ("weights", "reference", "critic", "reward"))
+        found[name] = sum(
+            owners.get(o, 0) > 0.5 * owners["weights"] for o in ("weights", "reference", "critic", "reward")
+        )
     said = " / ".join(f"{name} {count}" for name, count in found.items())
     right = found == {"PPO": 4, "DPO": 2, "GRPO": 3}
     note = "GRPO's third is a reward model; with a rule it holds two"
