@@ -39,11 +39,11 @@ def run(job: Job, journal: Journal) -> None:
         setup = assemble(job.plain)
         data = check_data(setup)
         ground = prepare_ground(setup, data, job, journal)
+        if job.mode != "preflight":
+            keep_data_card(ground, journal)
     if job.mode == "preflight":
         heaviest_step(ground, clock, journal)
         return
-    with clock.phase("prepare"):
-        keep_data_card(ground, journal)
     with clock.phase("baseline"):
         seed_everything(setup.eval.seed)
         judge_base(ground, journal)

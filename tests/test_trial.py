@@ -280,7 +280,7 @@ def test_the_yaml_of_embedded_lm_eval_tasks_counts_as_evaluation_code(tmp_path, 
 def test_the_recorded_configuration_is_the_effective_one(trial):
     config = trial("beta=0.3", "adapter=full", "rank=4").config
     assert (config["beta"], config["rank"], config["seed"]) == (0.3, None, 0)
-    assert config["algo"] == {"name": "dpo", "beta": 0.3}
+    assert config["algo"] == {"name": "dpo", "beta": 0.3, "share_reference": None}
     assert config["adapter"] == {"name": "full"}
 
 

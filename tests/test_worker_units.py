@@ -197,6 +197,9 @@ def test_the_journal_tells_the_phases_in_the_order_of_the_story(tmp_path, cache)
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora")
     names = [e.data["name"] for e in told.events if e.kind == "phase" and e.data["name"]]
     assert names == ["prepare", "baseline", "prepare", "reference", "prepare", "train", "evaluate", "evaluate"]
+    shared = tell(tmp_path / "shared", cache, "algo=dpo", "adapter=lora", "algo.share_reference=true")
+    names = [e.data["name"] for e in shared.events if e.kind == "phase" and e.data["name"]]
+    assert names[4:8] == ["prepare", "reference", "prepare", "train"]
     assert told.events[-1].kind == "done"
 
 

@@ -1,0 +1,284 @@
+"""Rehearsals: the timeline's arithmetic, fakes against real tensors, few layers against all, bytes of adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import compose, hydra_config
+from harness.conversation import prepare_rows
+from harness.rehearsal import standins
+from harness.rehearsal.rows import lengthened, longest
+from harness.rehearsal.step import Place, Scene, rehearse, shortened
+from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
+from harness.rehearsal.tracker import Tracker, as_cuda_rounds
+from harness.skeleton import alike, layers_of, skeleton, with_layers
+from harness.trial import Setup, assemble, check_data
+
+ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
+SMALL = (
+    "model=shape/llama-10m", "eval=none", "task.pairs=40", "train.batch_size=8", "train.micro_batch_size=4",
+    "train.max_length=64", "train.max_completion_length=12",
+)  # fmt: skip
+CPU = Place(cuda=False, dtype=torch.float32, precision="fp32")
+
+
+def setup_of(*overrides: str) -> Setup:
+    with hydra_config():
+        return assemble(compose([*SMALL, *overrides]))
+
+
+def rehearsed(setup: Setup, *, fake: bool = True, place: Place = CPU, layers: int | None = None) -> Timeline:
+    config = setup.model.configuration()
+    if layers is not None:
+        config = with_layers(config, layers)
+
+    def load(quantization: Any) -> Any:
+        return setup.model.load(None, dtype=place.dtype, device="cpu", quantization=quantization)
+
+    rows = partial(prepare_rows, chat=False)
+    scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, load=None if fake else load)
+    return rehearse(scene, config)
+
+
+# -- the timeline --------------------------------------------------------------------------------------
+
+
+def course(layers: int, *, base: int = 100, weight: int = 10, kept: int = 3, work: int = 7) -> Timeline:
+    """A made-up step: each layer keeps something going forwards, and leaves a gradient going backwards."""
+    marks, rows, live = [], [], base + weight * layers
+
+    def note(kind: str, layer: int | None, *levels: int) -> None:
+        marks.append(Mark("train", kind, layer, len(rows)))
+        rows.extend([level, *[0] * (len(OWNERS) - 1)] for level in levels)
+
+    note("begin", None, live)
+    for i in range(layers):
+        note("in", i, live, live + work)
+        live += kept
+        note("out", i, live)
+    for i in reversed(range(layers)):
+        note("back", i, live + work, live + weight)
+        live += weight - kept
+    note("end", None, live, live + 2 * weight * layers)
+    return Timeline(tuple(marks), np.array(rows))
+
+
+@pytest.mark.parametrize("layers", [5, 8, 40])
+@pytest.mark.parametrize("sizes", [{}, {"kept": 30}, {"kept": 30, "weight": 1, "work": 500}])
+def test_two_shallow_courses_tell_the_peak_of_a_deep_one(layers, sizes):
+    found = extended(course(3, **sizes), course(4, **sizes), 3, layers)
+    assert found["train"].total == course(layers, **sizes).peaks()["train"].total
+
+
+def test_courses_of_unlike_kind_are_refused():
+    odd = course(4)
+    odd = Timeline((*odd.marks[:-1], replace(odd.marks[-1], kind="another")), odd.records)
+    with pytest.raises(Uneven):
+        extended(course(3), odd, 3, 9)
+
+
+# -- the tracker ---------------------------------------------------------------------------------------
+
+
+def test_a_storage_counts_once_and_until_its_last_view_is_gone():
+    with (tracker := Tracker()):
+        whole = torch.zeros(1000)
+        view = whole[:10]
+        assert tracker.live["activations"] == 4000
+        del whole
+        assert tracker.live["activations"] == 4000
+        del view
+        assert tracker.live["activations"] == 0
+
+
+def test_owners_are_told_and_changed():
+    with (tracker := Tracker(as_cuda_rounds, vocabulary=7)):
+        with tracker.creating("kv_cache"):
+            cache = torch.zeros(1, 1)
+        logits, weight = torch.zeros(2, 7), torch.zeros(7, 2)
+        tracker.own([weight, cache], "weights", only="activations")
+    assert {k: v for k, v in tracker.live.items() if v} == {"kv_cache": 512, "logits": 512, "weights": 512}
+    del logits
+
+
+def test_an_operation_without_a_known_worst_case_says_so():
+    from harness.rehearsal.fakes import fake_world
+
+    with fake_world(cuda=False), Tracker(), pytest.raises(NotImplementedError, match="unique"):
+        torch.ones(3).unique()
+
+
+# -- fakes against real tensors ------------------------------------------------------------------------
+
+
+def assert_agree(setup: Setup) -> None:
+    fake, real = (rehearsed(setup, fake=f).peaks() for f in (True, False))
+    assert fake.keys() == real.keys() >= {"train"}
+    for phase in fake.keys() - {"load"}:  # transformers loads in threads, which the tracker does not follow
+        assert fake[phase].total == pytest.approx(real[phase].total, rel=0.02), phase
+
+
+@pytest.mark.parametrize(("algo", "adapter"), [("dpo", "full"), ("kto", "lora"), ("ppo", "qlora"), ("grpo", "full")])
+def test_a_step_on_fakes_takes_what_the_same_step_takes_on_real_tensors(algo, adapter):
+    assert_agree(setup_of(f"algo={algo}", f"adapter={adapter}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("shape", ["llama-10m", "llama-110m"])
+def test_all_fifteen_agree_at_two_sizes(shape, algo, adapter):
+    assert_agree(setup_of(f"model=shape/{shape}", f"algo={algo}", f"adapter={adapter}", "train.batch_size=16"))
+
+
+def test_evaluation_on_fakes_takes_what_it_takes_on_real_tensors():
+    judged = (
+        "eval=default",
+        "~eval.evaluators.lm_eval",
+        "eval.batch_size=8",
+        "task.eval_pairs=10",
+        "task.eval_prompts=10",
+    )
+    with hydra_config():
+        setup = assemble(compose([*(o for o in SMALL if not o.startswith("eval=")), *judged, "algo=dpo"]))
+    assert {"baseline", "reference", "evaluate"} <= rehearsed(setup).peaks().keys()
+    assert_agree(setup)
+
+
+@pytest.mark.parametrize("options", [("adapter=lora",), ("adapter=full", "reward.adapter=full")], ids=["shared", "own"])
+def test_a_reward_model_is_rehearsed_without_its_weights(options):
+    peaks = rehearsed(setup_of("algo=grpo", "reward=model", *options)).peaks()
+    assert peaks["rollout"].owners["reward"] > 0
+
+
+def test_shared_references_leave_no_second_model():
+    shared, live = (
+        rehearsed(setup_of("algo=dpo", "adapter=full", f"algo.share_reference={on}")).peaks()
+        for on in ("true", "false")
+    )
+    assert (
+        shared["train"].owners["reference"] == 0
+        and live["train"].owners["reference"] == live["train"].owners["weights"]
+    )
+    assert shared["reference"].total < shared["train"].total < live["train"].total
+
+
+# -- few layers against all ----------------------------------------------------------------------------
+
+
+GPU = Place(cuda=True, dtype=torch.bfloat16, precision="bf16", fill=True)
+
+
+@pytest.mark.parametrize(
+    ("algo", "adapter", "place"), [("dpo", "lora", CPU), ("grpo", "qlora", GPU), ("ppo", "full", GPU)]
+)
+def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, place):
+    setup = setup_of(f"algo={algo}", f"adapter={adapter}")
+    few = extended(*(rehearsed(setup, place=place, layers=n) for n in (3, 4)), 3, 8)
+    for phase, level in rehearsed(setup, place=place).peaks().items():
+        assert few[phase].total == pytest.approx(level.total, rel=1e-3), phase
+        assert few[phase].owners == pytest.approx(level.owners, rel=1e-2, abs=level.total * 1e-3)
+
+
+def test_layers_that_differ_are_not_taken_for_each_other():
+    model = skeleton(setup_of().model.configuration(), "llama-10m")
+    layers = layers_of(model, 8)
+    assert len(layers) == 8 and alike(layers)
+    layers[3].mlp.gate_proj = torch.nn.Linear(8, 8, device="meta")
+    assert not alike(layers)
+
+
+# -- what is rehearsed ---------------------------------------------------------------------------------
+
+
+def test_the_longest_rows_are_chosen_and_repeated():
+    setup = setup_of("algo=dpo")
+    data = check_data(setup)
+    tokenizer = setup.model.tokenizer(None)
+    chosen = longest(setup, data, tokenizer, lambda rows: [dict(r) for r in rows]).train_pairs
+    size = [len(r["prompt"]) + max(len(r["chosen"]), len(r["rejected"])) for r in data.train_pairs]
+    assert len(chosen) == 8 and len(chosen[0]["prompt"]) + max(
+        map(len, (chosen[0]["chosen"], chosen[0]["rejected"]))
+    ) == max(size)
+
+
+def test_a_long_accumulation_becomes_a_short_one_and_a_rollout_keeps_its_size():
+    setup = setup_of("algo=grpo", "train.batch_size=64", "train.micro_batch_size=8")
+    algo, train = shortened(setup, check_data(setup))
+    assert (train.batch_size, train.steps) == (16, 1)
+    assert algo.rollout(train).prompts == setup.algo.rollout(setup.train).prompts
+
+
+def test_a_batch_is_lengthened_to_the_limit():
+    batch = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "label": torch.tensor([1, 0]), "texts": ["a", "b"]}
+    longer = lengthened(batch, 4)
+    assert longer["input_ids"].tolist() == [[1, 2, 2, 2], [3, 4, 4, 4]] and longer["label"].shape == (2,)
+    assert lengthened(batch, None) is batch
+
+
+# -- bytes of adapters and quantization ----------------------------------------------------------------
+
+
+def llama(**sizes: Any) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(LlamaConfig(**{"vocab_size": 32000, **sizes}))
+
+
+SEVEN_B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+SEVENTY_B = {
+    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+def test_lora_counts_are_those_of_the_worked_examples():
+    from harness.adapters import LoRA, lora_parameters
+
+    assert lora_parameters(4096, 4096, 16) == 131_072
+    model = llama(**SEVEN_B)
+    assert LoRA(rank=16, targets=("q_proj", "v_proj")).expected_trainable(model) == 8_388_608
+    assert LoRA(rank=8, targets=("q_proj", "v_proj")).expected_trainable(model) == 4_194_304
+    everywhere = LoRA(rank=16).expected_trainable(model)
+    assert everywhere == pytest.approx(40e6, rel=0.01)
+    assert everywhere / sum(p.numel() for p in model.parameters()) < 0.006
+
+
+def test_qlora_of_70b_is_near_the_worked_budget():
+    from harness.adapters import QLoRA
+
+    model = llama(**SEVENTY_B)
+    trainable = QLoRA(rank=64).expected_trainable(model)
+    assert trainable == pytest.approx(830e6, rel=0.01)
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    values = sum(m.weight.numel() for m in linear)
+    bits = {
+        double: 8 * sum(sum(standins.four_bit_bytes(m.weight.numel(), double=double).values()) for m in linear) / values
+        for double in (False, True)
+    }
+    assert bits[False] == pytest.approx(4.5, abs=1e-3)
+    assert bits[True] == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=1e-3)
+    assert (bits[False] - bits[True]) == pytest.approx(0.37, abs=0.01)
+    saved_gb = (bits[False] - bits[True]) * values / 8e9
+    assert saved_gb == pytest.approx(3.2, abs=0.1)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_packed_bytes_are_what_bitsandbytes_stores(double):
+    import bitsandbytes as bnb
+
+    from harness.algorithms.roles import tensors_of
+
+    layer = bnb.nn.Linear4bit(512, 384, bias=False, compress_statistics=double, quant_type="nf4")
+    layer.load_state_dict({"weight": torch.randn(384, 512)})
+    layer.to("cpu")
+    stored = sum(t.untyped_storage().nbytes() for t in tensors_of(layer))
+    assert sum(standins.four_bit_bytes(512 * 384, double=double).values()) == pytest.approx(stored, rel=0.001)
