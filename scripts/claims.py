@@ -39,7 +39,7 @@ def plan(arguments: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def of(arguments: tuple[str, ...], *words: str) -> dict[str, Any]:
     """The one trial whose label has all of ``words``."""
-    return next(t for t in plan(arguments) if all(w in t["trial"].replace("qlora", "4bit") for w in words))
+    return next(t for t in plan(arguments) if all(w in t["trial"].lower().replace("qlora", "4bit") for w in words))
 
 
 def peak(trial: dict[str, Any], phase: str | None = None) -> float:
@@ -93,7 +93,8 @@ def double_quantization() -> tuple[str, str]:
     values = 8192 * 28672
     once, twice = (sum(four_bit_bytes(values, double=d).values()) for d in (False, True))
     bits = 8 * (once - twice) / values
-    return f"{bits:.2f} bit per weight, {bits * 68.5e9 / 8 / GB:.1f} GB on the linear layers of 70B", "reproduced"
+    said = f"{bits:.2f} bit per weight, {bits * 68.5e9 / 8 / GB:.1f} GB on the linear layers of 70B"
+    return said, "reproduced" if abs(bits - 0.4) < 0.05 else "not reproduced"
 
 
 def precomputed() -> tuple[str, str]:

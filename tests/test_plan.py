@@ -77,7 +77,7 @@ def test_the_command_plans_caches_and_advises(tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert "dpo-lora" in first and "dpo-full" in first and "fits" in first and "- dpo-full" in first
     assert "(needs 0." in first and "predicted)" in first  # a change that was tried
-    monkeypatch.setattr("harness.plan.predict._rehearsed", lambda wanted, _: {} if not wanted else pytest.fail("again"))
+    monkeypatch.setattr("harness.plan.predict._rehearsed", lambda wanted, _: [] if not wanted else pytest.fail("again"))
     assert main(line) == 0
     assert capsys.readouterr().out == first
     assert not (tmp_path / "mlflow.db").exists() and not (tmp_path / "outputs").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -104,7 +104,7 @@ def predict(
             wanted.setdefault(key, setup)
     if wanted:
         say(f"predicting the memory of {count(len(wanted), 'recipe')}; the cache keeps it")
-    for key, answer in _rehearsed(wanted, target).items():
+    for key, answer in _rehearsed(wanted, target):
         if isinstance(answer, Prediction):
             assert cache is not None
             _store(cache, key, answer, inputs(wanted[key], target))
@@ -152,11 +152,10 @@ def _store(cache: Cache, key: str, prediction: Prediction, from_inputs: Mapping[
     cache.fetch("plan", key, build, inputs=from_inputs)
 
 
-def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> dict[str, Prediction | UserError]:
-    """Rehearse each in a child of the forkserver, as many at once as there are cores."""
+def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> Iterator[tuple[str, Prediction | UserError]]:
+    """Rehearse each in a child of the forkserver, as many at once as there are cores; as they come."""
     waiting = list(wanted.items())
     running: dict[Any, tuple[str, Any]] = {}
-    found: dict[str, Prediction | UserError] = {}
     context = forkserver.context()
     try:
         while waiting or running:
@@ -170,15 +169,15 @@ def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> dict[str, Predict
             for receiver in ready:
                 key, process = running.pop(receiver)
                 try:
-                    found[key] = receiver.recv()
+                    answer = receiver.recv()
                 except EOFError:
                     process.join()
-                    found[key] = UserError(f"the process that rehearses ended with code {process.exitcode}")
+                    answer = UserError(f"the process that rehearses ended with code {process.exitcode}")
                 process.join()
+                yield key, answer
     finally:
         for _, process in running.values():
             forkserver.end_group(process)
-    return found
 
 
 def _main(sender: Any, text: str, target: Target) -> None:
