@@ -33,6 +33,13 @@ def test_a_trial_needs_more_than_its_tensors():
     assert Gpu("x", int(needed(10e9))).fits(10e9) and not Gpu("x", int(needed(10e9)) - 1).fits(10e9)
 
 
+def test_without_a_gpu_what_comes_and_goes_counts_twice_and_any_phase_may_decide():
+    found = Prediction({"load": {"weights": 5e9}, "train": {"weights": 1e9, "activations": 3e9}})
+    assert found.peak == 5e9 and found.phase == "load"
+    assert found.needed(cuda=False) == 1e9 + gpus.HEAP * 3e9 + gpus.PROCESS_BYTES
+    assert found.needed(cuda=True) == needed(5e9)
+
+
 def test_changes_that_leave_the_result_alone_are_tried_first():
     setup = setup_of("algo=dpo", "adapter=full", "train.gradient_checkpointing=false")
     tried = list(candidates(setup, Prediction({"train": {"weights": 1.0}})))

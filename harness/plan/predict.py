@@ -14,6 +14,7 @@ from harness import forkserver, identity
 from harness.cache import Cache
 from harness.data import load_data
 from harness.errors import UserError
+from harness.plan.gpus import needed, resident
 from harness.runner import cache_dir
 from harness.text import count
 from harness.trial import Setup, training_config
@@ -75,6 +76,10 @@ class Prediction:
     def peak(self) -> float:
         """The highest of all phases."""
         return self.totals[self.phase]
+
+    def needed(self, *, cuda: bool) -> float:
+        """Bytes of the device, what is there beside tensors included."""
+        return needed(self.peak) if cuda else max(map(resident, self.phases.values()))
 
     @property
     def owners(self) -> Mapping[str, float]:

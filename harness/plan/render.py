@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from harness import text
 from harness.plan.fixes import Fix
-from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, Gpu, needed
+from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, HEAP, PROCESS_BYTES, Gpu, needed
 from harness.plan.predict import Prediction
 from harness.rehearsal.timeline import OWNERS
 
@@ -69,7 +69,7 @@ def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> s
         if found is None:
             trials.append({"trial": row.label, "problem": row.problem})
             continue
-        total = needed(found.peak, cuda=cuda)
+        total = found.needed(cuda=cuda)
         trials.append(
             {
                 "trial": row.label,
@@ -99,7 +99,10 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
             "cuBLAS; each request is rounded up to 512 bytes. Libraries' own workspaces are not known of.",
         ]
     else:
-        lines.append("Beside the tensors a process holds 0.1 GB and more of libraries; weights in 32 bits.")
+        lines.append(
+            f"Weights in 32 bits. Resident memory is more: activations count {HEAP:g} times, for holes in the heap, and "
+            f"a process holds {gb(PROCESS_BYTES)} GB of libraries; a run shows it beside what it measured."
+        )
     lines.append(
         "lm-eval's own documents are not looked at; a base that is trained first (model=tiny) is not included."
     )

@@ -8,7 +8,7 @@ import psutil
 
 from harness.errors import UserError
 from harness.peaks import Expected
-from harness.plan.gpus import PROCESS_BYTES, gpu_present, needed
+from harness.plan.gpus import PROCESS_BYTES, gpu_present
 from harness.plan.predict import Prediction, Target, predict
 from harness.runner import Runner
 from harness.sweep import Point
@@ -25,7 +25,7 @@ def expectations(
     found: dict[str, Expected | UserError] = {}
     for point, answer in zip(points, predict([p.setup for p in points], Target(cuda), say), strict=True):
         if isinstance(answer, Prediction):
-            answer = Expected(answer.peak, needed(answer.peak, cuda=cuda), answer.phase, limit, where)
+            answer = Expected(answer.peak, answer.needed(cuda=cuda), answer.phase, limit, where)
         found[point.trial.trial_id] = answer
     return found
 
