@@ -100,7 +100,7 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
         ]
     else:
         lines.append(
-            f"Weights in 32 bits. Resident memory is more: activations count {HEAP:g} times, for holes in the heap, and "
+            f"Weights in 32 bits. Resident memory is more: activations count {HEAP:g} times for holes in the heap, and "
             f"a process holds {gb(PROCESS_BYTES)} GB of libraries; a run shows it beside what it measured."
         )
     lines.append(
