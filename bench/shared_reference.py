@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import harness, workdir
 
-PAIRS = 3
+PAIRS = 2
 COMMON = (
     "-m", "algo=dpo", "adapter=full", "beta=0.05,0.1,0.2,0.5,1", "model=shape/llama-10m", "eval=none", "task.pairs=384",
     "train.epochs=1", "train.batch_size=16", "train.micro_batch_size=16", "train.max_length=64", "train.save=none",
