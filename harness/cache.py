@@ -67,8 +67,8 @@ class Cache:
         from filelock import FileLock
 
         final = self.root / stage / key
-        if (final / MARK).is_file():
-            return self._hit(final, "same inputs")
+        if (found := self.find(stage, key)) is not None:
+            return found
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{final}.lock"):
             if (final / MARK).is_file():
@@ -91,6 +91,11 @@ class Cache:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
             return Entry(final, hit=False, why=why, seconds=seconds)
+
+    def find(self, stage: str, key: str) -> Entry | None:
+        """The entry of ``key`` where it is there already."""
+        path = self.root / stage / key
+        return self._hit(path, "same inputs") if (path / MARK).is_file() else None
 
     def note(self, entry: Entry) -> dict[str, Any]:
         """What the builder of an entry returned."""

@@ -109,18 +109,13 @@ class Ground:
         """What evaluators see of ``model``, which was trained where there is a ``reference``."""
         setup = self.setup
         trained = reference is not None and setup.algo.trains
-        return EvalContext(
-            model=model,
-            tokenizer=self.tokenizer,
-            task=setup.task,
-            data=self.data,
-            rows=self.rows,
-            split=setup.eval.split,
-            batch_size=setup.eval.batch_size,
-            max_length=setup.eval.max_length,
-            max_completion_length=setup.eval.max_completion_length,
-            seed=setup.eval.seed,
-            device=self.device,
+        return context_of(
+            setup,
+            model,
+            self.tokenizer,
+            self.data,
+            self.rows,
+            self.device,
             beta=setup.algo.beta,
             reference=reference,
             max_leaked=setup.eval.max_leaked,
@@ -141,6 +136,27 @@ class Ground:
                 memo.update(context.memo)
 
         return turn
+
+
+def context_of(
+    setup: Setup, model: Any, tokenizer: Any, data: TaskData, rows: Any, device: str, **more: Any
+) -> EvalContext:
+    """What evaluators see of ``model`` under the trial's settings; ``more`` are other fields of the context."""
+    settings = setup.eval
+    return EvalContext(
+        model=model,
+        tokenizer=tokenizer,
+        task=setup.task,
+        data=data,
+        rows=rows,
+        split=settings.split,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        max_completion_length=settings.max_completion_length,
+        seed=settings.seed,
+        device=device,
+        **more,
+    )
 
 
 def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:

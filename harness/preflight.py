@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
 from harness.preload import gpu_visible
-from harness.skeleton import model_config
+from harness.skeleton import model_config, skeleton
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
@@ -138,16 +138,12 @@ def _target_problems(setup: Any, config: Any) -> list[UserError]:
     """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
     if setup.adapter.recipe == "full" or config is None:
         return []
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from harness.adapters import target_shapes
 
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        return [UserError(f"cannot be built ({error})", key="model", value=setup.model.name)]
+        model: Any = skeleton(config, setup.model)
+    except UserError as error:
+        return [error]
     targets = setup.adapter.targets
     shapes = target_shapes(model, targets)
     narrow = sorted({d_in for d_in, _ in shapes if d_in % BLOCK})

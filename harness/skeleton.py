@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.models import HF, Shape, Tiny, _cannot_load
+from harness.models import HF, Model, Shape, Tiny, _cannot_load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,12 +31,12 @@ def model_config(model: Any) -> Any:
     return None
 
 
-def skeleton(config: Any, named: str) -> nn.Module:
-    """The model on the meta device.
+def skeleton(config: Any, model: Model) -> nn.Module:
+    """The modules of ``model`` on the meta device.
 
     Args:
         config: of transformers.
-        named: for messages.
+        model: named in messages.
 
     Raises:
         UserError: it cannot be built there; the layer at which it stopped is named.
@@ -52,7 +52,7 @@ def skeleton(config: Any, named: str) -> nn.Module:
         raise UserError(
             f"cannot be built without weights: stopped {_place_of(error)} ({type(error).__name__}: {first})",
             key="model",
-            value=named,
+            value=getattr(model, "path", None) or getattr(model, "label", model.name),
             fix="check the model's configuration",
         ) from error
 

@@ -100,11 +100,11 @@ def test_a_storage_counts_once_and_until_its_last_view_is_gone():
 def test_owners_are_told_and_changed():
     with (tracker := Tracker(as_cuda_rounds, vocabulary=7)):
         with tracker.creating("kv_cache"):
-            cache = torch.zeros(1, 1)
+            held = [torch.zeros(1, 1)]
         logits, weight = torch.zeros(2, 7), torch.zeros(7, 2)
-        tracker.own([weight, cache], "weights", only="activations")
+        tracker.own([weight], "weights")
     assert {k: v for k, v in tracker.live.items() if v} == {"kv_cache": 512, "logits": 512, "weights": 512}
-    del logits
+    del logits, held
 
 
 def test_an_operation_without_a_known_worst_case_says_so():
@@ -187,7 +187,7 @@ def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, place):
 
 
 def test_layers_that_differ_are_not_taken_for_each_other():
-    model = skeleton(setup_of().model.configuration(), "llama-10m")
+    model = skeleton(setup_of().model.configuration(), setup_of().model)
     layers = layers_of(model, 8)
     assert len(layers) == 8 and alike(layers)
     layers[3].mlp.gate_proj = torch.nn.Linear(8, 8, device="meta")

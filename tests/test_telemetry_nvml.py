@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.telemetry.host import SampleMissed
-from harness.telemetry.nvml import Device, LensUnavailable, NvmlLens, device_levels, visible_gpus
+from harness.telemetry.nvml import Device, LensUnavailable, NvmlLens, device_levels, first_visible, visible_gpus
 
 GB = 10**9
 ME = os.getpid()
@@ -25,7 +25,7 @@ class Gpu:
         self.uuid, self.model, self.used = uuid, model, used
         self.processes: dict[int, int | None] = {}
         self.utilisation, self.power_mw, self.energy_mj = 50, 300_000, 1_000_000
-        self.mig = 0
+        self.mig, self.total = 0, 80 * GB
 
 
 class Driver:
@@ -66,7 +66,7 @@ class Driver:
         return [self._gpu(handle).mig, 0]
 
     def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
-        return SimpleNamespace(used=self._gpu(handle).used)
+        return SimpleNamespace(used=self._gpu(handle).used, total=self._gpu(handle).total)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
         processes = self._gpu(handle).processes
@@ -250,6 +250,21 @@ def test_indices_follow_the_pci_bus_among_several_models_when_cuda_is_told_so():
     assert not visible_gpus(mixed, env).certain
     told = visible_gpus(mixed, {**env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     assert (list(told.uuids), told.certain) == (["GPU-b"], True)
+
+
+def test_the_first_gpu_is_the_one_that_cuda_shows_first():
+    small, large = Gpu("GPU-a"), Gpu("GPU-b")
+    small.total = 24 * GB
+    driver = Driver(small, large)
+    assert first_visible({}, driver) == ("H200", 24 * GB)
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "1,0"}, driver) == ("H200", 80 * GB)
+    assert first_visible({"CUDA_VISIBLE_DEVICES": ""}, driver) is None
+    large.model = "T400"
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "1"}, driver) is None, "CUDA may number these two otherwise"
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "GPU-b"}, driver) == ("T400", 80 * GB)
+    assert not driver.open, "the driver is let go"
+    driver.failing = "Driver Not Loaded"
+    assert first_visible({}, driver) is None
 
 
 def test_mig_slices_are_refused_with_the_reason():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.errors import UserError
-from harness.training import Train
+from harness.training import Train, sees_half
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -165,3 +165,8 @@ def needs_positive_beta(algorithm: Algorithm) -> list[UserError]:
             fix="for example beta=0.1",
         )
     ]
+
+
+def shares_by_rule(asked: bool | None, train: Train, rows: int) -> bool:
+    """Shared rule: reference log-probabilities are shared as asked, or where training sees half of the rows."""
+    return sees_half(train, rows) if asked is None else asked

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt
 
-from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta
+from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta, shares_by_rule
 from harness.errors import UserError
-from harness.training import Train, sees_half
+from harness.training import Train
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -68,9 +68,7 @@ class KTO(Algorithm):
 
     def shares_reference(self, train: Train, data: Any) -> bool:
         """As asked; by itself where training sees at least half of the rows."""
-        if self.share_reference is not None:
-            return self.share_reference
-        return sees_half(train, len(data.train_unpaired) or 2 * len(data.train_pairs))
+        return shares_by_rule(self.share_reference, train, len(data.train_unpaired) or 2 * len(data.train_pairs))
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer on shuffled rows."""

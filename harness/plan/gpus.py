@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import UserError
+from harness.telemetry.nvml import first_visible
 
 GB = 10**9
 MIB = 2**20
@@ -73,22 +74,6 @@ def gpu_of(text: str) -> Gpu:
 
 
 def gpu_present() -> Gpu | None:
-    """The first GPU of this machine, asked of the driver; None without one."""
-    import os
-
-    import pynvml
-
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name = pynvml.nvmlDeviceGetName(handle)
-        return Gpu(name if isinstance(name, str) else name.decode(), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    """The first GPU that CUDA would show, asked of the driver; None without one."""
+    found = first_visible()
+    return None if found is None else Gpu(*found)

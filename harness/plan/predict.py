@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from harness.runner import cache_dir
 from harness.text import count
 from harness.trial import Setup, training_config
 
+STAGE = "prediction"
 CODE = (
     "plan/rehearsed.py", "rehearsal", "skeleton.py", "trainers.py", "algorithms", "rewards", "evaluators/scoring.py",
     "adapters.py", "models.py", "loading.py",
@@ -54,13 +55,9 @@ class Prediction:
 
     Attributes:
         phases: phase -> owner -> bytes at that phase's peak.
-        parameters: values of the model, adapters left out.
-        layers: layers rehearsed; fewer than the model's where the rest follows from them.
     """
 
     phases: Mapping[str, Mapping[str, float]]
-    parameters: int = 0
-    layers: Sequence[int] = field(default_factory=tuple)
 
     @property
     def totals(self) -> dict[str, float]:
@@ -97,22 +94,24 @@ def predict(
         target: what to predict for.
         say: told what takes time.
     """
-    keys = [identity.digest(inputs(setup, target)) for setup in setups]
-    cache = Cache(cache_dir(setups[0].plain)) if setups else None
+    if not setups:
+        return []
+    cache = Cache(cache_dir(setups[0].plain))
+    asked = [inputs(setup, target) for setup in setups]
+    keys = [identity.digest(one) for one in asked]
     found: dict[str, Prediction | UserError] = {}
     wanted: dict[str, Setup] = {}
     for key, setup in zip(keys, setups, strict=True):
-        assert cache is not None
-        if (stored := _stored(cache, key)) is not None:
-            found[key] = stored
+        if (entry := cache.find(STAGE, key)) is not None:
+            found[key] = Prediction(**cache.note(entry))
         else:
             wanted.setdefault(key, setup)
     if wanted:
         say(f"predicting the memory of {count(len(wanted), 'recipe')}; the cache keeps it")
     for key, answer in _rehearsed(wanted, target):
         if isinstance(answer, Prediction):
-            assert cache is not None
-            _store(cache, key, answer, inputs(wanted[key], target))
+            note = asdict(answer)
+            cache.fetch(STAGE, key, lambda _, note=note: note, inputs=asked[keys.index(key)])
         found[key] = answer
     return [found[key] for key in keys]
 
@@ -139,22 +138,6 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
 
 
 _EVAL = ("split", "batch_size", "max_length", "max_completion_length")
-
-
-def _entry(cache: Cache, key: str) -> Path:
-    return cache.root / "plan" / key / "prediction.json"
-
-
-def _stored(cache: Cache, key: str) -> Prediction | None:
-    file = _entry(cache, key)
-    return Prediction(**json.loads(file.read_text())) if (file.parent / "entry.json").is_file() else None
-
-
-def _store(cache: Cache, key: str, prediction: Prediction, from_inputs: Mapping[str, Any]) -> None:
-    def build(folder: Path) -> None:
-        (folder / "prediction.json").write_text(json.dumps(asdict(prediction)))
-
-    cache.fetch("plan", key, build, inputs=from_inputs)
 
 
 def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> Iterator[tuple[str, Prediction | UserError]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -28,27 +29,18 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     dtype, precision = stored_as(setup, bf16=target.cuda)
     place = Place(target.cuda, getattr(torch, dtype), precision, target.fill)
     config = model_config(setup.model)
-    model = skeleton(config, str(getattr(setup.model, "path", None) or getattr(setup.model, "label", setup.model.name)))
+    model = skeleton(config, setup.model)
     tokenizer = setup.model.tokenizer(None)
     layers = config.get_text_config().num_hidden_layers
-
     scene = Scene(setup, data, tokenizer, partial(prepare_rows, chat=renders_chat(setup, data, tokenizer)), place)
 
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))
 
-    peaks: dict[str, Level]
-    counts = [layers]
+    peaks: Mapping[str, Level] | None = None
     if layers > FEW_LAYERS + 2 and alike(layers_of(model, layers)):
-        try:
+        with suppress(Uneven):
             peaks = extended(rehearsed(FEW_LAYERS), rehearsed(FEW_LAYERS + 1), FEW_LAYERS, layers)
-            counts = [FEW_LAYERS, FEW_LAYERS + 1]
-        except Uneven:
-            peaks = rehearsed(layers).peaks()
-    else:
+    if peaks is None:
         peaks = rehearsed(layers).peaks()
-    return Prediction(
-        phases={phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks.items()},
-        parameters=sum(p.numel() for p in model.parameters()),
-        layers=counts,
-    )
+    return Prediction({phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks.items()})

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from harness.conversation import encode
-from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import completion_log_probs
+from harness.ground import context_of
 from harness.rehearsal import standins
 from harness.tasks.base import TaskData
 from harness.trial import Setup
@@ -56,25 +56,12 @@ def judge(
     """Score one batch and sample one batch with ``model``, as the evaluators do."""
     settings = setup.eval
     if scored:
-        context = EvalContext(
-            model=model,
-            tokenizer=tokenizer,
-            task=setup.task,
-            data=TaskData(),
-            rows=rows,
-            split=settings.split,
-            batch_size=settings.batch_size,
-            max_length=settings.max_length,
-            max_completion_length=settings.max_completion_length,
-            seed=settings.seed,
-            device=device,
-        )
+        context = context_of(setup, model, tokenizer, TaskData(), rows, device)
         completion_log_probs(context, scored)
     if prompts:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         width = max(map(len, prompts))
         ids = torch.ones((len(prompts), width), dtype=torch.long, device=device)
-        with torch.no_grad(), standins.ends_of_sampling(base) if fake else nullcontext():
+        with torch.no_grad(), standins.ends_of_sampling(model) if fake else nullcontext():
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -127,7 +127,12 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 @contextmanager
 def ends_of_sampling(model: Any) -> Iterator[None]:
-    """Within it ``model.generate`` samples the first token and the last one, which bound the memory of all."""
+    """Within it ``generate`` samples the first token and the last one, which bound the memory of all.
+
+    Args:
+        model: a causal language model, wrapped by peft or not.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole = model.generate
 
     def ends(input_ids: Tensor, attention_mask: Tensor, generation_config: Any = None, **options: Any) -> Tensor:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class Scene:
         """Whether tensors have no data."""
         return self.load is None
 
+    @cached_property
+    def heaviest(self) -> TaskData:
+        """The rows to train on."""
+        return longest(self.setup, self.data, self.tokenizer, self.rows)
+
+    @cached_property
+    def held_out(self) -> tuple[list[Any], list[Any]]:
+        """What is scored and what is sampled (``judging.sequences``)."""
+        return judging.sequences(self.setup, self.data, self.tokenizer, self.rows, fill=self.place.fill)
+
 
 def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
     """Record one step for a model of the transformers configuration ``config``, which may have fewer layers.
@@ -87,9 +98,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
     """
     setup, place = scene.setup, scene.place
     tracker = Tracker(as_cuda_rounds if place.cuda else exact, config.get_text_config().vocab_size)
-    judged = (
-        judging.sequences(setup, scene.data, scene.tokenizer, scene.rows, fill=place.fill) if evaluation else ([], [])
-    )
+    judged = scene.held_out if evaluation else ([], [])
 
     def judge(model: Any, phase: str, *parts: Any) -> None:
         if any(judged):
@@ -187,7 +196,7 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
         tokenizer=scene.tokenizer,
         adapter=setup.adapter,
         task=setup.task,
-        data=longest(setup, scene.data, scene.tokenizer, scene.rows),
+        data=scene.heaviest,
         rows=scene.rows,
         reward=setup.reward.without_weights() if scene.fake and setup.reward is not None else setup.reward,
         train=replace(train, optimizer="adamw_torch_fused" if stands_in else name),
@@ -277,8 +286,7 @@ def _sampling(trainer: Any, setup: Setup, fill: bool, world: World | None) -> It
             unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **arguments) as model,
             torch.no_grad(),
         ):
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            with standins.ends_of_sampling(base):
+            with standins.ends_of_sampling(model):
                 model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=trainer.generation_config
                 )

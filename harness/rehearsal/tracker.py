@@ -79,15 +79,14 @@ class Tracker(TorchDispatchMode):
         self.phase = phase
         self.mark("begin")
 
-    def own(self, tensors: Iterable[Tensor], owner: str, *, only: str | None = None) -> None:
-        """Book the storages of ``tensors`` on ``owner``; with ``only``, those that are booked on ``only`` so far."""
+    def own(self, tensors: Iterable[Tensor], owner: str) -> None:
+        """Book the storages of ``tensors`` on ``owner``."""
         to = OWNERS.index(owner)
         for tensor in tensors:
             held = self._see(tensor)
-            if only is None or OWNERS[held.owner] == only:
-                self._bytes[held.owner] -= held.size
-                self._bytes[to] += held.size
-                held.owner = to
+            self._bytes[held.owner] -= held.size
+            self._bytes[to] += held.size
+            held.owner = to
 
     @contextmanager
     def creating(self, owner: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,6 @@ from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
 from harness.report.leaderboard import (
     BASE_LABEL,
-    PREDICTED,
     Price,
     finished,
     hours_heading,
@@ -77,6 +77,7 @@ def compose(material: Material) -> str:
     marked = {str(r.frame["trial_id"].iloc[0]) for r in found.recipes if r.label in found.front}
     if several or len(found.recipes) == 1:
         marked = set()
+    foreseen = {"predicted": predicted} if known(rows, "memory/predicted_peak_mb") else {}
     sections = [
         f"# {text.escape(material.title[:1].upper() + material.title[1:])}",
         summary(found),
@@ -108,7 +109,7 @@ def compose(material: Material) -> str:
         plot("memory_by_phase", "What each phase added to the peak memory", "no finished trial has it"),
         plot("memory_over_time", "Memory over time", "no memory series in this source"),
         plot("memory_timelines", "Memory of single trials, phase by phase", "no table of phases in this source"),
-        _phases(rows, kind, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS),
+        _phases(rows, kind, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS, foreseen),
         *lenses.section(rows, kind),
         _phases(rows, kind, "Time by phase (s)", text.seconds, TIME_COLUMNS),
         *forgetting.section(frame, found.recipes, SHOWN),
@@ -189,18 +190,24 @@ def summary(findings: Findings) -> str:
 
 
 def _phases(
-    frame: pd.DataFrame, kind: str, title: str, form: Callable[[float | None], str], names: Mapping[str, str]
+    frame: pd.DataFrame,
+    kind: str,
+    title: str,
+    form: Callable[[float | None], str],
+    names: Mapping[str, str],
+    more: Mapping[str, Callable[[dict[Any, Any]], str]] = MappingProxyType({}),
 ) -> str:
-    """Rows of a kind by phases; ``names`` are the columns (heading -> metric), those that nobody has left out."""
+    """Rows of a kind by phases; ``names`` are the columns (heading -> metric), those that nobody has left out.
+
+    ``more`` are columns after them: heading -> cell of a row.
+    """
     names = {heading: n for heading, n in names.items() if known(frame, n)}
     rows = [r for r in frame.to_dict("records") if any(value_of(r, n) is not None for n in names.values())]
     if not rows:
         return ""
     body = [[text.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
-    if "memory/peak_mb" in names.values() and known(frame, "memory/predicted_peak_mb"):
-        names = {**names, PREDICTED.removesuffix(" MB"): ""}
-        body = [[*line, predicted(r)] for line, r in zip(body, rows, strict=True)]
-    return f"### {title}\n\n{text.table([kind, *names], body)}"
+    body = [[*line, *(form_row(r) for form_row in more.values())] for line, r in zip(body, rows, strict=True)]
+    return f"### {title}\n\n{text.table([kind, *names, *more], body)}"
 
 
 def _samples(material: Material) -> list[str]:

@@ -110,6 +110,29 @@ def device_levels(nvml: Any = None) -> dict[str, int]:
             nvml.nvmlShutdown()
 
 
+def first_visible(env: Mapping[str, str] | None = None, nvml: Any = None) -> tuple[str, int] | None:
+    """Name and memory in bytes of the first GPU that CUDA shows to this environment.
+
+    None without one, and where CUDA's numbering of several models is not known.
+    """
+    try:
+        nvml = _started(nvml)
+    except LensUnavailable:
+        return None
+    try:
+        devices = _devices(nvml)
+        visible = visible_gpus(devices, os.environ if env is None else env)
+        if not visible.certain:
+            return None
+        device = next(d for d in devices if d.uuid == visible.uuids[0])
+        return device.model, int(nvml.nvmlDeviceGetMemoryInfo(device.handle).total)
+    except (LensUnavailable, nvml.NVMLError):
+        return None
+    finally:
+        with suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
 class NvmlLens:
     """GPU memory, power and utilisation of a process and its descendants.
 
