@@ -37,10 +37,10 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))
 
-    peaks: Mapping[str, Level] | None = None
-    if layers > FEW_LAYERS + 2 and alike(layers_of(model, layers)):
-        with suppress(Uneven):
-            peaks = extended(rehearsed(FEW_LAYERS), rehearsed(FEW_LAYERS + 1), FEW_LAYERS, layers)
-    if peaks is None:
-        peaks = rehearsed(layers).peaks()
-    return Prediction({phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks.items()})
+    def peaks() -> Mapping[str, Level]:
+        if layers > FEW_LAYERS + 2 and alike(layers_of(model, layers)):
+            with suppress(Uneven):
+                return extended(rehearsed(FEW_LAYERS), rehearsed(FEW_LAYERS + 1), FEW_LAYERS, layers)
+        return rehearsed(layers).peaks()
+
+    return Prediction({phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks().items()})
