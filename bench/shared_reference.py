@@ -11,9 +11,9 @@ from common import harness, workdir
 
 PAIRS = 2
 COMMON = (
-    "-m", "algo=dpo", "adapter=full", "beta=0.05,0.1,0.2,0.5,1", "model=shape/llama-10m", "eval=none", "task.pairs=384",
-    "train.epochs=1", "train.batch_size=16", "train.micro_batch_size=16", "train.max_length=64", "train.save=none",
-    "train.gradient_checkpointing=false", "runner.predict=false",
+    "-m", "algo=dpo", "adapter=full", "beta=0.05,0.1,0.2,0.5,1", "model=shape/llama-10m", "eval=none",
+    "task.pairs=1200", "train.epochs=1", "train.batch_size=16", "train.micro_batch_size=16", "train.max_length=64",
+    "train.save=none", "train.gradient_checkpointing=false", "runner.predict=false",
 )  # fmt: skip
 SIDES = {"shared": "algo.share_reference=true", "live": "algo.share_reference=false"}
 

@@ -35,6 +35,23 @@ QUICK = (
 """Overrides under which a whole trial takes about two seconds."""
 
 
+LONGEST = (
+    "test_runs",
+    "test_readme",
+    "test_resume",
+    "test_worker_units",
+    "test_reference",
+    "test_own_model",
+    "test_gate",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest begin first, so that no worker is left with one of them at the end."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

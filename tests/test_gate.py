@@ -301,7 +301,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sandbo
 
 
 def gate(sandbox: Sandbox, *arguments: str) -> Any:
-    return sandbox.run("gate", *arguments, quick=False)
+    return sandbox.call("gate", *arguments)
 
 
 def test_a_sweep_against_its_own_values_passes(sandbox: Sandbox):

@@ -24,7 +24,7 @@ def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
     return Sandbox(tmp_path, cache_dir)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["qwen2", pytest.param("gpt_neox", marks=pytest.mark.slow)])
 def test_grpo_without_a_reward_is_refused_before_anything_runs_and_dpo_runs_alone(
     sandbox: Sandbox, architecture: str
 ) -> None:
@@ -55,7 +55,6 @@ def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:
     own = ("model=hf", "task=preferences", "task.path=prefs.jsonl")
     cases = {
         "model.pad_token": (*own, "model.path=padless"),
-        "train.max_length": (*own, "model.path=short"),
         "model.path": (*own, "model.path=./absent"),
         "task.path": ("model=hf", "model.path=short", "task=preferences", "task.path=absent.jsonl"),
         "labels: desirable only": (
@@ -71,17 +70,24 @@ def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:
         "algo": ("algo=nothing",),
         "train.steps": ("train.steps=many",),
         "train.stepz": ("train.stepz=3",),
-        "adapter.targets": (
-            *own,
-            "model.path=padless",
-            "model.pad_token='<|end|>'",
-            "adapter.targets=[nowhere]",
-            "train.max_length=64",
-        ),
     }
     for expected, overrides in cases.items():
-        done = sandbox.run(*overrides, quick=False)
-        assert done.returncode == 2, (overrides, done.returncode, done.stderr[-2000:])
-        assert expected in done.stderr and "fix:" in done.stderr, (overrides, done.stderr[-2000:])
-        assert "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert_refused(sandbox, expected, *overrides)
+
+
+@pytest.mark.slow  # each waits for the imports of a checking process
+def test_what_only_the_model_tells_is_named_with_a_fix(sandbox: Sandbox) -> None:
+    build_model(sandbox.cwd / "padless", "gpt_neox", pad=False)
+    build_model(sandbox.cwd / "short", "qwen2", context=32)
+    own = ("model=hf", "task=preferences", "task.path=prefs.jsonl")
+    assert_refused(sandbox, "train.max_length", *own, "model.path=short")
+    padded = ("model.path=padless", "model.pad_token='<|end|>'", "train.max_length=64")
+    assert_refused(sandbox, "adapter.targets", *own, *padded, "adapter.targets=[nowhere]")
+
+
+def assert_refused(sandbox: Sandbox, expected: str, *overrides: str) -> None:
+    done = sandbox.call(*overrides)
+    assert done.returncode == 2, (overrides, done.returncode, done.stderr[-2000:])
+    assert expected in done.stderr and "fix:" in done.stderr, (overrides, done.stderr[-2000:])
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
     assert not list((sandbox.cwd / "outputs").glob("*/*/worker.jsonl"))

@@ -35,8 +35,20 @@ def losses(told: Told) -> list[float]:
 # -- the same numbers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("algo", ["dpo", "ipo", "kto"])
+@pytest.mark.parametrize(
+    ("algo", "adapter"),
+    [
+        ("dpo", "full"),
+        ("ipo", "lora"),
+        ("kto", "qlora"),
+        *(
+            pytest.param(algo, adapter, marks=pytest.mark.slow)
+            for algo, adapter in [
+                ("dpo", "lora"), ("dpo", "qlora"), ("ipo", "full"), ("ipo", "qlora"), ("kto", "full"), ("kto", "lora"),
+            ]
+        ),
+    ],
+)  # fmt: skip
 def test_losses_are_those_of_a_reference_at_hand(tmp_path, cache, algo, adapter):
     options = (f"algo={algo}", f"adapter={adapter}", "eval=none", "train.logging_steps=1", "train.steps=4")
     shared, live = (tell(tmp_path / str(on), cache, *options, f"algo.share_reference={on}") for on in ("true", "false"))

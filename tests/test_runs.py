@@ -158,6 +158,7 @@ def test_timeout_and_out_of_memory_are_rows_with_their_high_water_mark(sandbox: 
         "sweep=big",
         "runner.memory_limit_mb=2500",
         "eval=none",
+        "runner.predict=false",
         "task.pairs=16",
         "train.steps=2",
         "train.batch_size=4",

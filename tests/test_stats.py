@@ -180,7 +180,7 @@ def test_both_orders_of_a_pair_agree():
 
 
 def test_sweeps_of_equal_recipes_raise_a_false_alarm_in_5_of_100_at_most():
-    rng, alarms, sweeps = np.random.default_rng(0), 0, 2000
+    rng, alarms, sweeps = np.random.default_rng(0), 0, 1000
     for _ in range(sweeps):
         recipes = {str(i): recipe(0.5, 3, rng, examples=20) for i in range(4)}
         found = stats.compare_all(recipes, margin=0.0)
