@@ -31,7 +31,7 @@ def test_grpo_without_a_reward_is_refused_before_anything_runs_and_dpo_runs_alon
     build_model(sandbox.cwd / "model", architecture, chat=architecture == "qwen2")
     sweep = ("-m", "algo=dpo,grpo", "model=hf", "model.path=model", "task=preferences", "task.path=prefs.jsonl", *SHORT)
 
-    refused = sandbox.run(*sweep, "sweep=own", quick=False)
+    refused = sandbox.call(*sweep, "sweep=own")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "reward" in refused.stderr and "fix:" in refused.stderr and "algo=dpo" in refused.stderr
     assert not list((sandbox.cwd / "outputs").glob("own/*/worker.jsonl")), "nothing ran"

@@ -137,6 +137,7 @@ def test_all_fifteen_agree_at_two_sizes(shape, algo, adapter):
     assert_agree(setup_of(f"model=shape/{shape}", f"algo={algo}", f"adapter={adapter}", "train.batch_size=16"))
 
 
+@pytest.mark.slow
 def test_evaluation_on_fakes_takes_what_it_takes_on_real_tensors():
     judged = (
         "eval=default",

@@ -30,7 +30,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("algo", "adapter"),
-    [("dpo", "full"), ("dpo", "lora"), ("dpo", "qlora"), ("grpo", "lora"), ("ppo", "lora"), ("ppo", "full")],
+    [
+        ("dpo", "full"),
+        ("dpo", "qlora"),
+        ("ppo", "lora"),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in [("dpo", "lora"), ("grpo", "lora"), ("ppo", "full")]),
+    ],
 )
 def test_what_a_trial_saved_gives_the_same_numbers_when_it_is_loaded_again(tmp_path, cache, algo, adapter):
     options = (f"algo={algo}", f"adapter={adapter}", *(["algo.temperature=0.7"] if algo == "grpo" else []))
@@ -140,7 +145,14 @@ def models_alive() -> int:
 
 @pytest.mark.parametrize(
     ("algo", "adapter", "models"),
-    [("dpo", "lora", 1), ("kto", "lora", 1), ("grpo", "lora", 1), ("dpo", "full", 2), ("sft", "full", 1)],
+    [
+        ("kto", "lora", 1),
+        ("dpo", "full", 2),
+        *(
+            pytest.param(*three, marks=pytest.mark.slow)
+            for three in [("dpo", "lora", 1), ("grpo", "lora", 1), ("sft", "full", 1)]
+        ),
+    ],
 )
 def test_an_adapter_trial_holds_one_base_and_full_fine_tuning_a_reference_beside_it(
     tmp_path, cache, monkeypatch, algo, adapter, models
