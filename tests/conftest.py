@@ -36,6 +36,7 @@ QUICK = (
 
 
 LONGEST = (
+    "test_verdicts",
     "test_runs",
     "test_readme",
     "test_resume",
