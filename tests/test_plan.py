@@ -12,7 +12,7 @@ from harness.cli import main
 from harness.errors import UserError
 from harness.plan import gpus
 from harness.plan.command import names
-from harness.plan.fixes import candidates
+from harness.plan.fixes import Fix, candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
 from harness.plan.render import Row, as_json, render
@@ -46,6 +46,15 @@ def test_changes_that_leave_the_result_alone_are_tried_first():
     assert tried[0] == ("train.gradient_checkpointing=true",)
     assert tried[1] == ("train.micro_batch_size=2", "train.gradient_checkpointing=true")
     assert tried.index(("adapter=lora",)) > 1 and tried[-1][0] == "train.max_length=32"
+
+
+def test_a_trial_that_trains_where_its_base_cannot_be_judged_is_told_so():
+    found = Prediction({"baseline": {"weights": 141e9}})
+    assert list(candidates(setup_of("eval=default"), found))[-1] == ("eval=none",)
+    assert ("eval=none",) not in candidates(setup_of("eval=none"), found)
+    row = Row("dpo-qlora", found, fixes=(Fix(("eval=none",), 42e9),))
+    said = render([row], gpu_of("h100"), cuda=True, rule="r", markdown=True)
+    assert "`eval=none` (needs" in said and "it is then not judged" in said
 
 
 def test_seed_rate_and_beta_share_a_prediction_and_the_reference_does_not():

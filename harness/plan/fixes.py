@@ -10,8 +10,10 @@ from harness.plan.gpus import Gpu
 from harness.plan.predict import Prediction, Target, predict
 from harness.trial import Setup
 
-TRIED, TOLD = 12, 3
-"""Changes that are tried for a trial, and changes that fit after which no more are looked for."""
+TOLD = 3
+"""Changes that fit after which no more are looked for."""
+UNJUDGED = "eval=none"
+"""The last resort: train here and judge elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def fixes(
         composed: the trial with more overrides.
     """
     found: list[Fix] = []
-    for tried, change in enumerate(candidates(setup, prediction)):
-        if tried == TRIED or len(found) == TOLD:
+    for change in candidates(setup, prediction):
+        if len(found) == TOLD:
             break
         if any(set(fix.overrides) <= set(change) for fix in found):
             continue  # half of it was enough
@@ -55,7 +57,10 @@ def fixes(
 
 
 def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:
-    """Changes worth trying: first those that leave the result as it is, then those that change what is learned."""
+    """Changes worth trying: first those that leave the result as it is, then those that change what is learned.
+
+    The last is not to judge: the base is judged unquantized, so a 70B under QLoRA trains where it cannot be judged.
+    """
     train = setup.train
     if prediction.phase in ("baseline", "reference", "evaluate") and setup.eval.batch_size > 1:
         yield from ((f"eval.batch_size={size}",) for size in (setup.eval.batch_size // 8, 1) if size)
@@ -77,3 +82,5 @@ def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]
         shorter += (f"train.max_completion_length={max(1, train.max_completion_length // 2)}",)
     yield shorter
     yield (*shorter, *smallest)
+    if setup.eval.evaluators:
+        yield (UNJUDGED,)

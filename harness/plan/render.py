@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from harness import text
-from harness.plan.fixes import Fix
+from harness.plan.fixes import UNJUDGED, Fix
 from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, HEAP, PROCESS_BYTES, Gpu, needed
 from harness.plan.predict import Prediction
 from harness.rehearsal.timeline import OWNERS
@@ -136,9 +136,13 @@ def _advice(row: Row, gpu: Gpu) -> str:
     assert row.prediction is not None
     head = f"- {row.label} needs {gb(needed(row.prediction.peak))} GB of {gb(gpu.bytes)}"
     if not row.fixes:
-        return f"{head}: nothing that was tried makes it fit (smaller micro-batches, adapters, shorter rows)"
+        return (
+            f"{head}: nothing that was tried makes it fit (smaller micro-batches, adapters, shorter rows, no judging)"
+        )
     ways = "; or ".join(
-        f"`{' '.join(fix.overrides)}` (needs {gb(needed(fix.peak))} GB, predicted)" for fix in row.fixes
+        f"`{' '.join(fix.overrides)}` (needs {gb(needed(fix.peak))} GB, predicted"
+        f"{'; it is then not judged' if UNJUDGED in fix.overrides else ''})"
+        for fix in row.fixes
     )
     return f"{head}: {ways}"
 
