@@ -149,6 +149,23 @@ def test_seeds_that_logged_at_other_steps_have_a_line_each(tmp_path, drawn):
     assert [d[1] for d in drawn if d[0] == "plot"] == [[0, 3], [1, 4], [2, 5]]
 
 
+@pytest.mark.parametrize(("low", "high", "logarithmic"), [(0.3, 40.0, True), (1e-4, 0.7, False)])
+def test_a_wide_series_gets_a_scale_that_writes_plain_numbers(low, high, logarithmic, tmp_path, monkeypatch):
+    ticks = []
+    monkeypatch.setattr(
+        curves, "save", lambda drawn, _: ticks.extend(t.get_text() for t in drawn.axes[0].get_yticklabels()) or True
+    )
+    frame = drifting(0.5)
+    values = [high, *[low] * 9]
+    series = pd.DataFrame(
+        [(frame["run_id"][0], "train/loss", s, BEGAN + s, v) for s, v in enumerate(values)],
+        columns=list(results.SERIES_COLUMNS),
+    )
+    assert curves.learning_curves(series, find(frame), tmp_path / "l.png")
+    assert all("$" not in tick for tick in ticks), ticks
+    assert ("10" in ticks) is logarithmic, ticks
+
+
 def test_reliability_pools_the_bins_of_all_seeds_by_their_counts(tmp_path, drawn):
     bins = pd.DataFrame({"low": [0.5, 0.5], "count": [30, 10], "predicted": [0.6, 0.7], "observed": [0.5, 0.9]})
     assert plots.reliability({"dpo": bins}, tmp_path / "r.png")

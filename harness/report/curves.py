@@ -42,6 +42,8 @@ CURVES = {
     "train/kl": "KL from the reference (nats/token)",
     "train/response_tokens": "tokens per completion",
 }
+LINEAR = 10
+"""A series that stays below is drawn on a linear scale, however small most of it is."""
 MEMORY_SERIES = ("system/gpu_0_memory_usage_megabytes", "system/system_memory_usage_megabytes")
 
 
@@ -60,8 +62,9 @@ def learning_curves(series: pd.DataFrame, findings: Findings, path: Path) -> boo
         own = chosen[chosen["name"] == name]
         for label, runs in key.groups.items():
             _line(axes, own[own["run_id"].isin(runs)], key.style(label))
-        if own["value"].abs().max() > 100 * max(own["value"].abs().median(), 1e-9):  # IPO's loss beside DPO's
+        if own["value"].abs().max() > max(LINEAR, 100 * own["value"].abs().median()):  # IPO's loss beside DPO's
             axes.set_yscale("symlog", linthresh=1)
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")  # the scale's own writes TeX
         axes.set_title(name, loc="left")
         axes.set_xlabel("step")
         axes.set_ylabel(CURVES[name])
