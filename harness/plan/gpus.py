@@ -26,7 +26,7 @@ FRAGMENTED = 0.05
 
 TRANSIENT, HEAP = ("activations", "logits", "kv_cache"), 2.0
 """Without a GPU, what comes and goes in each step, and how much of the heap it holds for each live byte: batches of
-changing lengths leave holes, and glibc keeps what was freed. Measured 1.3 (one length) to 2.6 (the embedded DPO)."""
+changing lengths leave holes, and glibc keeps what was freed. Measured 1.2 to 3.9, mostly 1.7 to 2.6."""
 PROCESS_BYTES = 80_000_000
 """Private memory of a trial's process before its first tensor, libraries' buffers included; measured 75 to 95 MB."""
 
