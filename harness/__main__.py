@@ -1,8 +1,6 @@
 """``python -m harness``."""
 
-import sys
-
-from harness.cli import main
+from harness.cli import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from harness import collector
 from harness.errors import UserError
 
 OK, NOT_FINISHED, USER_ERROR = 0, 1, 2
@@ -73,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def start() -> None:
+    """The process of a command line: run it, and end with its exit code."""
+    collector.seldom()
+    code = main()
+    collector.over()
+    sys.exit(code)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -53,13 +53,16 @@ def cuda_is_clean() -> bool:
 
 def import_all() -> None:
     """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
+    from harness import collector
+
     saved = [os.dup(1), os.dup(2)]
     sink = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        for name in wanted(gpu_visible()):
-            importlib.import_module(name)
+        with collector.paused():
+            for name in wanted(gpu_visible()):
+                importlib.import_module(name)
         # Digests of the code as it is imported now: a file edited while the sweep runs is not what trials ran.
         from harness import identity
 

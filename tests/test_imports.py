@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "records",
     "text",
+    "collector",
     "commandline",
     "config",
     "identity",

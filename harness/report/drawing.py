@@ -61,8 +61,9 @@ def figure(height_in: float) -> Figure:
 def save(drawn: Figure, path: Path) -> bool:
     """As PNG, and as SVG beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine(None)  # it is laid out now; else each file would be laid out and drawn twice
     drawn.savefig(path, format="png", metadata={"Software": None})
-    drawn.set_layout_engine("none")  # it is laid out now
     drawn.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return True
 

@@ -237,7 +237,7 @@ def reliability(bins: Mapping[str, pd.DataFrame], path: Path) -> bool:
 def _added(recipe: Recipe) -> list[float]:
     """By phase: what it added to the highest before it, in MB; mean over the seeds."""
     seeds = []
-    for row in recipe.frame.to_dict("records"):
+    for row in recipe.frame.filter(like="memory/").to_dict("records"):
         peak, high, parts = value_of(row, "memory/peak_mb"), 0.0, []
         for phase in PHASES:
             top = value_of(row, f"memory/{phase}_peak_mb") or 0.0
