@@ -16,7 +16,7 @@ def seldom() -> None:
 
 
 def over() -> None:
-    """For a process that has done its work: its last search, which Python makes at the end, finds nothing to look at."""
+    """For a process that has done its work: the search that Python makes at the end has nothing to look at."""
     gc.freeze()
 
 
