@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test slow check bench
 
 setup: $(STAMP)
 
@@ -18,7 +19,10 @@ demo: setup
 	$(BIN)/python -m harness -m algo=dpo,grpo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+slow: setup
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff format --check .

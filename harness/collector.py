@@ -11,7 +11,7 @@ SELDOM = 50_000
 
 
 def seldom() -> None:
-    """For a process that ends soon: search less often, from now on."""
+    """For the process of a command line, whose trials are processes of their own: search less often, from now on."""
     gc.set_threshold(SELDOM, 20, 20)
 
 

@@ -12,6 +12,8 @@ import importlib
 import os
 import sys
 
+from harness import collector
+
 CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
 REST = (
     "peft",
@@ -53,8 +55,6 @@ def cuda_is_clean() -> bool:
 
 def import_all() -> None:
     """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
-    from harness import collector
-
     saved = [os.dup(1), os.dup(2)]
     sink = os.open(os.devnull, os.O_WRONLY)
     try:

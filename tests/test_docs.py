@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", *(p for place in ("docs", "experiments", "reports") for p in ROOT.glob(f"{place}/**/*.md"))]
-)
-CODE = re.compile(r"^```.*?^```|`[^`\n]*`", flags=re.DOTALL | re.MULTILINE)
+PLACES = ("docs", "experiments", "reports")
+PAGES = sorted([ROOT / "README.md", *(p for place in PLACES for p in ROOT.glob(f"{place}/**/*.md"))])
+BLOCK = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def links(page: Path) -> list[str]:
-    found = re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text(encoding="utf-8")))
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text(encoding="utf-8"))))
     return [link for link in found if not re.match(r"[a-z]+:", link)]
 
 
 def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
-    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    heads = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
 
 
@@ -39,8 +37,8 @@ def test_links_of_a_page_resolve(page):
 
 def test_committed_plots_are_shown():
     shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
-    listed = subprocess.run(["git", "ls-files", "*.png"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert not {ROOT / name for name in listed.stdout.split()} - shown
+    plots = {plot for place in PLACES for plot in ROOT.glob(f"{place}/**/*.png")}
+    assert len(plots) > 30 and not plots - shown
 
 
 def test_there_are_pages_and_links_to_check():

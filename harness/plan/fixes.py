@@ -82,5 +82,5 @@ def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]
         shorter += (f"train.max_completion_length={max(1, train.max_completion_length // 2)}",)
     yield shorter
     yield (*shorter, *smallest)
-    if setup.eval.evaluators:
+    if setup.eval.active:
         yield (UNJUDGED,)
