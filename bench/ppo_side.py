@@ -79,7 +79,7 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
             device="cpu",
             precision="fp32",
             clock=PhaseClock(lambda *_: None),
-            dtype=torch.float32,
+            frozen=torch.float32,
         )
     )
     started = time.perf_counter()

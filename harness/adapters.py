@@ -28,6 +28,8 @@ class Adapter(ABC):
     recipe: ClassVar[str]
     """Column of an algorithm's recipe table (``full``, ``lora``, ``qlora``) that suits this adapter."""
     quantized: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
+    """Whether the base's own weights are what is trained."""
 
     @abstractmethod
     def peft_config(self) -> LoraConfig | None:
@@ -48,6 +50,7 @@ class Full(Adapter):
 
     name: ClassVar[str] = "full"
     recipe: ClassVar[str] = "full"
+    trains_base: ClassVar[bool] = True
 
     def peft_config(self) -> None:
         """No wrapping."""
@@ -65,7 +68,7 @@ class LoRA(Adapter):
     Attributes:
         rank: r.
         alpha_over_rank: ``lora_alpha / r``; a constant ratio keeps the size of an update when r is swept.
-        dropout: dropout on the adapter's input.
+        dropout: dropout on the adapter's input, in the policy's gradient pass alone; online algorithms train without.
         targets: ``all-linear`` (every linear layer but the output head) or module names such as ``[q_proj]``.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
     """

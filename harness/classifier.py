@@ -5,19 +5,64 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.conversation import encode
+from harness.precision import computing
+
+HEAD = "head.safetensors"
+
+
+class Head(nn.Linear):
+    """A projection to one number that is held and computed in 32 bits, whatever autocast is on around it.
+
+    The number is an advantage's, a return's or a reward's: bf16 would leave it two or three digits.
+    """
+
+    def __init__(self, width: int, *, bias: bool, device: Any):
+        """Start at zero."""
+        super().__init__(width, 1, bias=bias, device=device, dtype=torch.float32)
+        nn.init.zeros_(self.weight)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """(..., width) in any dtype to (..., 1) in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
+
+
+def in_32_bits(shell: Any) -> Any:
+    """Give a loaded sequence-classification model a head that computes in 32 bits, with the same weights."""
+    score = getattr(shell, "score", None)
+    if type(score) is nn.Linear and score.out_features == 1:
+        head = Head(score.in_features, bias=score.bias is not None, device=score.weight.device)
+        head.load_state_dict(score.state_dict())
+        shell.score = head
+    return shell
+
+
+def save_head(shell: Any, folder: Path) -> None:
+    """Keep the head beside the model, since loading a model in bf16 rounds all of its weights."""
+    save_file({name: value.contiguous() for name, value in shell.score.state_dict().items()}, folder / HEAD)
+
+
+def load_head(shell: Any, folder: Path) -> Any:
+    """Give ``shell`` the head that ``save_head`` kept, in all of its 32 bits."""
+    shell.score.load_state_dict(load_file(folder / HEAD, device=str(shell.device)))
+    return shell
 
 
 def with_score(causal: Any) -> Any:
     """The sequence-classification model of ``causal``'s architecture around the very weights of its body.
 
     No weight is copied or loaded again, so 4-bit bodies and bodies that carry adapters work. The head starts at
-    zero and is held in 32 bits.
+    zero and computes in 32 bits.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
 
@@ -38,12 +83,19 @@ def with_score(causal: Any) -> Any:
         shell = known[type(config)](config)
     setattr(shell, shell.base_model_prefix, causal.base_model)
     text = config.get_text_config()
-    shell.score = nn.Linear(text.hidden_size, 1, bias=False, device=causal.device, dtype=torch.float32)
-    nn.init.zeros_(shell.score.weight)
+    shell.score = Head(text.hidden_size, bias=False, device=causal.device)
     for name in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(causal, name):
             setattr(shell, name, getattr(causal, name))
     return shell
+
+
+def without_dropout(config: Any) -> Any:
+    """The adapter configuration of a role that only gives numbers: with dropout they would change from call to call."""
+    config = copy.deepcopy(config)
+    if getattr(config, "lora_dropout", None):
+        config.lora_dropout = 0.0
+    return config
 
 
 @contextmanager
@@ -64,6 +116,7 @@ def score_sequences(
     pad: int,
     batch_size: int,
     device: str,
+    precision: str,
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Scores of token sequences, float32, in their order; padded on the right, in batches of similar length.
@@ -74,6 +127,7 @@ def score_sequences(
         pad: id of the pad token.
         batch_size: sequences per forward pass.
         device: where the model is.
+        precision: in which it computes.
         turn: within it, forward passes are the model's (an adapter on a shared base is active).
     """
     scores = torch.zeros(len(sequences))
@@ -84,11 +138,12 @@ def score_sequences(
             width = max(len(sequences[i]) for i in chosen)
             rows = [[*sequences[i], *[pad] * (width - len(sequences[i]))] for i in chosen]
             marks = [[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen]
-            out = shell(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(marks, device=device),
-                use_cache=False,
-            )
+            with computing(device, precision):
+                out = shell(
+                    input_ids=torch.tensor(rows, device=device),
+                    attention_mask=torch.tensor(marks, device=device),
+                    use_cache=False,
+                )
             scores[torch.tensor(chosen)] = out.logits[:, 0].float().cpu()
     return scores
 

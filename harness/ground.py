@@ -20,9 +20,10 @@ from harness.evaluators.base import EvalContext
 from harness.job import Job
 from harness.journal import Journal
 from harness.models import Tiny
+from harness.precision import Place, place_on
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.trial import Setup, renders_chat, stored_as
+from harness.trial import Setup, renders_chat
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class Ground:
     base_key: str
     cache: Cache
     folder: Path
-    device: str
-    dtype: torch.dtype
-    precision: str
+    place: Place
     resume: bool
     snapshot: bool = False
 
@@ -47,8 +46,23 @@ class Ground:
         """Rows in the form the model wants."""
         return prepare_rows(rows, chat=self.chat)
 
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the policy's stored weights."""
+        return self.place.dtype
+
+    @property
+    def precision(self) -> str:
+        """Of the computation."""
+        return self.place.precision
+
     def load_base(self) -> Any:
-        """The base in the compute precision, as a user would deploy it."""
+        """The base as a user would deploy it: not quantized, stored and computing as the policy does."""
         return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
 
     def load_policy_base(self) -> Any:
@@ -56,13 +70,10 @@ class Ground:
         return self.load_for(self.setup.adapter)
 
     def load_for(self, adapter: Adapter) -> Any:
-        """The base as ``adapter`` wants it."""
-        quantization = adapter.quantization(self.dtype)
-        if quantization is None:
-            return self.load_base()
-        return self.setup.model.load(
-            self.source, dtype=self.dtype, device=self.device, quantization=quantization
-        ).eval()
+        """The base as ``adapter`` wants it to train it."""
+        quantization = adapter.quantization(self.place.unpacked)
+        dtype = self.place.stored_for(adapter.trains_base)
+        return self.setup.model.load(self.source, dtype=dtype, device=self.device, quantization=quantization).eval()
 
     def reward_folders(self, journal: Journal) -> dict[str, Path]:
         """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""
@@ -78,7 +89,8 @@ class Ground:
                 rows=self.rows,
                 device=self.device,
                 precision=self.precision,
-                dtype=str(self.dtype),
+                dtype=str(self.place.stored_for(spec.adapter.trains_base)),
+                frozen=self.place.frozen,
                 chat=self.chat,
                 progress=lambda step, total: journal.write("progress", what="reward model", step=step, total=total),
             )
@@ -95,7 +107,7 @@ class Ground:
             note_stage(journal, STAGE, entry, self.cache.note(entry))
             journal.write("metrics", values={"budget/reference_rows": scored})
 
-        quantization = self.setup.adapter.quantization(self.dtype)
+        quantization = self.setup.adapter.quantization(self.place.unpacked)
         base = {
             "base": self.base_key,
             "quantization": None if quantization is None else quantization.to_dict(),
@@ -115,7 +127,7 @@ class Ground:
             self.tokenizer,
             self.data,
             self.rows,
-            self.device,
+            self.place,
             beta=setup.algo.beta,
             reference=reference,
             max_leaked=setup.eval.max_leaked,
@@ -139,7 +151,7 @@ class Ground:
 
 
 def context_of(
-    setup: Setup, model: Any, tokenizer: Any, data: TaskData, rows: Any, device: str, **more: Any
+    setup: Setup, model: Any, tokenizer: Any, data: TaskData, rows: Any, place: Place, **more: Any
 ) -> EvalContext:
     """What evaluators see of ``model`` under the trial's settings; ``more`` are other fields of the context."""
     settings = setup.eval
@@ -154,15 +166,18 @@ def context_of(
         max_length=settings.max_length,
         max_completion_length=settings.max_completion_length,
         seed=settings.seed,
-        device=device,
+        device=place.device,
+        precision=place.precision,
+        frozen=place.frozen,
         **more,
     )
 
 
 def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:
     """Device, precision, tokenizer and the base's folder (built by the SFT stage on first use)."""
-    device, dtype, precision = placement(setup, job.device)
-    journal.write("device", device=device, precision=precision, **device_record(device))
+    place = placement(setup, job.device)
+    stored = str(place.dtype).removeprefix("torch.")
+    journal.write("device", device=place.device, precision=place.precision, dtype=stored, **device_record(place.device))
     cache = Cache(Path(job.cache_dir))
     source, base_key = None, setup.model.recipe_digest(setup.task)
     if isinstance(setup.model, Tiny):
@@ -190,21 +205,25 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         base_key=base_key,
         cache=cache,
         folder=Path(job.folder),
-        device=device,
-        dtype=dtype,
-        precision=precision,
+        place=place,
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
     )
 
 
-def placement(setup: Setup, wanted: str) -> tuple[str, torch.dtype, str]:
-    """Device, dtype of the stored weights, and precision of the computation."""
+def placement(setup: Setup, wanted: str) -> Place:
+    """Where the trial computes, and in which numbers."""
     device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device", key="runner.device", value="cuda", fix="runner.device=cpu")
-    dtype, precision = stored_as(setup, bf16=device == "cuda" and torch.cuda.is_bf16_supported())
-    return device, getattr(torch, dtype), precision
+    return place_on(
+        setup.model,
+        setup.adapter,
+        setup.train,
+        device,
+        trains=setup.algo.trains,
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+    )
 
 
 def device_record(device: str) -> dict[str, Any]:

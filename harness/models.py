@@ -39,7 +39,7 @@ class Model(ABC):
     """A base model.
 
     Attributes:
-        dtype: ``auto`` stores weights in bf16 on CUDA that has it and in fp32 elsewhere.
+        dtype: ``auto`` stores frozen weights in bf16 on CUDA that has it, and those that are trained in fp32.
         attention: transformers' attention implementation; null leaves the choice to transformers.
         chat_template: ``auto`` renders conversational rows, and text rows as one user turn, with the
             tokenizer's template where it has one; ``off`` leaves text rows as they are.
@@ -54,6 +54,9 @@ class Model(ABC):
     attention: str | None = None
     chat_template: Literal["auto", "off"] = "auto"
     pad_token: str | None = None
+
+    follows_device: ClassVar[bool] = True
+    """Whether ``auto`` computes in bf16 where the device does so well; the embedded model stays in 32 bits."""
 
     @property
     def stage(self) -> Mapping[str, Any] | None:
@@ -91,6 +94,7 @@ class Tiny(Model):
     """
 
     name: ClassVar[str] = "tiny"
+    follows_device: ClassVar[bool] = False
 
     seed: Annotated[int, Ge(0)] = 0
     layers: Annotated[int, Gt(0)] = 4

@@ -96,8 +96,8 @@ def load_trained(ground: Ground, base: Any) -> Any:
         ).eval()
     from peft import PeftModel
 
-    # Without autocast the adapter keeps the dtype it was trained in, and gives the same numbers.
-    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
+    # Adapters are trained in 32 bits, and come back in 32 bits: without peft's cast they would take the base's bf16.
+    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True).eval()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -65,7 +65,8 @@ class Train:
         scheduler: learning-rate schedule after the warm-up.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: gradient clipping.
-        optimizer: ``auto`` is fused AdamW; paged 8-bit AdamW for QLoRA on CUDA.
+        optimizer: ``auto`` is fused AdamW; paged 8-bit AdamW for QLoRA on CUDA. ``adamw_8bit_stochastic`` trains
+            weights that are stored in bf16 (``model.dtype=bfloat16``) by stochastic rounding; it needs torchao.
         precision: ``auto`` computes in bf16 on CUDA that has it, in fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass.
         logging_steps: steps between two points of the series.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from harness.conversation import is_conversational
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
-from harness.models import PLAIN_TEMPLATE, Model, Tiny
+from harness.models import PLAIN_TEMPLATE, Model
+from harness.precision import precision_problems
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
@@ -125,6 +126,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
 
     if algo.trains:
         errors += train_problems(built["train"], algo.name)
+        errors += precision_problems(built["model"], adapter, built["train"])
+        adapter = _without_dropout(algo, adapter, unused)
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
         if reward is None:
@@ -255,19 +258,6 @@ def training_config(setup: Setup) -> dict[str, Any]:
     return config
 
 
-def stored_as(setup: Setup, *, bf16: bool) -> tuple[str, str]:
-    """Torch's name of the stored weights' dtype, and the precision of the computation (``fp32`` or ``bf16``).
-
-    Args:
-        setup: the trial.
-        bf16: whether the device computes in it well, as GPUs since Ampere do; the embedded model never asks for it.
-    """
-    bf16 = bf16 and not isinstance(setup.model, Tiny)
-    precision = setup.train.precision if setup.train.precision != "auto" else "bf16" if bf16 else "fp32"
-    dtype = setup.model.dtype if setup.model.dtype != "auto" else "bfloat16" if bf16 else "float32"
-    return dtype, precision
-
-
 def renders_chat(setup: Setup, data: TaskData, tokenizer: Any) -> bool:
     """Whether rows are rendered with a chat template; conversational ones always, by a plain one if need be."""
     some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
@@ -325,6 +315,14 @@ def _inject(
                 fix=f"set {field} alone",
             )
         )
+
+
+def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Adapter:
+    """Online algorithms train without dropout: the ratio of a pass with it to one without would clip on noise."""
+    if algo.family != "online" or not getattr(adapter, "dropout", 0.0):
+        return adapter
+    unused.append("adapter.dropout")
+    return replace(adapter, dropout=0.0)  # type: ignore[call-arg]
 
 
 def _class_default(node: dict[str, Any] | None, field: str) -> Any:

@@ -70,7 +70,7 @@ def run(job: Job, journal: Journal) -> None:
 
 def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
     """One optimizer step of the longest rows, from which nothing is kept: memory runs out now or not at all."""
-    from harness.rehearsal.step import Place, Scene, rehearse
+    from harness.rehearsal.step import Scene, rehearse
 
     setup = ground.setup
 
@@ -80,8 +80,16 @@ def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
     with clock.phase("prepare"):
         folders = ground.reward_folders(journal)
         seed_everything(setup.seed)
-    place = Place(ground.device == "cuda", ground.dtype, ground.precision)
-    scene = Scene(setup, ground.data, ground.tokenizer, ground.rows, place, load, device=ground.device, folders=folders)
+    scene = Scene(
+        setup,
+        ground.data,
+        ground.tokenizer,
+        ground.rows,
+        ground.place,
+        ground.device == "cuda",
+        load=load,
+        folders=folders,
+    )
     with clock.phase("train"):
         rehearse(scene, model_config(setup.model), evaluation=False)
     report_clock(clock, journal)
@@ -102,6 +110,7 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k != "evaluators"},
             "code": identity.code_digest(identity.EVALUATION_CODE, identity.modules_of([evaluator])),
             "dtype": str(ground.dtype),
+            "precision": ground.precision,
             "device": ground.device,
             "chat": ground.chat,
             "versions": identity.library_versions(),
@@ -161,7 +170,7 @@ def train(
                 precision=ground.precision,
                 clock=clock,
                 references=ground.references(clock, journal),
-                dtype=ground.dtype,
+                frozen=ground.place.frozen,
                 folders=folders,
                 callbacks=[callback],
             ),

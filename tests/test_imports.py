@@ -29,6 +29,7 @@ ORDER = (
     "journal",
     "job",
     "training",
+    "precision",
     "conversation",
     "display",
     "allocator",

@@ -26,6 +26,7 @@ from harness.rewards.scoring import checked
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
+from harness.trainers import ready_trainer
 from harness.training import Train
 from tests.toys import Fixed, random_llama, says
 
@@ -482,3 +483,36 @@ def test_the_first_optimizer_step_moves_b_alone(job):
     trainer.train()
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == set(adapter_weights(trainer.model)["B"])
+
+
+# -- dropout -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [DPO(), IPO(), KTO(), SFT()])
+def test_dropout_acts_in_the_policys_gradient_pass_and_in_no_other(job, algorithm):
+    job = replace(job, adapter=LoRA(rank=2, dropout=0.5), reference=None)
+    trainer = ready_trainer(algorithm, job)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:  # which is 0 at the start, so that nothing that comes before it would show
+            torch.nn.init.normal_(parameter)
+    ids = torch.tensor([TOKENIZER("12+7=19")["input_ids"]])
+
+    def twice() -> bool:
+        return torch.equal(trainer.model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
+
+    trainer.model.train()
+    assert not twice()
+    if algorithm.name != "sft":  # which has neither a reference nor a KL term
+        with torch.no_grad():
+            assert twice()
+    with trainer.model.disable_adapter():
+        assert twice()
+    trainer.model.eval()
+    assert twice()
+
+
+def test_without_dropout_a_gradient_pass_says_the_same_twice(job):
+    trainer = ready_trainer(DPO(), replace(job, adapter=LoRA(rank=2), reference=None))
+    trainer.model.train()
+    ids = torch.tensor([TOKENIZER("12+7=19")["input_ids"]])
+    assert torch.equal(trainer.model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.rewards.base import Reward, Verifier
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
+from harness.trainers import without_dropout
 from harness.training import Train
 from tests.toys import Fixed, random_llama, says
 
@@ -35,14 +37,15 @@ def make(
     adapter: Any = None,
     reward: Reward | None = None,
     train: dict[str, Any] | None = None,
+    models: Callable[[int], Any] | None = None,
     **knobs: Any,
 ) -> Any:
-    """A trainer whose rollouts are ``SAID``."""
-    adapter = adapter or Full()
+    """A trainer whose rollouts are ``SAID``; ``models`` makes policy and reference from their seeds."""
+    adapter, models = adapter or Full(), models or partial(random_llama, context=64)
     size = {"batch_size": 4, "micro_batch_size": 4, **(train or {})}
     job = TrainJob(
-        model=random_llama(0, context=64),
-        reference=random_llama(1, context=64).requires_grad_(False) if adapter.name == "full" else None,
+        model=models(0),
+        reference=models(1).requires_grad_(False) if adapter.name == "full" else None,
         tokenizer=TOKENIZER,
         adapter=adapter,
         task=Arithmetic(),
@@ -66,7 +69,7 @@ def make(
         device="cpu",
         precision="fp32",
         clock=PhaseClock(lambda kind, data: None),
-        dtype=torch.float32,
+        frozen=torch.float32,
     )
     trainer = PPO(**knobs).trainer(job)
     says(trainer, SAID)
@@ -123,6 +126,54 @@ def test_what_a_rollout_says_of_one_prompt_does_not_depend_on_its_neighbours(tmp
     together, alone = rollout(trainer), rollout(trainer, (0, 1))
     for name in ("old_per_token_logps", "old_values", "returns", "advantages"):
         assert torch.allclose(together[name][:2, :3], alone[name][:, :3], atol=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)])
+def test_positions_are_counted_from_the_first_token_of_a_row_and_not_from_its_padding(tmp_path, architecture, adapter):
+    """Prompts of unequal length are padded on the left; learned positions would be those of the padding."""
+    trainer = make(tmp_path, beta=0.1, whiten_advantages=False, adapter=adapter, models=partial(other, architecture))
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    batch = rollout(trainer)  # of prompts of 5 and 4 tokens
+    for row, (prompt, said) in enumerate([("12+7=", "19"), ("1+1=", "17")]):
+        before = len(prompt)
+        ids = torch.tensor([TOKENIZER(prompt + said)["input_ids"] + [TOKENIZER.eos_token_id]])
+        with torch.no_grad(), trainer.critic.turn():
+            hidden = trainer.critic.body(input_ids=ids).last_hidden_state
+            values = trainer.critic.head(hidden)[0, before - 1 : -1, 0]
+        with torch.no_grad():
+            log_probs = torch.log_softmax(trainer.model(input_ids=ids).logits[0], -1)
+        picked = torch.stack([log_probs[before - 1 + t, ids[0, before + t]] for t in range(3)])
+        assert torch.allclose(batch["old_per_token_logps"][row, :3], picked, atol=1e-4)
+        assert torch.allclose(batch["old_values"][row, :3], values, atol=1e-4)
+
+
+def other(architecture: str, seed: int) -> Any:
+    """A model of another kind over the embedded alphabet, with weights so large that positions matter."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    more = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 16}, "gpt_neox": {"intermediate_size": 32}}
+    config = AutoConfig.for_model(
+        architecture, vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.3, init_std=0.3, pad_token_id=TOKENIZER.pad_token_id,
+        eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None,
+        **more.get(architecture, {}),
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    without_dropout(model)  # as it is done to every policy
+    return model
+
+
+def test_values_do_not_change_from_call_to_call_under_an_adapter_with_dropout(tmp_path):
+    trainer = make(tmp_path, adapter=LoRA(rank=2, dropout=0.5))
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    for parameter in trainer.critic.trained:
+        torch.nn.init.normal_(parameter)
+    first, second = rollout(trainer), rollout(trainer)
+    assert torch.equal(first["old_values"], second["old_values"])
+    assert torch.equal(first["old_per_token_logps"], second["old_per_token_logps"])
 
 
 def test_an_unfinished_completion_pays_the_penalty(tmp_path):

@@ -12,9 +12,10 @@ import torch
 
 from harness.config import compose, hydra_config
 from harness.conversation import prepare_rows
+from harness.precision import place_on
 from harness.rehearsal import standins
 from harness.rehearsal.rows import lengthened, longest
-from harness.rehearsal.step import Place, Scene, rehearse, shortened
+from harness.rehearsal.step import Scene, rehearse, shortened
 from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds
 from harness.skeleton import alike, layers_of, skeleton, with_layers
@@ -25,7 +26,7 @@ SMALL = (
     "model=shape/llama-10m", "eval=none", "task.pairs=40", "train.batch_size=8", "train.micro_batch_size=4",
     "train.max_length=64", "train.max_completion_length=12",
 )  # fmt: skip
-CPU = Place(cuda=False, dtype=torch.float32, precision="fp32")
+CPU, GPU = False, True
 
 
 def setup_of(*overrides: str) -> Setup:
@@ -33,7 +34,9 @@ def setup_of(*overrides: str) -> Setup:
         return assemble(compose([*SMALL, *overrides]))
 
 
-def rehearsed(setup: Setup, *, fake: bool = True, place: Place = CPU, layers: int | None = None) -> Timeline:
+def rehearsed(setup: Setup, *, fake: bool = True, gpu: bool = CPU, layers: int | None = None) -> Timeline:
+    """One step on a CPU as its data comes, or as planned for a GPU, rows as long as they may be."""
+    place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=gpu)
     config = setup.model.configuration()
     if layers is not None:
         config = with_layers(config, layers)
@@ -42,7 +45,8 @@ def rehearsed(setup: Setup, *, fake: bool = True, place: Place = CPU, layers: in
         return setup.model.load(None, dtype=place.dtype, device="cpu", quantization=quantization)
 
     rows = partial(prepare_rows, chat=False)
-    scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, load=None if fake else load)
+    tokenizer = setup.model.tokenizer(None)
+    scene = Scene(setup, check_data(setup), tokenizer, rows, place, gpu, gpu, load=None if fake else load)
     return rehearse(scene, config)
 
 
@@ -173,17 +177,14 @@ def test_shared_references_leave_no_second_model():
 # -- few layers against all ----------------------------------------------------------------------------
 
 
-GPU = Place(cuda=True, dtype=torch.bfloat16, precision="bf16", fill=True)
-
-
 @pytest.mark.parametrize(
-    ("algo", "adapter", "place"),
+    ("algo", "adapter", "gpu"),
     [("dpo", "lora", CPU), ("grpo", "qlora", GPU), pytest.param("ppo", "full", GPU, marks=pytest.mark.slow)],
 )
-def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, place):
+def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, gpu):
     setup = setup_of(f"algo={algo}", f"adapter={adapter}")
-    few = extended(*(rehearsed(setup, place=place, layers=n) for n in (3, 4)), 3, 8)
-    for phase, level in rehearsed(setup, place=place).peaks().items():
+    few = extended(*(rehearsed(setup, gpu=gpu, layers=n) for n in (3, 4)), 3, 8)
+    for phase, level in rehearsed(setup, gpu=gpu).peaks().items():
         assert few[phase].total == pytest.approx(level.total, rel=1e-3), phase
         assert few[phase].owners == pytest.approx(level.owners, rel=1e-2, abs=level.total * 1e-3)
 

@@ -42,7 +42,8 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
 
     from harness.config import compose, hydra_config
     from harness.conversation import prepare_rows
-    from harness.rehearsal.step import Place, Scene, rehearse
+    from harness.precision import place_on
+    from harness.rehearsal.step import Scene, rehearse
     from harness.rehearsal.watch import Steady
     from harness.telemetry.host import peak_resident_bytes, reset_peak, resident_bytes
     from harness.trial import assemble, check_data
@@ -65,9 +66,9 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
         seen["from"] = len(self.tracker.timeline().records)
         begin(self, *args, **options)
 
-    place = Place(cuda=False, dtype=torch.float32, precision="fp32", fill=True)
+    place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=True, bf16=False)
     rows = partial(prepare_rows, chat=False)
-    scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, load=load)
+    scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, fill=True, load=load)
     with patch.object(Steady, "on_train_begin", begun):
         timeline = rehearse(scene, setup.model.configuration(), evaluation=False)
     counted = timeline.records[int(seen["from"]) :].sum(axis=1).max()

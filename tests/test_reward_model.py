@@ -164,8 +164,10 @@ def test_scores_do_not_depend_on_the_batch():
     torch.nn.init.normal_(shell.score.weight)
     shell.config.pad_token_id = 0
     sequences = [[5, 6, 7], [5] * 9, [8], [4, 4, 4, 4, 9]]
-    together = score_sequences(shell, sequences, pad=0, batch_size=4, device="cpu")
-    alone = torch.cat([score_sequences(shell, [s], pad=0, batch_size=1, device="cpu") for s in sequences])
+    together = score_sequences(shell, sequences, pad=0, batch_size=4, device="cpu", precision="fp32")
+    alone = torch.cat(
+        [score_sequences(shell, [s], pad=0, batch_size=1, device="cpu", precision="fp32") for s in sequences]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 

@@ -67,6 +67,19 @@ def preferences_file(folder, marker="yes"):
 # -- knobs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+def test_online_algorithms_train_without_dropout_and_say_so(assemble, algo):
+    plain, dropped = (assemble(f"algo={algo}", f"adapter.dropout={p}") for p in (0.0, 0.2))
+    assert dropped.adapter == plain.adapter and "adapter.dropout" in dropped.unused
+    assert identify(dropped, check_data(dropped)).trial_id == identify(plain, check_data(plain)).trial_id
+
+
+def test_dropout_splits_trials_of_an_offline_algorithm(assemble):
+    plain, dropped = (assemble("algo=kto", f"adapter.dropout={p}") for p in (0.0, 0.2))
+    assert "adapter.dropout" not in dropped.unused
+    assert identify(dropped, check_data(dropped)).trial_id != identify(plain, check_data(plain)).trial_id
+
+
 def test_beta_and_rank_reach_the_algorithm_and_the_adapter(assemble):
     setup = assemble("beta=0.3", "rank=4")
     assert (setup.algo.beta, setup.adapter.rank) == (0.3, 4)

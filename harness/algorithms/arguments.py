@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from harness.adapters import Adapter
 from harness.algorithms.base import TrainJob
+from harness.precision import optimizer_arguments
 from harness.training import UNKNOWN_STEPS, Train
 
 
@@ -29,7 +30,7 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        "optim": optimizer_name(train, job.adapter, job.device),
+        **optimizer_arguments(optimizer_name(train, job.adapter, job.device)),
         "bf16": job.precision == "bf16",
         "use_cpu": job.device == "cpu",
         "gradient_checkpointing": train.gradient_checkpointing,

@@ -35,7 +35,7 @@ class TrainJob:
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
         references: where shared reference log-probabilities come from (``stages.reference``).
-        dtype: torch's, of stored weights.
+        frozen: torch's dtype of the weights of models that only score.
         folders: of the stages that the reward needs, by their keys.
     """
 
@@ -54,7 +54,7 @@ class TrainJob:
     precision: str
     clock: PhaseClock
     references: Any = None
-    dtype: Any = None
+    frozen: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
 
@@ -87,6 +87,9 @@ class Algorithm(ABC):
     name: ClassVar[str]
     family: ClassVar[Literal["offline", "online", "none"]]
     consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]]
+
+    keeps_dropout: ClassVar[bool] = False
+    """Whether the base's own dropout stays on while training; a log-ratio of two noisy passes would be noise."""
 
     beta: float | None = None
     recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)

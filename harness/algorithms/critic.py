@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.classifier import acting
+from harness.classifier import Head, acting, without_dropout
 
 NAME = "critic"
 """Of the critic's adapter."""
@@ -20,7 +20,7 @@ class Critic:
     """A transformer body of its own with one output per position; it starts at V = 0 everywhere.
 
     Attributes:
-        head: (hidden, 1), in 32 bits.
+        head: from a hidden state to a value, in 32 bits.
         trained: what the optimizer moves.
     """
 
@@ -51,7 +51,7 @@ class Critic:
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Values of the states before each of the last ``keep`` tokens: (B, keep). Call it in its turn."""
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return self.head(hidden[:, -keep - 1 : -1].float()).squeeze(-1)
+        return self.head(hidden[:, -keep - 1 : -1]).squeeze(-1)
 
     @torch.no_grad()
     def values(self, input_ids: Tensor, attention_mask: Tensor, keep: int, rows: int) -> Tensor:
@@ -83,7 +83,7 @@ class AdapterCritic(Critic):
     def __init__(self, policy: Any, config: Any):
         """Add an adapter of shape ``config`` to the peft model ``policy``."""
         self.policy = policy
-        policy.add_adapter(NAME, config)
+        policy.add_adapter(NAME, without_dropout(config))
         adapter = [p for name, p in policy.named_parameters() if f".{NAME}." in name]
         for parameter in adapter:
             parameter.data = parameter.data.float()
@@ -106,8 +106,5 @@ class AdapterCritic(Critic):
         self.policy.delete_adapter(NAME)
 
 
-def _value_head(policy: Any) -> nn.Linear:
-    head = nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+def _value_head(policy: Any) -> Head:
+    return Head(policy.config.get_text_config().hidden_size, bias=True, device=policy.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,7 @@ def online_config(
     config = GRPOConfig(
         **(common := common_arguments(job)),
         beta=0.0,
+        disable_dropout=True,  # the ratio of a policy to itself must be 1
         # TRL refuses groups of one, which its own advantages could not use; PPO's can.
         num_generations=num_generations if num_generations > 1 else job.train.batch_size * rollout_batches,
         num_iterations=num_iterations,
@@ -57,7 +59,8 @@ def online_options(job: TrainJob) -> dict[str, Any]:
             rows=job.rows,
             folders=job.folders,
             device=job.device,
-            dtype=job.dtype,
+            dtype=job.frozen,
+            precision=job.precision,
         ),
         "model": job.model,
         "train_dataset": to_dataset(prompts, ("prompt", "row")),
@@ -87,6 +90,8 @@ class OnlineTrainer(GRPOTrainer):
     ):
         """Construct with beta 0 (no reference is loaded), then set both and open the reward."""
         score: Any = self._score
+        for model in (options["model"], reference):
+            number_positions(model)
         super().__init__(reward_funcs=score, **options)
         self._clock, self.scorer = clock, scorer
         self.desk = make_desk(policy=self.model)
@@ -142,6 +147,10 @@ class OnlineTrainer(GRPOTrainer):
         self._times["rollout"] += time.perf_counter() - started
         return batch
 
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+        with self.accelerator.autocast():  # of an adapter's model, generate calls what autocast is not wrapped around
+            return super()._generate_single_turn(*arguments, **options)
+
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*arguments, **options)
         self._latest_log_probs = found[0].detach()
@@ -174,6 +183,25 @@ class OnlineTrainer(GRPOTrainer):
                 own[f"{part}_s"] = [seconds]
         self._times = dict.fromkeys(self._times, 0.0)
         super().log(logs, start_time)
+
+
+def number_positions(policy: Any) -> None:
+    """Count positions from a row's first token, wherever padding on the left put it, as sampling does.
+
+    A model with learned positions (GPT-2) gives other log-probabilities where they are counted from the padding. The
+    transformer body counts, so that a critic that is a copy of it does as well.
+    """
+    body = getattr(policy, "base_model", None)
+    if body is not None and "position_ids" in inspect.signature(type(body).forward).parameters:
+        body.register_forward_pre_hook(_counted, with_kwargs=True)
+
+
+def _counted(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = options.get("attention_mask")
+    given = options.get("position_ids") is not None or options.get("past_key_values") is not None
+    if given or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return arguments, options
+    return arguments, options | {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def sequences(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

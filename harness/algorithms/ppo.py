@@ -108,6 +108,5 @@ class PPO(Algorithm):
                 num_iterations=self.epochs,
                 rollout_batches=self.minibatches,
                 temperature=self.temperature,
-                disable_dropout=True,  # the ratio of a policy to itself must be 1
             ),
         )

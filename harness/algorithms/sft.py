@@ -20,6 +20,7 @@ class SFT(Algorithm):
     name: ClassVar[str] = "sft"
     family: ClassVar[Literal["offline", "online", "none"]] = "offline"
     consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "unpaired"
+    keeps_dropout: ClassVar[bool] = True
 
     @property
     def uses_reference(self) -> bool:

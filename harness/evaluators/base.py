@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from harness.precision import computing
 from harness.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class EvalContext:
         max_completion_length: tokens sampled per completion.
         seed: of sampling; the same for baseline and trained model.
         max_leaked: share of an evaluator's documents that training may show.
+        precision: in which every forward pass computes (``computing``).
+        frozen: torch's dtype for the weights of a model that an evaluator brings, such as a judge.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -51,7 +54,13 @@ class EvalContext:
     reference: Any | None = None
     before_training: Callable[[], AbstractContextManager[EvalContext]] | None = None
     max_leaked: float = 1.0
+    precision: str = "fp32"
+    frozen: Any = None
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The one arithmetic of all scores; make it anew for each forward pass."""
+        return computing(self.device, self.precision)
 
     @property
     def on_baseline(self) -> bool:

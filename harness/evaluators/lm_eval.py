@@ -89,6 +89,7 @@ class LmEval(Evaluator):
                     model=wrapper(
                         pretrained=context.model,
                         tokenizer=context.tokenizer,
+                        mixed_precision_dtype="bfloat16" if context.precision == "bf16" else None,
                         batch_size=rows_at_once(context, context.max_length),
                         max_length=context.max_length,
                         device=context.device,

@@ -75,7 +75,10 @@ def completion_log_probs(
         width = max(len(r) for r in rows)
         ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
         mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
-        logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        with context.computing():
+            found = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logits = found[:, :-1].float()
+        del found
         picked = torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
         for row, index in enumerate(chosen):
             start = max(len(sequences[index][0]), 1)
@@ -173,14 +176,15 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
-            out = generator.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=context.max_completion_length,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends),
-                **options,
-            )[:, width:].tolist()
+            with context.computing():
+                out = generator.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=context.max_completion_length,
+                    pad_token_id=pad,
+                    eos_token_id=sorted(ends),
+                    **options,
+                )[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
                 kept = tokens if end is None else tokens[: end + 1]

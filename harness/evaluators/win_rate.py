@@ -71,7 +71,7 @@ class WinRate(Evaluator):
         from harness.rewards.base import Desk
         from harness.rewards.model import ModelReward
 
-        desk = Desk(None, context.tokenizer, context.rows, {}, context.device, context.model.dtype)
+        desk = Desk(None, context.tokenizer, context.rows, {}, context.device, context.frozen, context.precision)
         try:
             score = ModelReward(path=self.judge, score_batch_size=context.batch_size).open(desk)
         except UserError as error:

@@ -11,10 +11,11 @@ import torch
 
 from harness.conversation import prepare_rows
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
-from harness.rehearsal.step import Place, Scene, rehearse
+from harness.precision import place_on
+from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
 from harness.skeleton import alike, layers_of, model_config, skeleton, with_layers
-from harness.trial import assemble, check_data, renders_chat, stored_as
+from harness.trial import assemble, check_data, renders_chat
 
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
@@ -26,13 +27,13 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     torch.set_num_threads(1)
     setup = assemble(plain)
     data = check_data(setup)
-    dtype, precision = stored_as(setup, bf16=target.cuda)
-    place = Place(target.cuda, getattr(torch, dtype), precision, target.fill)
+    place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=target.cuda)
     config = model_config(setup.model)
     model = skeleton(config, setup.model)
     tokenizer = setup.model.tokenizer(None)
     layers = config.get_text_config().num_hidden_layers
-    scene = Scene(setup, data, tokenizer, partial(prepare_rows, chat=renders_chat(setup, data, tokenizer)), place)
+    rows = partial(prepare_rows, chat=renders_chat(setup, data, tokenizer))
+    scene = Scene(setup, data, tokenizer, rows, place, target.cuda, target.fill)
 
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))

@@ -11,6 +11,7 @@ import torch
 from harness.conversation import encode
 from harness.evaluators.scoring import completion_log_probs
 from harness.ground import context_of
+from harness.precision import Place, computing
 from harness.rehearsal import standins
 from harness.tasks.base import TaskData
 from harness.trial import Setup
@@ -50,18 +51,22 @@ def judge(
     scored: list[Any],
     prompts: list[Any],
     *,
-    device: str,
+    place: Place,
     fake: bool,
 ) -> None:
     """Score one batch and sample one batch with ``model``, as the evaluators do."""
     settings = setup.eval
     if scored:
-        context = context_of(setup, model, tokenizer, TaskData(), rows, device)
+        context = context_of(setup, model, tokenizer, TaskData(), rows, place)
         completion_log_probs(context, scored)
     if prompts:
         width = max(map(len, prompts))
-        ids = torch.ones((len(prompts), width), dtype=torch.long, device=device)
-        with torch.no_grad(), standins.ends_of_sampling(model) if fake else nullcontext():
+        ids = torch.ones((len(prompts), width), dtype=torch.long, device=place.device)
+        with (
+            torch.no_grad(),
+            computing(place.device, place.precision),
+            standins.ends_of_sampling(model) if fake else nullcontext(),
+        ):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

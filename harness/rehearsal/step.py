@@ -22,6 +22,7 @@ import torch
 
 from harness.algorithms.arguments import optimizer_name
 from harness.algorithms.base import TrainJob
+from harness.precision import Place
 from harness.rehearsal import judging, standins, watch
 from harness.rehearsal.fakes import World, fake_world, outside
 from harness.rehearsal.rows import lengthened, longest
@@ -35,31 +36,16 @@ from harness.trial import Setup
 
 
 @dataclass(frozen=True)
-class Place:
-    """What is rehearsed for.
-
-    Attributes:
-        cuda: whether the trial would run on a GPU.
-        dtype: of stored weights.
-        precision: ``fp32`` or ``bf16``.
-        fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
-    """
-
-    cuda: bool
-    dtype: torch.dtype
-    precision: str
-    fill: bool = False
-
-
-@dataclass(frozen=True)
 class Scene:
     """A trial, and what its step is taken on.
 
     Attributes:
         tokenizer: as the trial uses it.
         rows: gives rows in the form the model wants.
+        place: where its tensors are, and in which numbers.
+        cuda: whether the trial would run on a GPU.
+        fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
         load: loads the base, 4-bit where it is given a quantization; None takes tensors without data.
-        device: of real tensors.
         folders: of the stages that the reward needs, by their keys; for real tensors.
     """
 
@@ -68,8 +54,9 @@ class Scene:
     tokenizer: Any
     rows: judging.Rows
     place: Place
+    cuda: bool = False
+    fill: bool = False
     load: Callable[[Any | None], Any] | None = None
-    device: str = "cpu"
     folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -85,7 +72,7 @@ class Scene:
     @cached_property
     def held_out(self) -> tuple[list[Any], list[Any]]:
         """What is scored and what is sampled (``judging.sequences``)."""
-        return judging.sequences(self.setup, self.data, self.tokenizer, self.rows, fill=self.place.fill)
+        return judging.sequences(self.setup, self.data, self.tokenizer, self.rows, fill=self.fill)
 
 
 def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
@@ -96,32 +83,32 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         config: of the model.
         evaluation: also what comes before and after training.
     """
-    setup, place = scene.setup, scene.place
-    tracker = Tracker(as_cuda_rounds if place.cuda else exact, config.get_text_config().vocab_size)
+    setup = scene.setup
+    tracker = Tracker(as_cuda_rounds if scene.cuda else exact, config.get_text_config().vocab_size)
     judged = scene.held_out if evaluation else ([], [])
 
     def judge(model: Any, phase: str, *parts: Any) -> None:
         if any(judged):
             tracker.enter(phase)
-            judging.judge(model, setup, scene.tokenizer, scene.rows, *parts, device=scene.device, fake=scene.fake)
+            judging.judge(model, setup, scene.tokenizer, scene.rows, *parts, place=scene.place, fake=scene.fake)
 
     with ExitStack() as stack:
-        world = stack.enter_context(fake_world(cuda=place.cuda)) if scene.fake else None
+        world = stack.enter_context(fake_world(cuda=scene.cuda)) if scene.fake else None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
         stack.enter_context(tracker)
         if any(judged):
             judge(_base(scene, config, tracker, None), "baseline", *judged)
             gc.collect()
-        model = _base(scene, config, tracker, setup.adapter.quantization(place.dtype))
+        model = _base(scene, config, tracker, setup.adapter.quantization(scene.place.unpacked))
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")
             trainer = _trainer(scene, model, folder, tracker, world)
             del model
             watch.watch_owners(setup, trainer, tracker)
-            _take_worst_batches(trainer, setup.train.max_length if place.fill else None, world)
-            with _sampling(trainer, setup, place.fill, world):
+            _take_worst_batches(trainer, setup.train.max_length if scene.fill else None, world)
+            with _sampling(trainer, setup, scene.fill, world):
                 trainer.train()
             model = released(trainer, checkpointed=setup.train.gradient_checkpointing)
             del trainer
@@ -161,7 +148,7 @@ def made(config: Any, setup: Setup, place: Place, quantization: Any | None) -> A
         )
     finally:
         torch.set_default_dtype(before)
-    return model if quantization is None else standins.quantize(model, place.dtype, quantization)
+    return model if quantization is None else standins.quantize(model, place.unpacked, quantization)
 
 
 def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
@@ -187,7 +174,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
 def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: World | None) -> Any:
     setup, place = scene.setup, scene.place
     algo, train = shortened(setup, scene.data)
-    name = optimizer_name(setup.train, setup.adapter, "cuda" if place.cuda else "cpu")
+    name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu")
     stands_in = scene.fake and "8bit" in name
     clock: Any = watch.Clock(tracker)
     job = TrainJob(
@@ -202,11 +189,11 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
         train=replace(train, optimizer="adamw_torch_fused" if stands_in else name),
         seed=setup.seed,
         output_dir=folder,
-        device=scene.device,
+        device=place.device,
         precision=place.precision,
         clock=clock,
-        dtype=place.dtype,
-        references=_References(tracker, world, setup.train.max_length if place.fill else None),
+        frozen=place.frozen,
+        references=_References(tracker, world, setup.train.max_length if scene.fill else None),
         folders=scene.folders,
         callbacks=[watch.Steady(tracker)],
     )

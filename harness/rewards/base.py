@@ -28,6 +28,8 @@ class Desk:
         tokenizer: the policy's.
         rows: gives rows in the form the model wants (messages where it has a template).
         folders: key of each stage that the reward asked for -> where it is.
+        dtype: torch's, of the weights of a model that only scores.
+        precision: in which it computes.
         roles: takes the parameters that the reward holds, for the account of memory by role.
     """
 
@@ -37,6 +39,7 @@ class Desk:
     folders: Mapping[str, Path]
     device: str
     dtype: Any
+    precision: str = "fp32"
     roles: dict[str, list[Any]] = field(default_factory=dict)
 
 

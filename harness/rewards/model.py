@@ -169,6 +169,7 @@ class ModelReward(Reward):
                 pad=tokenizer.pad_token_id,
                 batch_size=self.score_batch_size,
                 device=desk.device,
+                precision=desk.precision,
                 turn=turn,
             )
             return ((raw - mean) / deviation).tolist()
@@ -196,7 +197,7 @@ def _copy_of_policy(desk: Desk) -> tuple[Any, Any]:
     from harness.classifier import with_score
 
     policy = desk.policy.get_base_model() if hasattr(desk.policy, "get_base_model") else desk.policy
-    shell = with_score(copy.deepcopy(policy)).eval().requires_grad_(False)
+    shell = with_score(copy.deepcopy(policy).to(desk.dtype)).eval().requires_grad_(False)
     desk.roles["reward"] = list(shell.parameters())
     return shell, nullcontext
 
@@ -226,10 +227,10 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
 def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any]:
     """A fresh adapter of the shape ``config`` on the policy's base, a score head, and the turn in which it acts."""
-    from harness.classifier import acting, with_score
+    from harness.classifier import acting, with_score, without_dropout
 
     policy = desk.policy
-    policy.add_adapter(NAME, config)
+    policy.add_adapter(NAME, without_dropout(config))
     policy.set_adapter("default")
     shell = with_score(policy.get_base_model())
     desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
@@ -242,8 +243,10 @@ def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
     from transformers import AutoModelForSequenceClassification
 
+    from harness.classifier import in_32_bits, load_head
+
     shell = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=desk.dtype).to(desk.device)
-    shell.eval().requires_grad_(False)
+    load_head(in_32_bits(shell), folder).eval().requires_grad_(False)
     desk.roles["reward"] = list(shell.parameters())
     return shell, nullcontext
 
@@ -253,6 +256,8 @@ def _by_path(reward: ModelReward, desk: Desk, *, weights: bool = True) -> tuple[
     from contextlib import nullcontext
 
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from harness.classifier import in_32_bits
 
     assert reward.path is not None
     name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path
@@ -278,6 +283,6 @@ def _by_path(reward: ModelReward, desk: Desk, *, weights: bool = True) -> tuple[
     if tokenizer.pad_token_id is None:
         raise UserError("its tokenizer has no pad token", key="reward.path", value=reward.path, fix="give it one")
     shell.config.pad_token_id = tokenizer.pad_token_id
-    shell.eval().requires_grad_(False)
+    in_32_bits(shell).eval().requires_grad_(False)
     desk.roles["reward"] = list(shell.parameters())
     return shell, tokenizer, nullcontext

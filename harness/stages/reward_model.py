@@ -14,7 +14,8 @@ from torch import Tensor
 
 from harness import forecast, identity
 from harness.cache import Cache, Entry
-from harness.classifier import score_sequences, sequence_of, with_score
+from harness.classifier import load_head, save_head, score_sequences, sequence_of, with_score
+from harness.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
 from harness.tasks.base import TaskData
 
@@ -32,6 +33,8 @@ class StageGround:
         base_key: identity of the base's weights.
         rows: gives rows in the form the model wants.
         precision: ``fp32`` or ``bf16``.
+        dtype: of the weights that ``load`` gives.
+        frozen: torch's, in which the trained weights are kept and score.
         progress: called with step and total while building.
     """
 
@@ -43,6 +46,7 @@ class StageGround:
     device: str
     precision: str
     dtype: str
+    frozen: Any
     chat: bool
     progress: Callable[[int, int], object]
 
@@ -64,6 +68,7 @@ def reward_model(spec: RewardModelSpec, ground: StageGround, cache: Cache) -> En
         "device": ground.device,
         "precision": ground.precision,
         "dtype": ground.dtype,
+        "frozen": str(ground.frozen),
         "chat": ground.chat,
         "threads": torch.get_num_threads(),
     }
@@ -93,6 +98,8 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             ground.progress(state.global_step, state.max_steps)
 
+    in_bf16 = config is None and ground.dtype == "torch.bfloat16"
+    optimizer = STOCHASTIC if in_bf16 else "adamw_torch_fused"
     with tempfile.TemporaryDirectory() as scratch:
         trainer: Any = RewardTrainer(
             model=shell,
@@ -112,7 +119,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
-                optim="adamw_torch_fused",
+                **optimizer_arguments(optimizer),
                 dataloader_pin_memory=False,
             ),
             train_dataset=Dataset.from_dict(
@@ -127,13 +134,22 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
                 parameter.data = parameter.data.float()
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        trained = trainer.accelerator.unwrap_model(trainer.model).eval()
+        trained = without_autocast(trainer.accelerator.unwrap_model(trainer.model)).eval()
+        if config is None:  # what is kept is what scores, here and in every trial
+            save_head(trained, folder)
+            trained.to(ground.frozen).score.float()
+            load_head(trained, folder)
         trained.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     def scores(sequences: Sequence[Sequence[int]]) -> Tensor:
         return score_sequences(
-            trained, sequences, pad=tokenizer.pad_token_id, batch_size=spec.batch_size, device=ground.device
+            trained,
+            sequences,
+            pad=tokenizer.pad_token_id,
+            batch_size=spec.batch_size,
+            device=ground.device,
+            precision=ground.precision,
         )
 
     note: dict[str, float] = {"loss": losses[-1], "steps": spec.steps, "pairs": len(whole)}
