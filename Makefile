@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow check bench
+.PHONY: setup demo test slow nightly check bench
 
 setup: $(STAMP)
 
@@ -19,10 +19,13 @@ demo: setup
 	$(BIN)/python -m harness -m algo=dpo,grpo
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 slow: setup
 	$(PYTEST) -m slow
+
+nightly: setup
+	$(PYTEST) -m nightly
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
@@ -101,6 +102,15 @@ def precision_problems(model: Model, adapter: Adapter, train: Train) -> list[Use
                 key="train.precision",
                 value="fp32",
                 fix="model.dtype=float32, or train.precision=bf16",
+            )
+        )
+    if train.optimizer == STOCHASTIC and find_spec("torchao") is None:
+        found.append(
+            UserError(
+                "needs torchao, which is not installed",
+                key="train.optimizer",
+                value=STOCHASTIC,
+                fix="pip install 'alignment-harness[stochastic]', and a C++ compiler for training on a CPU",
             )
         )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import worker
+from harness import precision, worker
 from harness.adapters import Full, LoRA, QLoRA
 from harness.algorithms.online import OnlineTrainer
 from harness.classifier import Head, in_32_bits
@@ -57,6 +57,13 @@ def test_the_embedded_model_stays_in_32_bits_unless_it_is_told_otherwise():
     assert place_on(Tiny(), LoRA(), Train(), "cuda", trains=True, bf16=True).precision == "fp32"
     told = place_on(Tiny(), LoRA(), Train(precision="bf16"), "cpu", trains=True, bf16=False)
     assert (told.precision, told.dtype, told.unpacked) == ("bf16", torch.float32, torch.bfloat16)
+
+
+def test_the_optimizer_that_rounds_stochastically_is_refused_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr(precision, "find_spec", lambda name: None)
+    with pytest.raises(UserErrors, match="needs torchao") as refused:
+        assemble(plain_config("adapter=full", f"train.optimizer={STOCHASTIC}"))
+    assert "pip install" in str(refused.value.errors[0].fix)
 
 
 @pytest.mark.parametrize("optimizer", ["auto", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"])
@@ -143,8 +150,10 @@ def test_in_bf16_the_weights_move_as_they_do_in_32_bits(tmp_path, cache, monkeyp
         assert torch.cosine_similarity(change, in_fp32[part], dim=0) >= 0.9, part
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(a, marks=pytest.mark.slow if a in ("dpo", "ppo") else pytest.mark.nightly) for a in ALGOS],
+)
 def test_weights_stored_in_bf16_keep_the_mean_update_by_stochastic_rounding(
     tmp_path, cache, monkeypatch, same_rollouts, algo
 ):
@@ -171,13 +180,24 @@ TIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("algo", "adapter"), MATRIX)
-@pytest.mark.parametrize("stored", ["auto", "bfloat16"])
-def test_a_model_that_learned_nothing_ties_exactly_from_memory_and_from_disk(tmp_path, cache, algo, adapter, stored):
-    if adapter == "full" and stored == "bfloat16":
-        pytest.skip("another test: its optimizer takes a minute to compile")
+@pytest.mark.parametrize(
+    ("algo", "adapter", "stored", "optimizer"),
+    [
+        pytest.param(*both.values, stored, optimizer, marks=both.marks or marks)
+        for both in MATRIX
+        for stored, optimizer, adapters, marks in (
+            ("auto", "auto", ADAPTERS, ()),
+            ("bfloat16", "auto", ("lora", "qlora"), ()),
+            ("bfloat16", STOCHASTIC, ("full",), pytest.mark.slow),
+        )
+        if both.values[1] in adapters
+    ],
+)
+def test_a_model_that_learned_nothing_ties_exactly_from_memory_and_from_disk(
+    tmp_path, cache, algo, adapter, stored, optimizer
+):
     options = (f"algo={algo}", f"adapter={adapter}", BF16, NEVER, f"model.dtype={stored}", "reward=model",
-               "reward.steps=4", "reward.batch_size=8")  # fmt: skip
+               "reward.steps=4", "reward.batch_size=8", f"train.optimizer={optimizer}")  # fmt: skip
     for told in (tell(tmp_path, cache, *options), tell(tmp_path, cache, *options, mode="evaluate")):
         found = {name: told.metrics[name] for name in TIES if name in told.metrics}
         assert {"eval/preference_accuracy", "eval/win_rate", "eval/kl_per_sequence"} <= found.keys()
