@@ -90,7 +90,7 @@ def with_score(causal: Any) -> Any:
     return shell
 
 
-def without_dropout(config: Any) -> Any:
+def undropped(config: Any) -> Any:
     """The adapter configuration of a role that only gives numbers: with dropout they would change from call to call."""
     config = copy.deepcopy(config)
     if getattr(config, "lora_dropout", None):

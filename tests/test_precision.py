@@ -20,12 +20,8 @@ from harness.trial import assemble
 from tests.inside import plain_config, tell
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
-QUICK_ONES = {("dpo", "full"), ("ppo", "lora"), ("kto", "qlora")}
-MATRIX = [
-    pytest.param(algo, adapter, marks=() if (algo, adapter) in QUICK_ONES else pytest.mark.slow)
-    for algo in ALGOS
-    for adapter in ADAPTERS
-]
+STORED = (("auto", "auto", ADAPTERS), ("bfloat16", "auto", ("lora", "qlora")), ("bfloat16", STOCHASTIC, ("full",)))
+"""How weights are stored, the optimizer, and the adapters that take both."""
 BF16 = "train.precision=bf16"
 NEVER = "train.learning_rate=1e-30"
 
@@ -138,7 +134,16 @@ def standard_rate(algo: str, adapter: str) -> str:
     return f"train.learning_rate={column['learning_rate']}"
 
 
-@pytest.mark.parametrize(("algo", "adapter"), MATRIX)
+def matrix(*quick: str) -> list[Any]:
+    """All combinations of algorithm and adapter; slow, but for the ``quick`` ones."""
+    return [
+        pytest.param(algo, adapter, marks=() if f"{algo} {adapter}" in quick else pytest.mark.slow)
+        for algo in ALGOS
+        for adapter in ADAPTERS
+    ]
+
+
+@pytest.mark.parametrize(("algo", "adapter"), matrix("dpo full"))
 def test_in_bf16_the_weights_move_as_they_do_in_32_bits(tmp_path, cache, monkeypatch, same_rollouts, algo, adapter):
     """Of a critic, whose head starts at zero, ten steps move nine weights of ten in 32 bits too."""
     options, rate = (f"algo={algo}", f"adapter={adapter}"), standard_rate(algo, adapter)
@@ -183,13 +188,9 @@ TIES = {
 @pytest.mark.parametrize(
     ("algo", "adapter", "stored", "optimizer"),
     [
-        pytest.param(*both.values, stored, optimizer, marks=both.marks or marks)
-        for both in MATRIX
-        for stored, optimizer, adapters, marks in (
-            ("auto", "auto", ADAPTERS, ()),
-            ("bfloat16", "auto", ("lora", "qlora"), ()),
-            ("bfloat16", STOCHASTIC, ("full",), pytest.mark.slow),
-        )
+        pytest.param(*both.values, stored, optimizer, marks=both.marks)
+        for both in matrix("ppo lora")
+        for stored, optimizer, adapters in STORED
         if both.values[1] in adapters
     ],
 )
@@ -205,6 +206,16 @@ def test_a_model_that_learned_nothing_ties_exactly_from_memory_and_from_disk(
         if adapter != "qlora":  # its delta includes what quantization costs
             for name in ("likelihood_margin", "true_reward", "correct", "entropy_per_token"):
                 assert told.metrics[f"eval/{name}"] == told.metrics[f"baseline/{name}"], name
+
+
+@pytest.mark.parametrize("adapter", ["full", "qlora"])
+def test_a_model_that_is_not_trained_ties_exactly(tmp_path, cache, adapter):
+    told = tell(tmp_path, cache, "algo=none", f"adapter={adapter}", BF16, "model.dtype=bfloat16")
+    found = {name: told.metrics[name] for name in TIES if name in told.metrics}
+    assert "eval/preference_accuracy" in found and found == {name: TIES[name] for name in found}
+    if adapter != "qlora":
+        judged = {n.removeprefix("baseline/"): v for n, v in told.under("baseline/").items()}
+        assert judged and judged == {name: told.metrics[f"eval/{name}"] for name in judged}
 
 
 # -- in 32 bits, whatever is on around them ------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.classifier import Head, acting, without_dropout
+from harness.classifier import Head, acting, undropped
 
 NAME = "critic"
 """Of the critic's adapter."""
@@ -83,7 +83,7 @@ class AdapterCritic(Critic):
     def __init__(self, policy: Any, config: Any):
         """Add an adapter of shape ``config`` to the peft model ``policy``."""
         self.policy = policy
-        policy.add_adapter(NAME, without_dropout(config))
+        policy.add_adapter(NAME, undropped(config))
         adapter = [p for name, p in policy.named_parameters() if f".{NAME}." in name]
         for parameter in adapter:
             parameter.data = parameter.data.float()

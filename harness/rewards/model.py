@@ -227,10 +227,10 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
 def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any]:
     """A fresh adapter of the shape ``config`` on the policy's base, a score head, and the turn in which it acts."""
-    from harness.classifier import acting, with_score, without_dropout
+    from harness.classifier import acting, undropped, with_score
 
     policy = desk.policy
-    policy.add_adapter(NAME, without_dropout(config))
+    policy.add_adapter(NAME, undropped(config))
     policy.set_adapter("default")
     shell = with_score(policy.get_base_model())
     desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
