@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from harness import identity
+from harness import closure, identity
 from harness.errors import UserError
 from harness.loading import attention_option, character_tokenizer, load_pretrained, trainable_in_4_bit
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.tasks.base import Task
-
-BASE_CODE = ("stages/sft.py", "tasks/arithmetic.py", "tasks/base.py", "models.py", "loading.py")
-"""Source files that can change the embedded base."""
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -127,7 +124,7 @@ class Tiny(Model):
             {
                 "model": self.stage,
                 "task": {"class": type(task).__qualname__, **task.base_recipe()},
-                "code": identity.code_digest(BASE_CODE, identity.modules_of([task])),
+                "code": closure.code_digest(closure.closure(base_entries(self, task))),
                 "versions": identity.library_versions(),
             }
         )
@@ -343,6 +340,11 @@ class Shape(Model):
                 **attention_option(self.attention),
             )
         )
+
+
+def base_entries(model: Model, task: Task) -> tuple[str, ...]:
+    """Where the code begins that makes the embedded base: its stage, the model's class, the task that gives rows."""
+    return ("harness.stages.sft", *identity.modules_of([model, task]))
 
 
 def context_length(config: Any) -> int | None:

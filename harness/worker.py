@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from harness import identity
+from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
-from harness.evaluators.base import Evaluation
+from harness.evaluators.base import Evaluation, Evaluator
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
@@ -26,7 +26,7 @@ from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, 
 from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
-from harness.trial import Setup, assemble, check_data
+from harness.trial import Setup, assemble, check_data, judging_code
 
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
@@ -100,11 +100,11 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "data": ground.data.digest,
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k != "evaluators"},
-            "code": identity.code_digest(identity.EVALUATION_CODE, identity.modules_of([evaluator])),
+            "code": closure.code_digest(judged := code_of_baseline(setup, evaluator)),
             "dtype": str(ground.dtype),
             "device": ground.device,
             "chat": ground.chat,
-            "versions": identity.library_versions(),
+            "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
         }
 
         def build(folder: Path, evaluator: Any = evaluator) -> Mapping[str, Any]:
@@ -119,6 +119,11 @@ def judge_base(ground: Ground, journal: Journal) -> None:
         record(ground, journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
     del context
     free_memory(ground.device)
+
+
+def code_of_baseline(setup: Setup, evaluator: Evaluator) -> dict[str, Path]:
+    """What can change an evaluator's figures of the base: the story that runs it, the model, evaluator and task."""
+    return closure.of_training(identity.modules_of([setup.model])) | judging_code([evaluator], setup.task)
 
 
 def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:

@@ -24,6 +24,7 @@ ORDER = (
     "collector",
     "commandline",
     "config",
+    "closure",
     "identity",
     "cache",
     "journal",
@@ -83,7 +84,7 @@ ORDER = (
 )
 """Imports run from right to left only. Packages count as one module; within them files may import each other."""
 
-FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "identity": {"errors", "records"},
+FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(), "identity": {"closure"},
                "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
 """The leftmost modules, and all of the house that they may know."""
 

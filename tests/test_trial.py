@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from harness import identity
+from harness import closure, identity, preload
 from harness.config import compose as compose_now
 from harness.config import conf_dir, hydra_config
 from harness.errors import UserErrors
@@ -202,14 +202,15 @@ def test_changed_rows_under_the_same_path_change_the_key_and_not_the_id(assemble
     assert identity.what_changed(before.why, after.why) == "data"
 
 
+def with_changed(monkeypatch, module):
+    """Let a module of the house read as if a line had been added to it."""
+    path, read = closure.file_of(module), closure.Sources.read
+    monkeypatch.setattr(closure.Sources, "read", lambda own, p: read(own, p) + ("CHANGED = 1\n" if p == path else ""))
+
+
 def test_changed_training_code_changes_the_train_key_and_is_named(trial, monkeypatch):
     before = trial()
-    real = identity.code_digest
-    monkeypatch.setattr(
-        identity,
-        "code_digest",
-        lambda parts, extra=(): "new" if parts == identity.TRAINING_CODE else real(parts, extra),
-    )
+    with_changed(monkeypatch, "harness.trial")
     after = trial()
     assert before.train_key != after.train_key
     assert identity.what_changed(before.why, after.why) == "training code"
@@ -217,15 +218,36 @@ def test_changed_training_code_changes_the_train_key_and_is_named(trial, monkeyp
 
 def test_changed_evaluation_code_changes_the_eval_key_alone(trial, monkeypatch):
     before = trial()
-    real = identity.code_digest
-    monkeypatch.setattr(
-        identity,
-        "code_digest",
-        lambda parts, extra=(): "new" if parts == identity.EVALUATION_CODE else real(parts, extra),
-    )
+    with_changed(monkeypatch, "harness.evaluators.scoring")
     after = trial()
     assert (before.train_key, before.eval_key == after.eval_key) == (after.train_key, False)
     assert identity.what_changed(before.why, after.why) == "evaluation: evaluation code"
+
+
+def test_another_algorithms_file_changes_no_key_of_this_trial(trial, monkeypatch):
+    dpo, ppo = trial(), trial("algo=ppo")
+    with_changed(monkeypatch, "harness.algorithms.ppo_math")
+    assert (trial().train_key, trial().eval_key) == (dpo.train_key, dpo.eval_key)
+    assert trial("algo=ppo").train_key != ppo.train_key
+
+
+def test_another_device_changes_the_train_key_and_is_named_and_the_id_stays(trial, monkeypatch):
+    before = trial()
+    assert trial("runner.device=cpu").train_key == before.train_key  # auto comes to that here
+    after = trial("runner.device=cuda")
+    assert before.train_key != after.train_key and before.trial_id == after.trial_id
+    assert identity.what_changed(before.why, after.why) == "device"
+    assert after.digests == before.digests  # a gate compares what ran elsewhere
+
+
+@pytest.mark.parametrize(
+    ("node", "build", "device"), [(True, "2.13.0", "cuda"), (True, "2.13.0+cpu", "cpu"), (False, "2.13.0", "cpu")]
+)
+def test_the_device_is_found_without_torch(monkeypatch, node, build, device):
+    monkeypatch.setattr(preload, "gpu_visible", lambda: node)
+    monkeypatch.setattr(identity, "version_of", lambda name: build)
+    assert preload.compute_device("auto") == device
+    assert preload.compute_device("cpu") == "cpu"
 
 
 def test_another_version_of_a_computing_library_changes_the_train_key(trial, monkeypatch):
@@ -257,24 +279,6 @@ def test_the_build_of_a_library_is_recorded_and_keys_nothing(monkeypatch):
 )
 def test_a_recorded_command_holds_no_password(typed, shown):
     assert identity.without_password(typed) == shown
-
-
-def test_the_code_that_renders_rows_counts_as_training_code():
-    assert "conversation.py" in identity.TRAINING_CODE
-
-
-def test_the_yaml_of_embedded_lm_eval_tasks_counts_as_evaluation_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
-    tasks = tmp_path / "evaluators" / "lm_eval_tasks"
-    tasks.mkdir(parents=True)
-    (tmp_path / "forecast.py").write_text("")
-    digests = []
-    for question in ("doc_to_text: a", "doc_to_text: b"):
-        (tasks / "letters.yaml").write_text(question)
-        identity.code_digest.cache_clear()
-        digests.append(identity.code_digest(identity.EVALUATION_CODE))
-    identity.code_digest.cache_clear()
-    assert digests[0] != digests[1]
 
 
 def test_the_recorded_configuration_is_the_effective_one(trial):
