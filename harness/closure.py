@@ -27,6 +27,7 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.journal": "writes down what was computed",
     "harness.cache": "keeps what a key names; the keys are made elsewhere",
     "harness.closure": "makes keys",
+    "harness.keys": "makes keys",
     "harness.identity": "makes keys, and records the environment",
     "harness.preload": "imports ahead of trials",
     "harness.collector": "when cycles are searched for",

@@ -75,6 +75,31 @@ def folder_digest(folder: Path) -> str:
     return closure.content_digest(sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")))
 
 
+def model_content(path: str, revision: str | None = None) -> str:
+    """What stands for the content behind a model's path.
+
+    Of a directory the digest of its files; of a hub model the commit that the local cache of the hub has for the
+    revision, and where it has none (before the first download) name and revision.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder_digest(folder)
+    return f"{path}@{hub_commit(path, revision) or revision}"
+
+
+def hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a hub model's revision, from the local cache and offline; None where it is not known there."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "refs"
+    try:
+        return (folder / (revision or "main")).read_text().strip() or None
+    except (OSError, ValueError):  # ValueError: the name cannot be one of a file
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a number was measured on: versions, processor, commit."""
     return {

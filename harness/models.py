@@ -212,9 +212,8 @@ class HF(Model):
         return []
 
     def recipe_digest(self, task: Task) -> str:
-        """Content of a local directory; name and revision of a hub model."""
-        folder = self.local
-        content = identity.folder_digest(folder) if folder else [self.path, self.revision]
+        """Content of a local directory; commit of a hub model (``identity.model_content``)."""
+        content = identity.model_content(self.path, self.revision)
         return identity.digest({"model": content, "chat_template": self.chat_template, "pad": self.pad_token})
 
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:

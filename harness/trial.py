@@ -6,7 +6,7 @@ Torch-free, so that everything wrong with a sweep is said before anything heavy 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from harness.config import build
 from harness.conversation import is_conversational
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
-from harness.evaluators.base import Eval, Evaluator
+from harness.evaluators.base import Eval
+from harness.keys import judging_code, training_code
 from harness.models import PLAIN_TEMPLATE, Model, Tiny
 from harness.preload import compute_device
 from harness.records import Trial
@@ -220,11 +221,13 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         "data": dataset,
         "base": base,
         "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
+        **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
         "training code": code,
         **{f"version of {k}": v for k, v in versions.items()},
     }
     eval_why = {
         **{k: str(v) for k, v in identity.flatten(evaluation).items()},
+        **{f"content of {n}.{k}": v for n, e in setup.eval.active.items() for k, v in e.contents().items()},
         "evaluation code": closure.code_digest(judged),
         **{f"version of {k}": v for k, v in identity.versions_beside(judged).items()},
     }
@@ -237,18 +240,6 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         digests={"dataset": dataset, "base": base, "code": code, "evaluators": identity.digest(eval_why)},
         why={**why, **{f"evaluation: {k}": v for k, v in eval_why.items()}},
     )
-
-
-def training_code(setup: Setup) -> dict[str, Path]:
-    """The modules that can change what a trial trains, by name."""
-    components = [setup.algo, setup.adapter, setup.model, setup.task, setup.reward, setup.train]
-    stages = ["harness.stages.reward_model"] if setup.reward is not None and setup.reward.stages() else []
-    return closure.of_training([*identity.modules_of(components), *stages])
-
-
-def judging_code(evaluators: Iterable[Evaluator], task: Task) -> dict[str, Path]:
-    """The modules that can change what evaluators say of a model; the task's, by whose rules they judge, among them."""
-    return closure.closure(["harness.evaluators.base", *identity.modules_of([*evaluators, task])])
 
 
 def training_config(setup: Setup) -> dict[str, Any]:

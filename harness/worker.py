@@ -18,15 +18,16 @@ import torch
 from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
-from harness.evaluators.base import Evaluation, Evaluator
+from harness.evaluators.base import Evaluation
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
+from harness.keys import baseline_code
 from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
 from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
-from harness.trial import Setup, assemble, check_data, judging_code
+from harness.trial import Setup, assemble, check_data
 
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
@@ -100,7 +101,8 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "data": ground.data.digest,
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k != "evaluators"},
-            "code": closure.code_digest(judged := code_of_baseline(setup, evaluator)),
+            "content": evaluator.contents(),
+            "code": closure.code_digest(judged := baseline_code(setup, evaluator)),
             "dtype": str(ground.dtype),
             "device": ground.device,
             "chat": ground.chat,
@@ -119,11 +121,6 @@ def judge_base(ground: Ground, journal: Journal) -> None:
         record(ground, journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
     del context
     free_memory(ground.device)
-
-
-def code_of_baseline(setup: Setup, evaluator: Evaluator) -> dict[str, Path]:
-    """What can change an evaluator's figures of the base: the story that runs it, the model, evaluator and task."""
-    return closure.of_training(identity.modules_of([setup.model])) | judging_code([evaluator], setup.task)
 
 
 def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:

@@ -17,11 +17,11 @@ import pytest
 from harness import closure, identity
 from harness.closure import NO_NUMBER, PACKAGE, STORY, Sources, code_digest, data_beside, file_of, within
 from harness.config import compose, conf_dir, hydra_config
+from harness.keys import baseline_code, judging_code, training_code
 from harness.models import base_entries
 from harness.plan import predict
 from harness.stages import reference, reward_model
-from harness.trial import Setup, assemble, check_data, identify, judging_code, training_code
-from harness.worker import code_of_baseline
+from harness.trial import Setup, assemble, check_data, identify
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
 
@@ -89,7 +89,7 @@ KEYS: dict[str, Callable[[], dict[str, Path]]] = {
     "train ppo": lambda: training_code(setup("algo=ppo", "reward=model")),
     "base": lambda: closure.closure(base_entries(setup().model, setup().task)),
     "eval": lambda: judging_code(setup().eval.active.values(), setup().task),
-    "baseline": lambda: code_of_baseline(setup(), setup().eval.active["true_reward"]),
+    "baseline": lambda: baseline_code(setup(), setup().eval.active["true_reward"]),
     "reward model": lambda: reward_model.code_of(reward_spec()),
     "references": lambda: reference.code_of(trainer_of("harness.algorithms.dpo")),
     "prediction": lambda: predict.code_of(setup()),

@@ -60,6 +60,7 @@ ORDER = (
     "evaluators",
     # The rows of a task.
     "data",
+    "keys",
     # One trial, then many.
     "trial",
     "ground",

@@ -14,6 +14,7 @@ from harness import closure, identity, preload
 from harness.config import compose as compose_now
 from harness.config import conf_dir, hydra_config
 from harness.errors import UserErrors
+from harness.evaluators.lm_eval import LmEval
 from harness.training import fill_from_recipe
 from harness.trial import assemble as assemble_now
 from harness.trial import check_data, identify, load_data
@@ -419,3 +420,74 @@ def test_a_group_that_was_removed_is_an_error_that_names_it(assemble, group):
 def test_errors_of_all_groups_are_reported_together(complaints):
     keys = [m.split("=")[0] for m in complaints("algo.beta=x", "task.held_out=2", "train.steps=ten", "seed=-1")]
     assert keys == ["algo.beta", "task.held_out", "train.steps", "seed"]
+
+
+# -- content behind paths ------------------------------------------------------------------------------
+
+
+def folder_of_a_model(folder, weights="1"):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text(weights)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "judged"),
+    [
+        (("algo=grpo", "reward=model", "reward.path={}"), "content of reward.path", False),
+        (
+            ("algo=grpo", "reward=weighted", "+reward.parts.own._target_=harness.rewards.weighted.Part",
+             "+reward.parts.own.reward={{_target_:harness.rewards.model.ModelReward,path:{}}}"),
+            "content of reward.parts.own.path", False,
+        ),
+        (("model=hf", "task=preferences", "task.path={}/../rows.jsonl", "model.path={}"), "base", False),
+        (
+            ("eval.evaluators.win_rate={{_target_:harness.evaluators.win_rate.WinRate,judge:{}}}",),
+            "evaluation: content of win_rate.judge", True,
+        ),
+        (("eval.evaluators.lm_eval.include_path={}",), "evaluation: content of lm_eval.include_path", True),
+    ],
+)  # fmt: skip
+def test_other_content_under_the_same_path_changes_the_key_and_is_named(assemble, tmp_path, options, field, judged):
+    preferences_file(tmp_path)
+    folder = folder_of_a_model(tmp_path / "folder")
+
+    def identified():
+        few = () if "model=hf" in options else FEW
+        setup = assemble(*few, *(o.format(folder) for o in options))
+        return identify(setup, load_data(setup.task))
+
+    before = identified()
+    (folder / "nested").mkdir()
+    assert identified() == before  # of a model's folder nothing below counts, of tasks only files
+    folder_of_a_model(folder, weights="22")
+    after = identified()
+    assert before.trial_id == after.trial_id
+    assert (before.train_key == after.train_key) is judged and before.eval_key != after.eval_key
+    assert identity.what_changed(before.why, after.why) == field
+
+
+def test_python_beside_the_tasks_of_lm_eval_counts_in_folders_too(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "utils.py").write_text("RIGHT = 1\n")
+    (tmp_path / "mine.yaml").write_text("task: mine\n")
+    evaluator = LmEval(tasks=("mine",), include_path=str(tmp_path))
+    before = evaluator.contents()
+    (tmp_path / "deep" / "utils.py").write_text("RIGHT = 22\n")
+    assert evaluator.contents() != before and LmEval().contents() == {}
+
+
+def test_a_hub_model_is_known_by_its_commit_where_the_local_cache_has_it(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert identity.model_content("owner/name") == "owner/name@None"
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40)
+    assert identity.model_content("owner/name") == "owner/name@" + "a" * 40
+    assert identity.model_content("owner/name", "v2") == "owner/name@v2"
+    (refs / "main").write_text("b" * 40)
+    assert identity.model_content("owner/name") == "owner/name@" + "b" * 40
+    assert identity.model_content("owner/name", "c" * 40) == "owner/name@" + "c" * 40

@@ -127,6 +127,7 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "model": {k: v for k, v in config["model"].items() if k != "seed"},
         "train": train,
         "reward": config.get("reward"),
+        "content": setup.reward.contents() if setup.reward is not None else {},
         "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
         "data": None if target.fill else data.digest,
         "target": asdict(target),
