@@ -49,10 +49,8 @@ def lengths(data: TaskData, encode: Callable[[Sequence[Row]], Sequence[int]], li
 
 def load_data(task: Task) -> TaskData:
     """The task's rows; read once per process for equal tasks and unchanged files."""
-    fingerprint = task.fingerprint() if hasattr(task, "fingerprint") else ""  # type: ignore[attr-defined]
-    return _load_keyed(
-        _Keyed(task, f"{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}{fingerprint}")
-    )
+    key = f"{type(task).__module__}.{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}"
+    return _load_keyed(_Keyed(task, key + task.fingerprint()))
 
 
 class _Keyed:

@@ -6,7 +6,6 @@ evaluators' configuration, code and data). Keys are computed without importing t
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import json
@@ -22,65 +21,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+from harness import closure
+
+PACKAGE = closure.PACKAGE
 COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
-TRAINING_CODE = (
-    "algorithms",
-    "rewards",
-    "stages",
-    "tasks",
-    "adapters.py",
-    "classifier.py",
-    "conversation.py",
-    "ground.py",
-    "models.py",
-    "loading.py",
-    "meter.py",
-    "trainers.py",
-    "training.py",
-    "worker.py",
-)
-EVALUATION_CODE = ("evaluators", "forecast.py")
+"""Count wherever code counts."""
+WHERE_IMPORTED = ("lm_eval",)
+"""Count where code of the house imports them; what code of the user's imports always does."""
 
 
 def digest(content: Any, length: int = 16) -> str:
     """SHA-256 of the canonical JSON of ``content``."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-@functools.cache
-def code_digest(parts: tuple[str, ...], extra_modules: tuple[str, ...] = ()) -> str:
-    """Digest of the source files below the package parts, and of the files of ``extra_modules`` (plugins).
-
-    Of each file the syntax tree counts, docstrings left out: rewording or reformatting retrains nothing.
-    """
-    files: list[Path] = []
-    for part in parts:
-        place = PACKAGE / part
-        files += sorted([*place.rglob("*.py"), *place.rglob("*.yaml")]) if place.is_dir() else [place]
-    for name in extra_modules:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file:
-            files.append(Path(file))
-    hasher = hashlib.sha256()
-    for file in files:
-        hasher.update(file.name.encode())
-        text = file.read_text()
-        hasher.update((_meaning(text) if file.suffix == ".py" else text).encode())
-    return hasher.hexdigest()[:16]
-
-
-def _meaning(source: str) -> str:
-    """The syntax tree of a source file without comments, layout and docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            text = body[0].value
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                del body[0]
-    return ast.dump(tree)
 
 
 @functools.cache
@@ -93,21 +46,58 @@ def library_versions() -> dict[str, str]:
     return {name: version_of(name).partition("+")[0] for name in COMPUTING_LIBRARIES}
 
 
-def folder_digest(folder: Path) -> str:
-    """Digest of a model folder by content; cached per process by path, size and time of change."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return _folder_digest(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+def versions_beside(files: Mapping[str, Path]) -> dict[str, str]:
+    """Versions of what modules (``closure``) compute with beside the libraries that always count."""
+    found = {}
+    for name, importers in closure.libraries(files).items():
+        of_user = any(not closure.within(module, (closure.HOUSE,)) for module in importers)
+        if name not in COMPUTING_LIBRARIES and (name in WHERE_IMPORTED or of_user):
+            found[name] = _version_of_import(name)
+    return found
 
 
 @functools.cache
-def _folder_digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    hasher = hashlib.sha256()
-    for name, _size, _time in files:
-        hasher.update(Path(name).name.encode())
-        with open(name, "rb") as file:
-            while chunk := file.read(1 << 24):
-                hasher.update(chunk)
-    return hasher.hexdigest()[:16]
+def _version_of_import(name: str) -> str:
+    """Version of the distribution that a top-level package comes from; most bear its name."""
+    version = version_of(name)
+    if version == "absent":
+        version = ", ".join(version_of(d) for d in _distributions().get(name, ())) or version
+    return version
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a model folder by content; cached per process by path, size and time of change."""
+    return closure.content_digest(sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")))
+
+
+def model_content(path: str, revision: str | None = None) -> str:
+    """What stands for the content behind a model's path.
+
+    Of a directory the digest of its files; of a hub model the commit that the local cache of the hub has for the
+    revision, and where it has none (before the first download) name and revision.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder_digest(folder)
+    return f"{path}@{hub_commit(path, revision) or revision}"
+
+
+def hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a hub model's revision, from the local cache and offline; None where it is not known there."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "refs"
+    try:
+        return (folder / (revision or "main")).read_text().strip() or None
+    except (OSError, ValueError):  # ValueError: the name cannot be one of a file
+        return None
 
 
 def environment() -> dict[str, Any]:
@@ -186,9 +176,8 @@ def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def modules_of(components: Iterable[object]) -> tuple[str, ...]:
-    """Modules of components that live outside the package: plugins, whose code counts too. Looks into components."""
-    names = {type(c).__module__ for component in components for c in _components_in(component)}
-    return tuple(sorted(n for n in names if not n.startswith("harness.")))
+    """Modules of components and of those in their fields: where a closure of their code begins."""
+    return tuple(sorted({type(c).__module__ for component in components for c in _components_in(component)}))
 
 
 def _components_in(value: object) -> Iterator[object]:

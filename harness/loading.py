@@ -43,7 +43,7 @@ def character_tokenizer(context: int) -> PreTrainedTokenizerBase:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from harness.tasks.arithmetic import ALPHABET
+    from harness.tasks.alphabet import ALPHABET
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from harness import identity
+from harness import closure, identity
 from harness.errors import UserError
 from harness.loading import attention_option, character_tokenizer, load_pretrained, trainable_in_4_bit
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.tasks.base import Task
-
-BASE_CODE = ("stages/sft.py", "tasks/arithmetic.py", "tasks/base.py", "models.py", "loading.py")
-"""Source files that can change the embedded base."""
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -131,7 +128,7 @@ class Tiny(Model):
             {
                 "model": self.stage,
                 "task": {"class": type(task).__qualname__, **task.base_recipe()},
-                "code": identity.code_digest(BASE_CODE, identity.modules_of([task])),
+                "code": closure.code_digest(closure.closure(base_entries(self, task))),
                 "versions": identity.library_versions(),
             }
         )
@@ -219,9 +216,8 @@ class HF(Model):
         return []
 
     def recipe_digest(self, task: Task) -> str:
-        """Content of a local directory; name and revision of a hub model."""
-        folder = self.local
-        content = identity.folder_digest(folder) if folder else [self.path, self.revision]
+        """Content of a local directory; commit of a hub model (``identity.model_content``)."""
+        content = identity.model_content(self.path, self.revision)
         return identity.digest({"model": content, "chat_template": self.chat_template, "pad": self.pad_token})
 
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
@@ -347,6 +343,11 @@ class Shape(Model):
                 **attention_option(self.attention),
             )
         )
+
+
+def base_entries(model: Model, task: Task) -> tuple[str, ...]:
+    """Where the code begins that makes the embedded base: its stage, the model's class, the task that gives rows."""
+    return ("harness.stages.sft", *identity.modules_of([model, task]))
 
 
 def context_length(config: Any) -> int | None:

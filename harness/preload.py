@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 
-from harness import collector
+from harness import closure, collector, identity
 
 CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
 REST = (
@@ -42,6 +42,13 @@ def gpu_visible() -> bool:
     return not hidden and os.path.exists("/dev/nvidiactl")
 
 
+def compute_device(wanted: str) -> str:
+    """What ``runner.device`` comes to, as a trial's process will find it: ``cpu`` or ``cuda``."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if gpu_visible() and not identity.version_of("torch").endswith("+cpu") else "cpu"
+
+
 def missing() -> list[str]:
     """Wanted modules that are not there: multiprocessing swallows a failing preload import."""
     return [name for name in wanted(gpu_visible()) if name not in sys.modules]
@@ -63,11 +70,8 @@ def import_all() -> None:
         with collector.paused():
             for name in wanted(gpu_visible()):
                 importlib.import_module(name)
-        # Digests of the code as it is imported now: a file edited while the sweep runs is not what trials ran.
-        from harness import identity
-
-        identity.code_digest(identity.TRAINING_CODE)
-        identity.code_digest(identity.EVALUATION_CODE)
+        # The code as it is imported now: a file edited while the sweep runs is not what trials ran.
+        closure.freeze()
         # What is imported by now lives as long as the process: a trial's collections (0.35 s each otherwise, and a
         # copy of every page they mark) need not look at it.
         gc.collect()

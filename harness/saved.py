@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import identity
+from harness import closure, identity
 from harness.audit import card
 from harness.conversation import encode, encode_pairs
 from harness.data import audited, lengths
@@ -61,7 +61,7 @@ def keep_data_card(ground: Ground, journal: Journal) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     limit = setup.train.max_length
     inputs = {"data": data.digest, "base": ground.base_key, "chat": ground.chat, "limit": limit}
-    inputs["code"] = identity.code_digest(("data.py", "conversation.py"))
+    inputs["code"] = closure.code_digest(closure.closure(["harness.data", "harness.conversation", __name__]))
     entry = ground.cache.fetch(
         "lengths", identity.digest(inputs), lambda _: lengths(data, partial(_tokens, ground), limit), inputs=inputs
     )

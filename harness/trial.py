@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import identity
+from harness import closure, identity
 from harness.adapters import Adapter
 from harness.algorithms.base import Algorithm
 from harness.config import build
@@ -19,8 +19,10 @@ from harness.conversation import is_conversational
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
+from harness.keys import judging_code, training_code
 from harness.models import PLAIN_TEMPLATE, Model
 from harness.precision import precision_problems
+from harness.preload import compute_device
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
@@ -199,31 +201,38 @@ def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
     ]
 
 
-def identify(setup: Setup, data: TaskData) -> Trial:
-    """The trial's id and keys."""
+def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
+    """The trial's id and keys.
+
+    Args:
+        setup: its components.
+        data: its rows.
+        device: kind of device that it computes on; None takes what ``runner.device`` comes to here.
+    """
     training = training_config(setup)
     evaluation = {"eval": _plain_fields(setup.eval)}
-    plugins = identity.modules_of([setup.algo, setup.adapter, setup.model, setup.task, setup.reward, setup.train])
-    eval_plugins = identity.modules_of(setup.eval.active.values())
     dataset = data.digest
     base = setup.model.recipe_digest(setup.task)
-    code = identity.code_digest(identity.TRAINING_CODE, plugins)
-    eval_code = identity.code_digest(identity.EVALUATION_CODE, eval_plugins)
+    trained, judged = training_code(setup), judging_code(setup.eval.active.values(), setup.task)
+    code = closure.code_digest(trained)
     keyed = {
         g: {k: v for k, v in c.items() if k not in NOT_IN_TRAIN_KEY} if g == "train" else c for g, c in training.items()
     }
-    versions = identity.library_versions()
+    versions = {**identity.library_versions(), **identity.versions_beside(trained)}
     why = {
         **{f"config.{k}": str(v) for k, v in identity.flatten(keyed).items()},
         "data": dataset,
         "base": base,
+        "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
+        **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
         "training code": code,
         **{f"version of {k}": v for k, v in versions.items()},
     }
     eval_why = {
         **{k: str(v) for k, v in identity.flatten(evaluation).items()},
-        "evaluation code": eval_code,
-        "version of lm-eval": identity.version_of("lm_eval"),
+        **{f"content of {n}.{k}": v for n, e in setup.eval.active.items() for k, v in e.contents().items()},
+        "evaluation code": closure.code_digest(judged),
+        **{f"version of {k}": v for k, v in identity.versions_beside(judged).items()},
     }
     return Trial(
         trial_id=_trial_id(setup, keyed),

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from harness import identity
+from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
 from harness.evaluators.base import Evaluation
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
+from harness.keys import baseline_code
 from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
 from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
@@ -108,12 +109,13 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "data": ground.data.digest,
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k != "evaluators"},
-            "code": identity.code_digest(identity.EVALUATION_CODE, identity.modules_of([evaluator])),
+            "content": evaluator.contents(),
+            "code": closure.code_digest(judged := baseline_code(setup, evaluator)),
             "dtype": str(ground.dtype),
             "precision": ground.precision,
             "device": ground.device,
             "chat": ground.chat,
-            "versions": identity.library_versions(),
+            "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
         }
 
         def build(folder: Path, evaluator: Any = evaluator) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ ORDER = (
     "collector",
     "commandline",
     "config",
+    "closure",
     "identity",
     "cache",
     "journal",
@@ -60,6 +61,7 @@ ORDER = (
     "evaluators",
     # The rows of a task.
     "data",
+    "keys",
     # One trial, then many.
     "trial",
     "ground",
@@ -84,7 +86,7 @@ ORDER = (
 )
 """Imports run from right to left only. Packages count as one module; within them files may import each other."""
 
-FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "identity": {"errors", "records"},
+FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(), "identity": {"closure"},
                "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
 """The leftmost modules, and all of the house that they may know."""
 

@@ -185,5 +185,6 @@ def test_the_code_of_a_plugins_reward_counts_inside_a_sum_too():
         def __call__(self, rows: Any, completions: Any) -> Any:
             return [0.0] * len(completions)
 
-    assert modules_of([Weighted({"mine": Part(Mine()), "rule": Part(Verifier())})]) == (__name__,)
-    assert modules_of([Weighted({"rule": Part(Verifier())}), None]) == ()
+    own = ("harness.rewards.base", "harness.rewards.weighted")
+    assert modules_of([Weighted({"mine": Part(Mine()), "rule": Part(Verifier())})]) == (*own, __name__)
+    assert modules_of([Weighted({"rule": Part(Verifier())}), None]) == own

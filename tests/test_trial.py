@@ -10,10 +10,11 @@ import sys
 import pytest
 import yaml
 
-from harness import identity
+from harness import closure, identity, preload
 from harness.config import compose as compose_now
 from harness.config import conf_dir, hydra_config
 from harness.errors import UserErrors
+from harness.evaluators.lm_eval import LmEval
 from harness.training import fill_from_recipe
 from harness.trial import assemble as assemble_now
 from harness.trial import check_data, identify, load_data
@@ -215,14 +216,15 @@ def test_changed_rows_under_the_same_path_change_the_key_and_not_the_id(assemble
     assert identity.what_changed(before.why, after.why) == "data"
 
 
+def with_changed(monkeypatch, module):
+    """Let a module of the house read as if a line had been added to it."""
+    path, read = closure.file_of(module), closure.Sources.read
+    monkeypatch.setattr(closure.Sources, "read", lambda own, p: read(own, p) + ("CHANGED = 1\n" if p == path else ""))
+
+
 def test_changed_training_code_changes_the_train_key_and_is_named(trial, monkeypatch):
     before = trial()
-    real = identity.code_digest
-    monkeypatch.setattr(
-        identity,
-        "code_digest",
-        lambda parts, extra=(): "new" if parts == identity.TRAINING_CODE else real(parts, extra),
-    )
+    with_changed(monkeypatch, "harness.trial")
     after = trial()
     assert before.train_key != after.train_key
     assert identity.what_changed(before.why, after.why) == "training code"
@@ -230,15 +232,36 @@ def test_changed_training_code_changes_the_train_key_and_is_named(trial, monkeyp
 
 def test_changed_evaluation_code_changes_the_eval_key_alone(trial, monkeypatch):
     before = trial()
-    real = identity.code_digest
-    monkeypatch.setattr(
-        identity,
-        "code_digest",
-        lambda parts, extra=(): "new" if parts == identity.EVALUATION_CODE else real(parts, extra),
-    )
+    with_changed(monkeypatch, "harness.evaluators.scoring")
     after = trial()
     assert (before.train_key, before.eval_key == after.eval_key) == (after.train_key, False)
     assert identity.what_changed(before.why, after.why) == "evaluation: evaluation code"
+
+
+def test_another_algorithms_file_changes_no_key_of_this_trial(trial, monkeypatch):
+    dpo, ppo = trial(), trial("algo=ppo")
+    with_changed(monkeypatch, "harness.algorithms.ppo_math")
+    assert (trial().train_key, trial().eval_key) == (dpo.train_key, dpo.eval_key)
+    assert trial("algo=ppo").train_key != ppo.train_key
+
+
+def test_another_device_changes_the_train_key_and_is_named_and_the_id_stays(trial, monkeypatch):
+    before = trial()
+    assert trial("runner.device=cpu").train_key == before.train_key  # auto comes to that here
+    after = trial("runner.device=cuda")
+    assert before.train_key != after.train_key and before.trial_id == after.trial_id
+    assert identity.what_changed(before.why, after.why) == "device"
+    assert after.digests == before.digests  # a gate compares what ran elsewhere
+
+
+@pytest.mark.parametrize(
+    ("node", "build", "device"), [(True, "2.13.0", "cuda"), (True, "2.13.0+cpu", "cpu"), (False, "2.13.0", "cpu")]
+)
+def test_the_device_is_found_without_torch(monkeypatch, node, build, device):
+    monkeypatch.setattr(preload, "gpu_visible", lambda: node)
+    monkeypatch.setattr(identity, "version_of", lambda name: build)
+    assert preload.compute_device("auto") == device
+    assert preload.compute_device("cpu") == "cpu"
 
 
 def test_another_version_of_a_computing_library_changes_the_train_key(trial, monkeypatch):
@@ -270,24 +293,6 @@ def test_the_build_of_a_library_is_recorded_and_keys_nothing(monkeypatch):
 )
 def test_a_recorded_command_holds_no_password(typed, shown):
     assert identity.without_password(typed) == shown
-
-
-def test_the_code_that_renders_rows_counts_as_training_code():
-    assert "conversation.py" in identity.TRAINING_CODE
-
-
-def test_the_yaml_of_embedded_lm_eval_tasks_counts_as_evaluation_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
-    tasks = tmp_path / "evaluators" / "lm_eval_tasks"
-    tasks.mkdir(parents=True)
-    (tmp_path / "forecast.py").write_text("")
-    digests = []
-    for question in ("doc_to_text: a", "doc_to_text: b"):
-        (tasks / "letters.yaml").write_text(question)
-        identity.code_digest.cache_clear()
-        digests.append(identity.code_digest(identity.EVALUATION_CODE))
-    identity.code_digest.cache_clear()
-    assert digests[0] != digests[1]
 
 
 def test_the_recorded_configuration_is_the_effective_one(trial):
@@ -428,3 +433,74 @@ def test_a_group_that_was_removed_is_an_error_that_names_it(assemble, group):
 def test_errors_of_all_groups_are_reported_together(complaints):
     keys = [m.split("=")[0] for m in complaints("algo.beta=x", "task.held_out=2", "train.steps=ten", "seed=-1")]
     assert keys == ["algo.beta", "task.held_out", "train.steps", "seed"]
+
+
+# -- content behind paths ------------------------------------------------------------------------------
+
+
+def folder_of_a_model(folder, weights="1"):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text(weights)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "judged"),
+    [
+        (("algo=grpo", "reward=model", "reward.path={}"), "content of reward.path", False),
+        (
+            ("algo=grpo", "reward=weighted", "+reward.parts.own._target_=harness.rewards.weighted.Part",
+             "+reward.parts.own.reward={{_target_:harness.rewards.model.ModelReward,path:{}}}"),
+            "content of reward.parts.own.path", False,
+        ),
+        (("model=hf", "task=preferences", "task.path={}/../rows.jsonl", "model.path={}"), "base", False),
+        (
+            ("eval.evaluators.win_rate={{_target_:harness.evaluators.win_rate.WinRate,judge:{}}}",),
+            "evaluation: content of win_rate.judge", True,
+        ),
+        (("eval.evaluators.lm_eval.include_path={}",), "evaluation: content of lm_eval.include_path", True),
+    ],
+)  # fmt: skip
+def test_other_content_under_the_same_path_changes_the_key_and_is_named(assemble, tmp_path, options, field, judged):
+    preferences_file(tmp_path)
+    folder = folder_of_a_model(tmp_path / "folder")
+
+    def identified():
+        few = () if "model=hf" in options else FEW
+        setup = assemble(*few, *(o.format(folder) for o in options))
+        return identify(setup, load_data(setup.task))
+
+    before = identified()
+    (folder / "nested").mkdir()
+    assert identified() == before  # of a model's folder nothing below counts, of tasks only files
+    folder_of_a_model(folder, weights="22")
+    after = identified()
+    assert before.trial_id == after.trial_id
+    assert (before.train_key == after.train_key) is judged and before.eval_key != after.eval_key
+    assert identity.what_changed(before.why, after.why) == field
+
+
+def test_python_beside_the_tasks_of_lm_eval_counts_in_folders_too(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "utils.py").write_text("RIGHT = 1\n")
+    (tmp_path / "mine.yaml").write_text("task: mine\n")
+    evaluator = LmEval(tasks=("mine",), include_path=str(tmp_path))
+    before = evaluator.contents()
+    (tmp_path / "deep" / "utils.py").write_text("RIGHT = 22\n")
+    assert evaluator.contents() != before and LmEval().contents() == {}
+
+
+def test_a_hub_model_is_known_by_its_commit_where_the_local_cache_has_it(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert identity.model_content("owner/name") == "owner/name@None"
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40)
+    assert identity.model_content("owner/name") == "owner/name@" + "a" * 40
+    assert identity.model_content("owner/name", "v2") == "owner/name@v2"
+    (refs / "main").write_text("b" * 40)
+    assert identity.model_content("owner/name") == "owner/name@" + "b" * 40
+    assert identity.model_content("owner/name", "c" * 40) == "owner/name@" + "c" * 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,3 +269,39 @@ def test_drift_is_measured_against_the_model_that_training_started_from(tmp_path
     assert still["eval/win_rate"] == pytest.approx(0.5, abs=0.05)
     assert moved["eval/kl_per_sequence"] > 0.01
     assert "baseline/kl_per_sequence" not in still and "baseline/entropy_per_token" in still
+
+
+# -- the base's figures --------------------------------------------------------------------------------
+
+RULE = """
+from dataclasses import dataclass
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.base import Score
+from {helper} import REWARD
+
+@dataclass(frozen=True)
+class Ruled(Arithmetic):
+    def score(self, row, completion):
+        return Score(REWARD + super().score(row, completion).reward, True)  # pairs need a better side
+"""
+
+
+FAST = (
+    "task.pairs=4", "task.eval_pairs=2", "task.eval_prompts=2", "eval.max_completion_length=3",
+    "model.config.vocab_size=64", "model.config.hidden_size=16", "model.config.num_hidden_layers=1",
+)  # fmt: skip
+
+
+def test_the_base_is_judged_anew_when_the_tasks_rule_of_scoring_has_changed(tmp_path, monkeypatch):
+    """An untrained model showed a difference of -200 where the base's figure came from the cache."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ruled_task.py").write_text(RULE.format(helper="ruled_helper"))
+    options = ("algo=none", "model=shape/llama-10m", "plugins=[ruled_task]", "task._target_=ruled_task.Ruled")
+    for reward, hit in ((100.0, False), (100.0, True), (-100.0, False)):
+        (tmp_path / "ruled_helper.py").write_text(f"REWARD = {reward}\n")
+        for name in ("ruled_task", "ruled_helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)  # a sweep begins with fresh imports
+        told = tell(tmp_path / "trial", tmp_path / "cache", *options, sizes=FAST)
+        assert told.metrics["baseline/true_reward"] == told.metrics["eval/true_reward"]
+        assert abs(told.metrics["eval/true_reward"] - reward) < 2
+        assert told.stages["baseline-true_reward"] is hit

@@ -96,6 +96,10 @@ class Evaluator(ABC):
         """Why this evaluator says nothing about the task, or None where it does."""
         return None
 
+    def contents(self) -> Mapping[str, str]:
+        """Of each field that names something on disk or on the hub, what stands for the content behind it."""
+        return {}
+
     @abstractmethod
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Measure."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
+from harness import closure
 from harness.audit import copies
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
@@ -48,6 +49,11 @@ class LmEval(Evaluator):
         if self.tasks == ("embedded",) and not data.retention:
             return "the embedded lm-eval tasks ask about arithmetic; name others: eval.evaluators.lm_eval.tasks=[...]"
         return None
+
+    def contents(self) -> Mapping[str, str]:
+        """Of the folder of tasks every file: the YAML, the Python beside it, and data."""
+        folder = Path(self.include_path).expanduser() if self.include_path else None
+        return {"include_path": closure.content_digest(closure.files_below(folder))} if folder else {}
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from harness import identity
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.tasks.base import Row, Task, TaskData, prompt_key
@@ -39,6 +40,10 @@ class WinRate(Evaluator):
         if self.judge is None and not task.has_reward:
             return "no rule scores a completion of this task; name a reward model: eval.evaluators.win_rate.judge=..."
         return None if any(data.eval_prompts.values()) else "the data has no held-out prompts"
+
+    def contents(self) -> Mapping[str, str]:
+        """The judge's, where one is named."""
+        return {} if self.judge is None else {"judge": identity.model_content(self.judge)}
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample on either side and compare sample by sample."""

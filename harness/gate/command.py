@@ -101,7 +101,7 @@ def check_trained_here(frame: pd.DataFrame, uri: str) -> None:
             raise _elsewhere(row, "its config.yaml is not in the store")
         try:
             setup = assemble(yaml.safe_load(written))
-            trial = identify(setup, check_data(setup))
+            trial = identify(setup, check_data(setup), row["device"])  # it may have run on another machine
         except UserError as error:
             raise _elsewhere(row, str(error).splitlines()[0]) from None
         if trial.train_key != row["train_key"]:

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from harness import forkserver, identity
+from harness import closure, forkserver, identity
 from harness.cache import Cache
 from harness.data import load_data
 from harness.errors import UserError
@@ -20,11 +20,9 @@ from harness.text import count
 from harness.trial import Setup, training_config
 
 STAGE = "prediction"
-CODE = (
-    "plan/rehearsed.py", "rehearsal", "skeleton.py", "trainers.py", "algorithms", "rewards", "evaluators/scoring.py",
-    "adapters.py", "models.py", "loading.py",
-)  # fmt: skip
-"""Source files that can change a prediction."""
+REHEARSED = ("harness.rehearsal", "harness.skeleton", "harness.allocator")
+"""What changes no number of a trial, and does change a prediction."""
+NO_MATTER_OF_CODE = (*(n for n in closure.NO_NUMBER if n not in REHEARSED), "harness.runner", "harness.forkserver")
 NO_MATTER = (
     "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
     "logging_steps", "checkpoint_steps", "save", "seed", "recipe",
@@ -129,12 +127,19 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "model": {k: v for k, v in config["model"].items() if k != "seed"},
         "train": train,
         "reward": config.get("reward"),
+        "content": setup.reward.contents() if setup.reward is not None else {},
         "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
         "data": None if target.fill else data.digest,
         "target": asdict(target),
-        "code": identity.code_digest(CODE, identity.modules_of([setup.algo, setup.adapter, setup.model, setup.reward])),
+        "code": closure.code_digest(code_of(setup)),
         "versions": identity.library_versions(),
     }
+
+
+def code_of(setup: Setup) -> dict[str, Path]:
+    """The code that can change a prediction."""
+    entries = identity.modules_of([setup.algo, setup.adapter, setup.model, setup.task, setup.reward])
+    return closure.closure(["harness.plan.rehearsed", *entries], NO_MATTER_OF_CODE)
 
 
 _EVAL = ("split", "batch_size", "max_length", "max_completion_length")

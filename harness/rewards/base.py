@@ -61,6 +61,10 @@ class Reward(ABC):
         """The reward, knowing its trial: the task, what is trained, and the recipe that the model chose."""
         return self
 
+    def contents(self) -> Mapping[str, str]:
+        """Of each field that names something on disk or on the hub, what stands for the content behind it."""
+        return {}
+
     def stages(self) -> tuple[RewardModelSpec, ...]:
         """Models that must exist before training; the trial takes them from the cache or builds them."""
         return ()

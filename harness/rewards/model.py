@@ -129,6 +129,10 @@ class ModelReward(Reward):
         spec = RewardModelSpec(adapter=trained, seed=self.seed, max_length=self.max_length, **chosen)
         return replace(self, recipes={}, spec=spec, **chosen)
 
+    def contents(self) -> Mapping[str, str]:
+        """The model's, where one is named."""
+        return {} if self.path is None else {"path": identity.model_content(self.path)}
+
     def stages(self) -> tuple[RewardModelSpec, ...]:
         """The stage, unless a path is named."""
         return () if self.spec is None else (self.spec,)

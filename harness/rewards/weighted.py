@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,11 @@ class Weighted(Reward):
         """Bind the parts."""
         bound = {n: replace(p, reward=p.reward.bind(task, adapter, recipe)) for n, p in self.active.items()}
         return replace(self, parts=bound)
+
+    def contents(self) -> Mapping[str, str]:
+        """Every part's."""
+        found = {name: part.reward.contents() for name, part in self.active.items()}
+        return {f"parts.{name}.{field}": content for name, own in found.items() for field, content in own.items()}
 
     def without_weights(self) -> Weighted:
         """The parts without theirs."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import identity
+from harness import closure, identity
 from harness.cache import Cache, Entry
 
 STAGE = "reference"
@@ -56,7 +56,7 @@ class References:
             **self.base,
             "rows": identity.digest(sorted(set(keys))),
             "limit": [trainer.args.max_length, getattr(trainer.args, "truncation_mode", None)],
-            "code": identity.code_digest(("stages/reference.py",)),
+            "code": closure.code_digest(code_of(type(trainer))),
             "versions": identity.library_versions(),
         }
         scored = 0
@@ -72,6 +72,12 @@ class References:
         self.note(entry, scored)
         table = parquet.read_table(entry.path / "log_probs.parquet").to_pydict()
         return looked_up(table, keys)
+
+
+def code_of(trainer: type) -> dict[str, Path]:
+    """The code that can change a value: this stage, how models are loaded and made ready, and the trainer's classes."""
+    classes = {c.__module__ for c in trainer.__mro__ if not closure.of_others(c.__module__)}
+    return closure.closure([__name__, "harness.models", "harness.trainers", *classes])
 
 
 def row_keys(dataset: Any) -> list[str]:

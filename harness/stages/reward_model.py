@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import forecast, identity
+from harness import closure, forecast, identity
 from harness.cache import Cache, Entry
 from harness.classifier import load_head, save_head, score_sequences, sequence_of, with_score
 from harness.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
 from harness.tasks.base import TaskData
 
-CODE = ("stages/reward_model.py", "classifier.py", "adapters.py", "conversation.py", "loading.py", "stats.py")
 CALIBRATION_PAIRS = 1000
 BINS = 10
 
@@ -63,7 +62,7 @@ def reward_model(spec: RewardModelSpec, ground: StageGround, cache: Cache) -> En
         "spec": asdict(spec),
         "base": ground.base_key,
         "pairs": ground.data.digest,
-        "code": identity.code_digest(CODE),
+        "code": closure.code_digest(code_of(spec)),
         "versions": identity.library_versions(),
         "device": ground.device,
         "precision": ground.precision,
@@ -75,6 +74,11 @@ def reward_model(spec: RewardModelSpec, ground: StageGround, cache: Cache) -> En
     return cache.fetch(
         "reward_model", identity.digest(inputs), lambda folder: _build(spec, ground, folder), inputs=inputs
     )
+
+
+def code_of(spec: RewardModelSpec) -> dict[str, Path]:
+    """The code that can change a reward model: this stage, how the base is loaded, and its adapter."""
+    return closure.closure([__name__, "harness.models", *identity.modules_of([spec.adapter])])
 
 
 def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[str, Any]:

@@ -23,7 +23,6 @@ from harness.tasks.base import Row, Score, Task, TaskData
 BEHAVIOURS = ("concise", "verbose", "wrong", "evasive")
 DECLINE = "i dont know."
 VERBOSE = "well, the answer is {}."
-ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 +-=?.,"
 _VERBOSE = re.compile(r"^well, the answer is (.+)\.$")
 
 

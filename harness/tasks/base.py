@@ -105,6 +105,13 @@ class Task(ABC):
     def load(self) -> TaskData:
         """Read or make all rows; raises ``UserError`` naming file, line, field and fix."""
 
+    def fingerprint(self) -> str:
+        """What stands for the content of the files that ``load`` reads, without parsing them; empty where there are none.
+
+        Rows are read once per process for equal tasks of equal fingerprints; keys hold the rows' own digest.
+        """
+        return ""
+
     def base_rows(self, count: int) -> list[Row]:
         """``prompt, completion`` rows that make an embedded base model, in training order."""
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from harness.closure import content_digest, files_below
 from harness.errors import UserError
 from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Row, Task, TaskData
@@ -103,6 +104,13 @@ class Hub(Task):
         return assemble(
             train, held, share=self.held_out, seed=self.seed, overlap=self.overlap, eval_key="task.eval_split"
         )
+
+    def fingerprint(self) -> str:
+        """Of a local folder or file its content; what the hub's cache holds under a name does not change by itself."""
+        place = Path(self.name).expanduser()
+        if not place.exists():
+            return ""
+        return content_digest(files_below(place) if place.is_dir() else [place])
 
     def _checked(self, split: str, key: str) -> Checked:
         table = self._table(split, key)
