@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from harness.errors import without_password
 
 PACKAGE = Path(__file__).resolve().parent
 COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
@@ -160,11 +161,6 @@ def trial_command() -> str | None:
     words = [word for folder in folders for word in ("--config-dir", folder)]
     words += [str(o) for o in job.overrides.task if not str(o).lstrip("+").startswith("sweep=")]
     return without_password(shlex.join(["python", "-m", "harness", *words]))
-
-
-def without_password(words: str) -> str:
-    """A text whose addresses (``scheme://user:password@host``) hold no user and no password."""
-    return re.sub(r"://[^/@\s]+@", "://…@", words)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

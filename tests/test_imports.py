@@ -35,10 +35,12 @@ ORDER = (
     "preload",
     "forkserver",
     "outcome",
+    "past",
     "meter",
     "callback",
     # Tracking and what is made from tracked numbers.
     "tracking",
+    "runs",
     "projection",
     "results",
     "forecast",
@@ -69,6 +71,7 @@ ORDER = (
     "child",
     "peaks",
     "attend",
+    "books",
     "runner",
     "sweep",
     "preflight",
@@ -91,8 +94,8 @@ COMPONENTS = ("tasks", "models", "adapters", "stages", "rewards", "algorithms", 
 CONDUCTORS = {"tracking", "projection", "results", "report", "trial", "worker", "child", "runner", "sweep", "launch"}
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "lm_eval")
-LIGHT = ("cli", "config", "launch", "sweep", "runner", "trial", "tracking", "projection", "outcome", "preflight",
-         "commands", "doctor", "results", "report")  # fmt: skip
+LIGHT = ("cli", "config", "launch", "sweep", "runner", "trial", "tracking", "runs", "projection", "outcome", 
+         "preflight", "commands", "doctor", "results", "report")  # fmt: skip
 MOST_LINES = 400
 
 
