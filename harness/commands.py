@@ -198,7 +198,8 @@ def cache(argv: list[str]) -> int:
         print(f"deleted {len(gone)} entries, {sum(e['bytes'] for e in gone) / MB:,.1f} MB")
     entries = store.entries()
     for entry in entries:
-        print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}")
+        state = "" if entry["state"] == "whole" else f"  ({entry['state']})"
+        print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}{state}")
     print(f"{sum(e['bytes'] for e in entries) / MB:10,.1f} MB  in {len(entries)} entries, {store.root}")
     return 0
 

@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "records",
     "text",
+    "streams",
     "collector",
     "commandline",
     "config",
