@@ -31,6 +31,10 @@ RACE = re.compile(
 )
 """What databases say to one of two commands that make the same tables or rows at once."""
 TRIES = 6
+LOG_IN = (
+    "give user and password, USER:PASSWORD and an @ before the host, or for a server "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
 _opened: set[str] = set()
 
 
@@ -159,12 +163,7 @@ def check_reachable(tracking: Tracking) -> None:
             return
     except urllib.error.HTTPError as answer:
         if answer.code in (401, 403):
-            raise _unreachable(
-                tracking,
-                f"it answers {answer.code} {answer.reason}",
-                fix="give the user: tracking.uri=http://USER:PASSWORD@HOST, or set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD",
-            ) from None
+            raise _unreachable(tracking, f"it answers {answer.code} {answer.reason}", fix=LOG_IN) from None
         return  # it answers; a proxy may guard /health
     except (OSError, ValueError) as error:
         raise _unreachable(tracking, str(getattr(error, "reason", error))) from None
@@ -232,7 +231,8 @@ def _unusable(tracking: Tracking, error: Exception) -> UserError:
     """Why a store that answers cannot be used, and what to do about it."""
     absent = _missing_driver(error)
     if absent is None:
-        return _unreachable(tracking, in_one_line(error))
+        refused = re.search(r"error code 40[13]\b|password authentication failed|no password supplied", str(error))
+        return _unreachable(tracking, in_one_line(error), fix=LOG_IN if refused else None)
     scheme = tracking.uri.partition(":")[0]
     fix = f"install the driver {absent}"
     if scheme.startswith("postgres"):
