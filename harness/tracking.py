@@ -162,6 +162,7 @@ def check_reachable(tracking: Tracking) -> None:
         with urllib.request.urlopen(request, timeout=REACH_S):
             return
     except urllib.error.HTTPError as answer:
+        answer.close()
         if answer.code in (401, 403):
             raise _unreachable(tracking, f"it answers {answer.code} {answer.reason}", fix=LOG_IN) from None
         return  # it answers; a proxy may guard /health
