@@ -268,7 +268,8 @@ def cache_dir(plain: Mapping[str, Any]) -> Path:
 def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:
     if outcome is Outcome.FINISHED:
         seconds, peak = result.metrics.get("time/total_s"), result.metrics.get("memory/peak_mb")
-        return f"finished in {seconds:.0f} s" + (f", peak {peak:,.0f} MB" if peak is not None else "")
+        took = f" in {seconds:.0f} s" if seconds is not None else ""
+        return f"finished{took}" + (f", peak {peak:,.0f} MB" if peak is not None else "")
     return f"{outcome}: {reason}"
 
 
