@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LOST = 255
+"""Exit code of a process whose server was killed: multiprocessing knows no more of it, and it may live."""
 GUARD = Path(__file__).with_name("guard.py")
 _guard: subprocess.Popen[str] | None = None
 
@@ -40,11 +42,21 @@ def warm_up() -> None:
 
 
 def start(target: Callable[..., None], *args: Any, name: str) -> Any:
-    """Fork a process that runs ``target(*args)``; returns the started ``Process``."""
+    """Fork a process that runs ``target(*args)``; returns the started ``Process``.
+
+    A server that was killed is noticed when it is asked: then a new one is.
+    """
     forkserver = context()
-    process = forkserver.Process(target=target, args=args, name=name, daemon=False)
-    with _server_environment():
-        process.start()
+    for last in (False, False, True):
+        process = forkserver.Process(target=target, args=args, name=name, daemon=False)
+        try:
+            with _server_environment():
+                process.start()
+            break
+        except (EOFError, ConnectionError):
+            if last:
+                raise
+            stop()  # a large process takes a moment to die, and until then is taken for a living one
     _tell_guard()
     return process
 

@@ -31,24 +31,31 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
         return {}
     from harness import forkserver
 
-    receiver, sender = forkserver.context().Pipe(duplex=False)
     plains = [json.dumps(dict(p.setup.plain)) for p in asked]
-    process = forkserver.start(_main, sender, plains, name="preflight")
-    sender.close()
-    try:
-        answers = receiver.recv()
-    except EOFError:
-        process.join()
+    answers, code = None, None
+    for _ in range(2):  # its server may have been killed, or the machine short of memory for a moment
+        receiver, sender = forkserver.context().Pipe(duplex=False)
+        process = forkserver.start(_main, sender, plains, name="preflight")
+        sender.close()
+        try:
+            answers = receiver.recv()
+            break
+        except EOFError:
+            continue
+        finally:
+            receiver.close()
+            process.join()
+            code = process.exitcode
+    if answers is None:
         raise UserErrors(
             [
                 UserError(
-                    f"the process that looks at models and data ended with code {process.exitcode}",
+                    f"the process that looks at models and data ended with code {code}",
                     key="model",
                     fix="-9 is mostly a lack of memory; look for what is very large in the model's folder",
                 )
             ]
-        ) from None
-    process.join()
+        )
     return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
 
 

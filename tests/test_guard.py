@@ -72,6 +72,18 @@ def test_a_forkserver_in_the_middle_of_its_imports_ends_with_its_runner(tmp_path
     wait_for(lambda: not alive(server), 5, "the forkserver to be gone")
 
 
+def test_a_server_that_was_killed_is_replaced_when_a_process_is_to_start():
+    script = (
+        "import os, signal\nfrom harness import forkserver\nfrom multiprocessing import forkserver as own\n"
+        "forkserver.warm_up()\nos.kill(own._forkserver._forkserver_pid, signal.SIGKILL)\n"
+        "process = forkserver.start(os._exit, 7, name='x')\nprocess.join()\n"
+        "print(process.exitcode)\nforkserver.stop()\n"
+    )
+    environment = {**os.environ, "HARNESS_PRELOAD": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("7\n", "")
+
+
 def test_the_guard_of_a_runner_that_ends_well_ends_too():
     script = (
         "from harness import forkserver\nforkserver.warm_up()\nforkserver.stop()\n"
