@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from harness.cache import Cache, default_dir
 from harness.config import build, compose, conf_dir, hydra_config
 from harness.errors import UserError, UserErrors
 from harness.past import trial_folders
-from harness.tracking import Tracking, in_one_line
+from harness.tracking import Tracking, in_one_line, whole_uri
 
 MB = 10**6
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": MB, "GB": 10**9, "TB": 10**12}
@@ -36,19 +37,9 @@ def ui(argv: list[str]) -> int:
         print(f"the store is a server with a UI of its own: {uri}")
         return 0
     print(f"MLflow UI on http://127.0.0.1:{options.port} (store {uri}); Ctrl-C ends it", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(options.port),
-    ]
-    return subprocess.call(command)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
+    # By the environment: a command line with a password in it is every user's to read.
+    return subprocess.call(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": whole_uri(uri)})
 
 
 def validate(argv: list[str]) -> int:

@@ -86,7 +86,7 @@ def client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it reports every table of a new store
     from mlflow.tracking import MlflowClient
 
-    whole = _with_credentials(uri)
+    whole = whole_uri(uri)
     if uri in _opened:
         return MlflowClient(tracking_uri=whole)
     with _alone(uri):
@@ -254,7 +254,7 @@ def _missing_driver(error: BaseException | None) -> str | None:
 
 
 def _without_credentials(uri: str) -> str:
-    """The URI without user, password and secrets in its query; what was taken out is kept for ``_with_credentials``."""
+    """The URI without user, password and secrets in its query; what was taken out is kept for ``whole_uri``."""
     bare = without_login(uri).replace("://…@", "://")
     if bare == uri:
         return uri
@@ -273,7 +273,7 @@ def _without_credentials(uri: str) -> str:
     return bare
 
 
-def _with_credentials(bare: str) -> str:
+def whole_uri(bare: str) -> str:
     """The URI as it was given; servers take user and password from the environment instead."""
     whole = os.environ.get(WHOLE_URI, "")
     return whole if whole and _without_credentials(whole) == bare else bare

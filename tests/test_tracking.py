@@ -93,8 +93,8 @@ def test_user_and_password_reach_the_server_and_nobody_else():
 
 def test_a_database_is_opened_with_its_password_though_its_address_is_known_without():
     uri = "postgresql://anna:s3cr3t@host/db"
-    assert tracking._with_credentials(Tracking(uri=uri).resolved_uri) == uri
-    assert tracking._with_credentials("postgresql://other/db") == "postgresql://other/db"
+    assert tracking.whole_uri(Tracking(uri=uri).resolved_uri) == uri
+    assert tracking.whole_uri("postgresql://other/db") == "postgresql://other/db"
 
 
 def test_hydra_which_writes_its_overrides_to_disk_gets_none_of_it():
