@@ -268,3 +268,17 @@ def test_nothing_outside_of_harness_and_named_plugins_is_imported(tmp_path, monk
             assemble({**plain, group: node, "plugins": ["helpers"]})
         assert [e.key for e in caught.value.errors if "only classes of harness" in e.rule] == [f"{group}._target_"]
     assert not (tmp_path / "ran").exists() and "stranger" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.callbacks.x={_target_:stranger.Thing}",
+        "+hydra.job_logging.handlers.x={class:stranger.Thing}",
+    ],
+)
+def test_nor_by_hydra_in_our_place(compose, override):
+    with pytest.raises(UserError, match="stranger.Thing: only classes of harness, Hydra"):
+        compose(override)
+    assert "stranger" not in sys.modules
+    compose("plugins=[stranger]", override)
