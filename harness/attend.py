@@ -86,7 +86,7 @@ def attend(
         raised, interrupted = error, True
         forkserver.end_group(process)
     watch.look(sampler)
-    if process.is_alive():
+    if process.is_alive() or process.exitcode == forkserver.LOST:
         forkserver.end_group(process)
     outcome, reason = decide(
         process.exitcode,

@@ -81,7 +81,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _watch_parent() -> None:
-    """End this process group when the runner is gone.
+    """End this process group when the runner is gone: a second net below ``guard.py``, which may be killed itself.
 
     PR_SET_PDEATHSIG would watch the forkserver, which outlives the runner for as long as this process lives.
     """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from harness import collector
 from harness.errors import UserError
+from harness.streams import occupy_closed, unbreakable
 
 OK, NOT_FINISHED, USER_ERROR = 0, 1, 2
 
@@ -56,7 +56,11 @@ Exit codes: 0 all well; 1 a trial did not finish, or the gate found a regression
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with unbreakable():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             return _command(arguments[0])(arguments[1:])
@@ -71,13 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return NOT_FINISHED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
 
 
 def start() -> None:
     """The process of a command line: run it, and end with its exit code."""
+    occupy_closed()
     collector.seldom()
     code = main()
     collector.over()

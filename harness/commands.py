@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 from harness.cache import Cache, default_dir
 from harness.config import build, compose, conf_dir, hydra_config
 from harness.errors import UserError, UserErrors
-from harness.tracking import Tracking
+from harness.past import trial_folders
+from harness.tracking import Tracking, in_one_line, whole_uri
 
 MB = 10**6
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": MB, "GB": 10**9, "TB": 10**12}
@@ -35,19 +37,9 @@ def ui(argv: list[str]) -> int:
         print(f"the store is a server with a UI of its own: {uri}")
         return 0
     print(f"MLflow UI on http://127.0.0.1:{options.port} (store {uri}); Ctrl-C ends it", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(options.port),
-    ]
-    return subprocess.call(command)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
+    # By the environment: a command line with a password in it is every user's to read.
+    return subprocess.call(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": whole_uri(uri)})
 
 
 def validate(argv: list[str]) -> int:
@@ -135,39 +127,54 @@ def sync(argv: list[str]) -> int:
     parser.add_argument("--sweep", help="one sweep; all without it")
     parser.add_argument("overrides", nargs="*", help="for example tracking.uri=sqlite:///elsewhere.db")
     options = parser.parse_args(argv)
-    from filelock import FileLock, Timeout
-
-    from harness.outcome import read_result
-    from harness.projection import project
-    from harness.runner import close_open_attempt
-    from harness.tracking import close_sweep, open_sweep
-
     root = Path(options.outputs)
-    sweeps = [root / options.sweep] if options.sweep else sorted(p.parent for p in root.glob("*/sweep.json"))
+    sweeps = [root / options.sweep] if options.sweep else _sweeps_below(root)
     if not sweeps or not all(s.is_dir() for s in sweeps):
-        known = ", ".join(sorted(p.parent.name for p in root.glob("*/sweep.json"))) or "none"
+        known = ", ".join(s.name for s in _sweeps_below(root)) or "none"
         raise UserError(f"no such sweep below {root}", key="--sweep", value=options.sweep, fix=f"known sweeps: {known}")
     tracking = tracking_from(options.overrides)
-    for folder in sweeps:
-        run = open_sweep(tracking, folder.name)
-        done = all_well = 0
-        trials = sorted(p.parent for p in folder.glob("*/trial.json"))
-        busy = False
-        for trial in trials:
-            try:
-                with FileLock(trial / ".lock", timeout=0):
-                    if close_open_attempt(trial):
-                        print(f"{trial.name}: its runner was killed; closed")
-                    done += project(trial, run) is not None
-                    result = read_result(trial)
-                    all_well += bool(result and result.outcome.succeeded)
-            except Timeout:
-                busy = True
-                print(f"{trial.name}: in use by a runner, left alone")
-        if not busy:
-            close_sweep(run, succeeded=all_well == len(trials))
-        print(f"{folder.name}: {done} of {len(trials)} trials in {tracking.uri}")
-    return 0
+    failed = sum(_sync_sweep(folder, tracking) for folder in sweeps)
+    return 1 if failed else 0
+
+
+def _sweeps_below(root: Path) -> list[Path]:
+    """Folders that hold a manifest or trials: a manifest may be lost."""
+    return sorted(p for p in root.glob("*") if (p / "sweep.json").is_file() or trial_folders(p))
+
+
+def _sync_sweep(folder: Path, tracking: Tracking) -> int:
+    """Bring one sweep into MLflow, each trial by itself; returns how many could not be."""
+    from filelock import FileLock, Timeout
+
+    from harness.books import close_open_attempt
+    from harness.past import result_of
+    from harness.projection import project
+    from harness.tracking import close_sweep, open_sweep
+
+    run = open_sweep(tracking, folder.name)
+    trials = trial_folders(folder)
+    done, all_well, failed, busy = 0, 0, 0, False
+    for trial in trials:
+        try:
+            with FileLock(trial / ".lock", timeout=0):
+                if close_open_attempt(trial):
+                    print(f"{trial.name}: its runner was killed; closed")
+                if project(trial, run) is not None:
+                    done += 1
+                else:
+                    print(f"{trial.name}: no attempt that can be read, left out")
+                result = result_of(trial)
+                all_well += bool(result and result.outcome.succeeded)
+        except Timeout:
+            busy = True
+            print(f"{trial.name}: in use by a runner, left alone")
+        except Exception as error:  # of the disk, the store, or what a file holds: the other trials have theirs
+            failed += 1
+            print(f"{trial.name}: not synced: {in_one_line(error)}", file=sys.stderr)
+    if not busy and not failed:
+        close_sweep(run, succeeded=all_well == len(trials))
+    print(f"{folder.name}: {done} of {len(trials)} trials in {tracking.resolved_uri}")
+    return failed
 
 
 def cache(argv: list[str]) -> int:
@@ -182,7 +189,8 @@ def cache(argv: list[str]) -> int:
         print(f"deleted {len(gone)} entries, {sum(e['bytes'] for e in gone) / MB:,.1f} MB")
     entries = store.entries()
     for entry in entries:
-        print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}")
+        state = "" if entry["state"] == "whole" else f"  ({entry['state']})"
+        print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}{state}")
     print(f"{sum(e['bytes'] for e in entries) / MB:10,.1f} MB  in {len(entries)} entries, {store.root}")
     return 0
 

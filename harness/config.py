@@ -20,6 +20,8 @@ from typing import Any
 from harness.errors import UserError, UserErrors
 
 OWN_PACKAGE = "harness"
+IMPORTING = ("callbacks", "job_logging", "hydra_logging")
+"""Parts of Hydra's own node whose classes it imports; it looks after sweeper and launcher itself."""
 
 
 def conf_dir() -> Path:
@@ -66,27 +68,49 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
     except OmegaConfBaseException:
         raise  # some of these are ValueErrors too
     except ValueError as error:  # Hydra's own, for example for a group set to null
         empty = next((o for o in overrides if o.endswith(("=null", "="))), "")
         raise UserError(str(error), key=empty or None, fix="choose an option; `--help` lists them") from None
-    hydra_node: dict[str, Any] = {}
-    if with_hydra:
-        with open_dict(config):
-            # Only these two are resolvable outside a job; the rest of the hydra node needs one.
-            hydra_node = {
-                "sweeper": OmegaConf.to_container(config.hydra.sweeper, resolve=False),
-                "launcher": OmegaConf.to_container(config.hydra.launcher, resolve=False),
-            }
-            del config["hydra"]
+    # Only these are resolvable outside a job; the rest of the hydra node needs one.
+    hydra_node = {name: OmegaConf.to_container(config.hydra[name], resolve=False) for name in ("sweeper", "launcher")}
+    for name in IMPORTING:
+        node = OmegaConf.to_container(config.hydra[name], resolve=False)
+        _refuse_strangers(node, f"hydra.{name}", tuple(config.get("plugins") or ()))
+    with open_dict(config):
+        del config["hydra"]
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
     result = {str(key): value for key, value in plain.items()}
     if with_hydra:
         result["hydra"] = hydra_node
     return result
+
+
+def _refuse_strangers(node: Any, path: str, plugins: Sequence[str]) -> None:
+    """Hydra imports what its own node names, and that is code like any other.
+
+    Raises:
+        UserError: a class of a package that is neither ours, Hydra's, the standard library's nor a named plugin.
+    """
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            _refuse_strangers(item, f"{path}[{i}]", plugins)
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        if key in ("_target_", "class", "()") and isinstance(value, str):
+            package = value.split(".")[0]
+            if package not in (OWN_PACKAGE, "hydra", "hydra_plugins", "logging", "colorlog", *plugins):
+                raise UserError(
+                    "only classes of harness, Hydra and packages listed in plugins are imported",
+                    key=f"{path}.{key}",
+                    value=value,
+                    fix=f"plugins=[{package}]",
+                )
+        _refuse_strangers(value, f"{path}.{key}", plugins)
 
 
 def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -> None:

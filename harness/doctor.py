@@ -178,7 +178,7 @@ def _store(overrides: list[str]) -> list[Finding]:
         check_reachable(tracking)
     except UserError as error:
         return [Finding("tracking", "wrong", error.rule, error.fix or "")]
-    return [Finding("tracking", "ok", f"{tracking.uri} can be used")]
+    return [Finding("tracking", "ok", f"{tracking.resolved_uri} can be used")]
 
 
 def _cache() -> list[Finding]:

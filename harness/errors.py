@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_USER = re.compile(r"://(?:[^\s/@:'\"]*:[^\s'\"]*@|[^\s/@'\"]+@)")
+_SECRET = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword|token|access_token|api_key)=)[^\s&'\"]+")
+_secrets: dict[str, None] = {}
+"""Passwords in use, as they were typed and as they are sent, the longest first."""
+
+
+def keep_secret(*passwords: str) -> None:
+    """Show none of these in any message from now on; very short ones only where they stand in an address."""
+    _secrets.update({password: None for password in passwords if len(password) > 3})
+    for password in sorted(_secrets, key=len, reverse=True):
+        _secrets[password] = _secrets.pop(password)
+
+
+def without_login(words: str) -> str:
+    """A text whose addresses (``scheme://user:password@host``) hold no user and no password."""
+    if "://" not in words:
+        return words
+    return _SECRET.sub(r"\1…", _USER.sub("://…@", words))
+
+
+def without_password(words: str) -> str:
+    """The same, and no password that is in use: libraries quote an address in their errors whole or in pieces."""
+    for password in _secrets:
+        if password in words:
+            words = words.replace(password, "…")
+    return without_login(words)
 
 
 class UserError(Exception):
@@ -25,7 +53,7 @@ class UserError(Exception):
         lines = [f"{head}: {rule}" if head else rule]
         if fix:
             lines.append(f"  fix: {fix}")
-        super().__init__("\n".join(lines))
+        super().__init__(without_password("\n".join(lines)))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between processes."""

@@ -8,9 +8,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+LOST = 255
+"""Exit code of a process whose server was killed: multiprocessing knows no more of it, and it may live."""
+GUARD = Path(__file__).with_name("guard.py")
+_guard: subprocess.Popen[str] | None = None
 
 
 def context() -> Any:
@@ -27,16 +35,29 @@ def warm_up() -> None:
     from multiprocessing import forkserver
 
     context()
+    _tell_guard()
     with _server_environment():
         forkserver.ensure_running()
+    _tell_guard()
 
 
 def start(target: Callable[..., None], *args: Any, name: str) -> Any:
-    """Fork a process that runs ``target(*args)``; returns the started ``Process``."""
+    """Fork a process that runs ``target(*args)``; returns the started ``Process``.
+
+    A server that was killed is noticed when it is asked: then a new one is.
+    """
     forkserver = context()
-    process = forkserver.Process(target=target, args=args, name=name, daemon=False)
-    with _server_environment():
-        process.start()
+    for last in (False, False, True):
+        process = forkserver.Process(target=target, args=args, name=name, daemon=False)
+        try:
+            with _server_environment():
+                process.start()
+            break
+        except (EOFError, ConnectionError):
+            if last:
+                raise
+            stop()  # a large process takes a moment to die, and until then is taken for a living one
+    _tell_guard()
     return process
 
 
@@ -63,6 +84,31 @@ def stop() -> None:
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)  # in the middle of its imports it would hear nothing else
         server._stop()
+        _tell_guard()
+
+
+def _tell_guard() -> None:
+    """Let the guard (``guard.py``), started on first use, know the present server."""
+    global _guard
+    from multiprocessing import forkserver
+
+    if _guard is None or _guard.poll() is not None:
+        _guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+    server: Any = forkserver._forkserver
+    assert _guard.stdin is not None
+    pid = server._forkserver_pid
+    try:
+        _guard.stdin.write("forget\n" if pid is None else f"watch {pid}\n")
+        _guard.stdin.flush()
+    except BrokenPipeError:
+        return  # somebody killed it; the next start brings up another, and trials watch by themselves too
 
 
 @contextmanager
@@ -70,6 +116,7 @@ def _server_environment() -> Any:
     """The variables that the server inherits, if this call is what starts it."""
     names = {
         "HARNESS_PRELOAD": "1",
+        "HARNESS_RUNNER": str(os.getpid()),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",

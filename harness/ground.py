@@ -254,3 +254,5 @@ def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str,
         seconds=entry.seconds,
         **({} if metrics is None else {"metrics": {k: float(v) for k, v in metrics.items()}}),
     )
+    if "damaged" in entry.why:
+        journal.write("note", message=f"cache, {stage}: {entry.why}")

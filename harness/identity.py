@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import closure
+from harness.errors import without_password
 
 PACKAGE = closure.PACKAGE
 COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
@@ -150,11 +151,6 @@ def trial_command() -> str | None:
     words = [word for folder in folders for word in ("--config-dir", folder)]
     words += [str(o) for o in job.overrides.task if not str(o).lstrip("+").startswith("sweep=")]
     return without_password(shlex.join(["python", "-m", "harness", *words]))
-
-
-def without_password(words: str) -> str:
-    """A text whose addresses (``scheme://user:password@host``) hold no user and no password."""
-    return re.sub(r"://[^/@\s]+@", "://…@", words)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

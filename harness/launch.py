@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from harness import forkserver, identity
 from harness.config import hydra_application
 from harness.display import say
-from harness.errors import UserError, UserErrors
-from harness.outcome import read_result
+from harness.errors import UserError, UserErrors, without_login
+from harness.past import result_of, trial_folders
 from harness.projection import Projector
-from harness.records import Outcome
+from harness.records import Outcome, TrialResult
 from harness.sweep import Sweep, named, plan_sweep, write_manifest
-from harness.tracking import SweepRun, Tracking, client, close_sweep, open_sweep
+from harness.tracking import SweepRun, Tracking, client, close_sweep, in_one_line, open_sweep
 from harness.training import Train
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def _run(options: Any, overrides: list[str]) -> int:
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
     sweep = _without_invalid(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
+    check_writable(sweep.folder)
     run = _track(sweep)
+    overrides = _without_credentials(overrides, sweep.tracking)
     _announce(sweep)
     write_manifest(sweep, run)
     (sweep.folder / STOP).unlink(missing_ok=True)
@@ -64,6 +67,30 @@ def _run(options: Any, overrides: list[str]) -> int:
         interrupted = True
     code = _conclude(sweep, run, started)
     return 1 if interrupted else code
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ``UserError`` where the folder of a sweep, or one of its trials', cannot be written; found by trying."""
+    place = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    for where in (place, *(trial_folders(folder) if place == folder else ())):
+        try:
+            with tempfile.TemporaryFile(dir=where) as probe:
+                probe.write(b"\0" * 4096)
+        except OSError as error:
+            raise UserError(
+                f"cannot be written ({error.strerror})",
+                key="outputs",
+                value=str(where),
+                fix="outputs=/some/other/folder",
+            ) from None
+
+
+def _without_credentials(overrides: Sequence[str], tracking: Tracking) -> list[str]:
+    """Overrides for Hydra, which writes what it is given to disk: a store's user and password are no part of them."""
+    if without_login(tracking.uri) == tracking.uri:
+        return list(overrides)
+    kept = [o for o in overrides if not o.lstrip("+").startswith("tracking.uri=")]
+    return [*kept, f"tracking.uri='{tracking.resolved_uri}'"]
 
 
 def job(config: Any) -> None:
@@ -96,7 +123,11 @@ def job(config: Any) -> None:
     projector = None if run is None else Projector(run)
     predicted = manifest.get("expected", {}).get(trial.trial_id)
     expected = None if predicted is None else Expected(**predicted)
-    outcome, _ = run_trial(setup, trial, runner, projector, position=position, expected=expected)
+    try:
+        outcome, _ = run_trial(setup, trial, runner, projector, position=position, expected=expected)
+    except OSError as error:  # the disk is full or gone: this trial's books stay open, and `harness sync` closes them
+        say(f"error: {trial.trial_id}: {in_one_line(error)}")
+        return
     if projector is not None and projector.failure:
         say(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up")
     if runner.fail_fast and not outcome.succeeded:
@@ -178,14 +209,14 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
     known = [p.trial.trial_id for p in sweep.points] if sweep.expanded else _trials_on_disk(sweep.folder)
     outcomes: dict[str, Outcome | None] = {}
     for trial_id in known:
-        result = read_result(sweep.folder / trial_id)
-        fresh = result is not None and (sweep.folder / trial_id / "result.json").stat().st_mtime >= started - 1
+        _settle(sweep.folder / trial_id)
+        result = result_of(sweep.folder / trial_id)
         outcomes[trial_id] = None if result is None else result.outcome
-        if result is not None and result.outcome.succeeded and not fresh:
+        if result is not None and result.outcome.succeeded and not _fresh(sweep.folder / trial_id, result, started):
             outcomes[trial_id] = Outcome.REUSED
     not_started = [t for t, o in outcomes.items() if o is None]
     succeeded = bool(known) and all(o is not None and o.succeeded for o in outcomes.values())
-    if len(not_started) < len(known):
+    if any((sweep.folder / t / "result.json").is_file() for t in known):
         frame = results.from_folder(sweep.folder)
         frame = frame.loc[frame["trial_id"].isin(known)].reset_index(drop=True)
         frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
@@ -193,9 +224,32 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
         _print_recipes(sweep.folder, frame)
     for trial_id in not_started:
         print(f"not started: {trial_id}")
-    if run is not None:
-        _report(sweep, run, succeeded)
-    return 0 if succeeded else 1
+    tracked = run is None or _report(sweep, run, succeeded)
+    return 0 if succeeded and (tracked or not sweep.tracking.required) else 1
+
+
+def _settle(folder: Path) -> None:
+    """Make what a full disk kept from being written, if there is room by now and no other command is at it."""
+    from filelock import FileLock, Timeout
+
+    from harness.books import close_open_attempt
+
+    if not folder.is_dir():
+        return
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            close_open_attempt(folder)
+    except Timeout:
+        return
+    except OSError as error:
+        say(f"warning: {folder.name}: {in_one_line(error)}; `harness sync` makes its files once that is mended")
+
+
+def _fresh(folder: Path, result: TrialResult, started: float) -> bool:
+    """Whether a result is of this start: of an older file, which does not say, when it was written."""
+    if result.attempt is not None:
+        return result.attempt >= started - 1
+    return (folder / "result.json").stat().st_mtime >= started - 1
 
 
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
@@ -209,33 +263,41 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
 
 
-def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:
-    """Catch up with MLflow, write the report, say where both are."""
+def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
+    """Catch up with MLflow, write the report, say where both are; whether MLflow has all trials."""
     from harness.projection import project
     from harness.report.gather import write_report
 
-    try:
-        for folder in sorted(p.parent for p in sweep.folder.glob("*/trial.json")):
+    behind: dict[str, str] = {}
+    for folder in trial_folders(sweep.folder):
+        try:
             project(folder, run)
-        close_sweep(run, succeeded=succeeded)
+        except Exception as error:  # of the store or the disk: the journals hold everything for the next try
+            behind[folder.name] = in_one_line(error)
+    try:
+        close_sweep(run, succeeded=succeeded and not behind)
         path = write_report(run.uri, sweep.name, Path("reports") / sweep.name, experiment=sweep.tracking.experiment)
         client(run.uri).log_artifacts(run.parent_id, str(path.parent), "report")
         print(f"report:  {path}")
     except UserError:
         raise
     except Exception as error:  # the trials are safe on disk; say what is missing and how to get it
-        say(f"warning: no report ({type(error).__name__}: {error}); try `harness sync`, then `harness report`")
+        behind[""] = in_one_line(error)
+        say(f"warning: no report ({behind['']}); try `harness sync`, then `harness report`")
+    if late := [name for name in behind if name]:
+        say(f"warning: MLflow lacks {len(late)} of the trials ({behind[late[0]]}); `harness sync` catches up")
     print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
+    return not behind
 
 
 def ui_command(tracking: Tracking) -> str:
     """The line that opens the MLflow UI on the store in use."""
     default = Tracking().uri
-    return "mlflow ui" if tracking.uri == default else f"mlflow ui --backend-store-uri {tracking.uri}"
+    return "mlflow ui" if tracking.uri == default else f"mlflow ui --backend-store-uri {without_login(tracking.uri)}"
 
 
 def _trials_on_disk(folder: Path) -> list[str]:
-    return sorted(p.parent.name for p in folder.glob("*/trial.json"))
+    return [p.name for p in trial_folders(folder)]
 
 
 def _parse(arguments: Sequence[str]) -> Any:

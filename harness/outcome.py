@@ -134,8 +134,8 @@ def _not_numbers(events: Sequence[Event]) -> set[str]:
 def read_result(folder: Path) -> TrialResult | None:
     """``result.json`` of a trial's folder; None where there is none that can be read."""
     try:
-        data = json.loads((folder / "result.json").read_text())
-        return TrialResult(
+        data = json.loads((folder / "result.json").read_bytes())
+        result = TrialResult(
             trial_id=data["trial_id"],
             outcome=Outcome(data["outcome"]),
             reason=data["reason"],
@@ -144,23 +144,28 @@ def read_result(folder: Path) -> TrialResult | None:
             digests=data["digests"],
             environment=data["environment"],
             schema_version=data["schema_version"],
+            train_key=data.get("train_key"),
+            eval_key=data.get("eval_key"),
+            attempt=journal.number(data.get("attempt")),
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    sound = all(isinstance(part, dict) for part in (result.config, result.metrics, result.digests, result.environment))
+    return result if sound and isinstance(result.trial_id, str) else None
 
 
-def write_result(folder: Path, outcome: Outcome, reason: str | None, trial: Mapping[str, Any]) -> TrialResult:
-    """Write ``result.json`` from the journals, in one step.
+def result_from(folder: Path, outcome: Outcome, reason: str | None, trial: Mapping[str, Any]) -> TrialResult:
+    """The result of a trial's latest attempt, from its journals.
 
     Args:
         folder: the trial's.
         outcome: as decided.
         reason: one line, None for a finished trial.
-        trial: what ``trial.json`` holds: id, effective configuration, digests, environment.
+        trial: what ``trial.json`` holds: id, effective configuration, keys, digests, environment.
     """
     worker = journal.latest_attempt(journal.read(folder / "worker.jsonl"))
     runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    result = TrialResult(
+    return TrialResult(
         trial_id=trial["trial_id"],
         outcome=outcome,
         reason=reason,
@@ -168,21 +173,33 @@ def write_result(folder: Path, outcome: Outcome, reason: str | None, trial: Mapp
         metrics=metrics_of(since_attempt(worker, runner), runner),
         digests=trial["digests"],
         environment=trial["environment"],
+        train_key=trial.get("train_key"),
+        eval_key=trial.get("eval_key"),
+        attempt=next((e.time for e in reversed(runner) if e.kind == "attempt"), None),
     )
-    write_json(
-        folder / "result.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "trial_id": result.trial_id,
-            "outcome": str(result.outcome),
-            "reason": result.reason,
-            "config": dict(result.config),
-            "metrics": dict(result.metrics),
-            "digests": dict(result.digests),
-            "environment": dict(result.environment),
-        },
-    )
+
+
+def write_result(folder: Path, outcome: Outcome, reason: str | None, trial: Mapping[str, Any]) -> TrialResult:
+    """Write ``result.json`` from the journals, in one step (arguments as of ``result_from``)."""
+    result = result_from(folder, outcome, reason, trial)
+    write_json(folder / "result.json", document(result))
     return result
+
+
+def document(result: TrialResult) -> dict[str, Any]:
+    """What ``result.json`` holds of a result; keys and attempt where they are known."""
+    whose = {"train_key": result.train_key, "eval_key": result.eval_key, "attempt": result.attempt}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "trial_id": result.trial_id,
+        "outcome": str(result.outcome),
+        "reason": result.reason,
+        "config": dict(result.config),
+        "metrics": dict(result.metrics),
+        "digests": dict(result.digests),
+        "environment": dict(result.environment),
+        **{name: value for name, value in whose.items() if value is not None},
+    }
 
 
 def since_attempt(worker: Sequence[Event], runner: Sequence[Event]) -> list[Event]:
@@ -193,7 +210,16 @@ def since_attempt(worker: Sequence[Event], runner: Sequence[Event]) -> list[Even
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half."""
+    replace_text(path, json.dumps(journal.visible_in(content), indent=1, ensure_ascii=False, default=str))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one step; where that fails, the old one stays and no draft is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str))
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, UserErrors
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from harness.sweep import Sweep
 
 
+TEMPLATE_S = 10.0
+"""Within which a prompt is rendered and tokenized; it takes milliseconds."""
 BLOCK = 64
 """Weights that share a scale in 4-bit format; bitsandbytes on a CPU gives wrong numbers for widths between."""
 
@@ -28,16 +31,31 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
         return {}
     from harness import forkserver
 
-    receiver, sender = forkserver.context().Pipe(duplex=False)
     plains = [json.dumps(dict(p.setup.plain)) for p in asked]
-    process = forkserver.start(_main, sender, plains, name="preflight")
-    sender.close()
-    try:
-        answers = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"the checking process ended with code {process.exitcode}") from None
-    process.join()
+    answers, code = None, None
+    for _ in range(2):  # its server may have been killed, or the machine short of memory for a moment
+        receiver, sender = forkserver.context().Pipe(duplex=False)
+        process = forkserver.start(_main, sender, plains, name="preflight")
+        sender.close()
+        try:
+            answers = receiver.recv()
+            break
+        except EOFError:
+            continue
+        finally:
+            receiver.close()
+            process.join()
+            code = process.exitcode
+    if answers is None:
+        raise UserErrors(
+            [
+                UserError(
+                    f"the process that looks at models and data ended with code {code}",
+                    key="model",
+                    fix="-9 is mostly a lack of memory; look for what is very large in the model's folder",
+                )
+            ]
+        )
     return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
 
 
@@ -65,7 +83,12 @@ def _main(sender: Any, plains: list[str]) -> None:
         plain = json.loads(text)
         key = json.dumps([plain[k] for k in ("model", "task", "adapter", "train")], sort_keys=True)
         if key not in cache:
-            cache[key] = find_problems(plain)
+            try:
+                cache[key] = find_problems(plain)
+            except Exception as error:  # a library's, about files of the user's: its words are all that is known
+                words = next(iter(str(error).strip().splitlines()), "")
+                rule = f"cannot be checked ({type(error).__name__}: {words[:300]})"
+                cache[key] = [UserError(rule, key="model", fix="see that the model's folder is whole")]
         answers.append(cache[key])
     sender.send(answers)
     sender.close()
@@ -85,12 +108,51 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
         return errors.errors
     except UserError as error:
         return [error]
-    return [*_context_problems(setup, data, tokenizer, config), *_target_problems(setup, config)]
+    try:
+        context = _context_problems(setup, data, tokenizer, config)
+    except UserError as error:
+        return [error]
+    return [*context, *_target_problems(setup, config)]
+
+
+def _prompt_tokens(tokenizer: Any, prompt: Any, limit_s: float = TEMPLATE_S) -> int:
+    """Tokens of a prompt as a trial makes them. A chat template is a program of a stranger's, so it gets its time.
+
+    Raises:
+        UserError: it takes longer, is refused by its sandbox or complains; with its own words.
+    """
+    from harness.conversation import encode
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    if isinstance(prompt, str):
+        return len(encode(tokenizer, prompt)[0])
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return len(encode(tokenizer, prompt)[0])
+    except TimeoutError:
+        raise _template_error(f"takes more than {limit_s:g} s for a prompt") from None
+    except Exception as error:  # Jinja's kinds, and whatever Python raises in the middle of a template
+        raise _template_error(f"cannot be rendered ({type(error).__name__}: {error})") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _template_error(rule: str) -> UserError:
+    return UserError(
+        f"the tokenizer's chat template {rule}",
+        key="model.chat_template",
+        fix="mend the template in the model's folder (chat_template.jinja), use rows in the form that it wants, or "
+        "model.chat_template=off for rows of text",
+    )
 
 
 def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> list[UserError]:
     """Limits within the model's context, and no prompt that fills it."""
-    from harness.conversation import encode, prepare_rows
+    from harness.conversation import prepare_rows
     from harness.models import context_length
     from harness.tasks.base import text_of
     from harness.trial import renders_chat
@@ -117,7 +179,7 @@ def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> lis
     longest = sorted(rows, key=lambda r: -len(text_of(r["prompt"])))[:200]
     too_long = []
     for row in prepare_rows(longest, chat=chat):
-        tokens = len(encode(tokenizer, row["prompt"])[0])
+        tokens = _prompt_tokens(tokenizer, row["prompt"])
         if tokens > room:
             too_long.append((tokens, text_of(row["prompt"])[:60]))
     if too_long:

@@ -17,14 +17,14 @@ from typing import Any
 from harness import journal, text
 from harness.identity import flatten
 from harness.journal import Tail
-from harness.outcome import write_json
+from harness.outcome import document, write_json
+from harness.past import past_of, result_of
 from harness.records import Event, Outcome
-from harness.tracking import SweepRun, client
+from harness.runs import exists, stage_run, trial_run
+from harness.tracking import SweepRun, client, in_one_line
 
 AT_THE_END = ("delta/", "memory/", "time/", "energy/")
 """Figures that are known when all attempts are; from ``result.json``."""
-DIGESTS = {"dataset": "dataset", "base": "base", "evaluator": "evaluators", "code": "code"}
-"""Tags ``<name>_digest`` and the keys of a trial's digests."""
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
 STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
 SYSTEM_NAMES = {
@@ -96,38 +96,44 @@ class Projector:
                 self.failure = None
                 return True
             except Exception as error:  # kept and shown; the journals hold everything for the next try
-                self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                self.failure = in_one_line(error)
                 return False
 
 
 def project(folder: Path, sweep: SweepRun) -> str | None:
     """Bring MLflow up to date with one trial's journals; returns the run id (None before the first attempt).
 
-    Safe to repeat: points carry the journal's own time stamps, and offsets advance only after success.
+    Safe to repeat: points carry the journal's own time stamps, and offsets advance only after success. Of two at once
+    one waits, since each would make a run.
     """
-    runner_events = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    if not runner_events or runner_events[0].kind != "attempt":
+    from filelock import FileLock
+
+    with FileLock(folder / ".projection.lock"):
+        return _project(folder, sweep)
+
+
+def _project(folder: Path, sweep: SweepRun) -> str | None:
+    past = past_of(folder)
+    if past.began is None or not past.about:
         return None
     api = client(sweep.uri)
     state_path = folder / "tracking.json"
-    state = _load_state(state_path, sweep.uri)
-    trial = json.loads((folder / "trial.json").read_text())
-    began = runner_events[0].time
-    if state.run_id and not _exists(api, state.run_id):
+    state = _load_state(state_path, sweep)
+    trial, began = past.about, past.began.time
+    if state.run_id and not exists(api, state.run_id):
         state = _State()  # another database, or a deleted run: project everything anew
     if state.attempt != began:
-        _retire(api, state.run_id)
         state = _State(
-            run_id=_create_run(api, sweep, trial, folder, began),
+            run_id=trial_run(api, sweep, trial, folder, began),
             attempt=began,
             worker=_offset_at(folder / "worker.jsonl", began),
             runner=_offset_at(folder / "runner.jsonl", began),
         )
-        _save_state(state_path, state, sweep.uri)  # before anything else can fail, or the next try makes another run
+        _save_state(state_path, state, sweep)
     if not state.described:
         _describe_run(api, state.run_id, trial)
         state.described = True
-        _save_state(state_path, state, sweep.uri)
+        _save_state(state_path, state, sweep)
     worker_tail = Tail(folder / "worker.jsonl", state.worker)
     runner_tail = Tail(folder / "runner.jsonl", state.runner)
     worker, runner = worker_tail.read(), runner_tail.read()
@@ -140,37 +146,19 @@ def project(folder: Path, sweep: SweepRun) -> str | None:
         _log_event(api, sweep, state, event, trial, folder)
     closing = [e for e in runner if e.kind == "outcome"]
     if closing:
+        kept = trial_run(api, sweep, trial, folder, began, known=state.run_id)  # nothing may stand beside it
+        if kept != state.run_id:
+            _save_state(state_path, _State(), sweep)
+            return _project(folder, sweep)
         _finish_run(api, state.run_id, folder, closing[-1])
     elif any(e.kind == "attempt" for e in runner):
         api.update_run(state.run_id, status="RUNNING")
     state.worker, state.runner = worker_tail.offset, runner_tail.offset
-    _save_state(state_path, state, sweep.uri)
+    _save_state(state_path, state, sweep)
     return state.run_id
 
 
 # -- pieces --------------------------------------------------------------------------------------------
-
-
-def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Path, began: float) -> str:
-    config, environment = trial["config"], trial["environment"]
-    tags = {
-        "mlflow.parentRunId": sweep.parent_id,
-        "kind": "trial",
-        "trial_id": trial["trial_id"],
-        "sweep": trial["sweep"],
-        "outcome": "running",
-        "algo": config["algo"]["name"],
-        "adapter": config["adapter"]["name"],
-        "model": config["model"]["name"],
-        "task": config["task"]["name"],
-        "git_sha": environment["git_sha"] or "unknown",
-        "train_key": trial["train_key"],
-        "eval_key": trial["eval_key"],
-        "folder": str(folder),
-        "command": environment.get("trial_command") or "",
-    } | {f"{what}_digest": trial["digests"][key] for what, key in DIGESTS.items() if key in trial["digests"]}
-    run = api.create_run(sweep.experiment_id, start_time=int(began * 1000), run_name=trial["trial_id"], tags=tags)
-    return run.info.run_id
 
 
 def _describe_run(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
@@ -232,8 +220,8 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     elif event.kind == "stage":
         _log_stage(api, sweep, state, event, trial)
     elif event.kind == "attempt":
-        api.set_tag(state.run_id, "train_key", data["train_key"])
-        api.set_tag(state.run_id, "eval_key", data["eval_key"])
+        for key in ("train_key", "eval_key"):
+            api.set_tag(state.run_id, key, str(data.get(key)))
 
 
 def _artifact_place(path: str) -> str | None:
@@ -262,54 +250,24 @@ def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     data = event.data
     if data["stage"].startswith("baseline-"):
         return  # the baseline's figures are on the trial itself
-    run_id = state.stages.get(data["key"]) or _stage_run(api, sweep, data["key"])
-    if run_id is None:
-        run_id = _create_stage_run(api, sweep, event, trial)
+    run_id = state.stages.get(data["key"]) or stage_run(api, sweep, event, trial)
     state.stages[data["key"]] = run_id
     api.set_tag(state.run_id, f"stage.{data['stage']}", run_id)
-
-
-def _stage_run(api: Any, sweep: SweepRun, key: str) -> str | None:
-    found = api.search_runs([sweep.experiment_id], f"tags.stage_key = '{key}'", max_results=1)
-    return found[0].info.run_id if found else None
-
-
-def _create_stage_run(api: Any, sweep: SweepRun, event: Event, trial: Mapping[str, Any]) -> str:
-    data, end = event.data, int(event.time * 1000)
-    run = api.create_run(
-        sweep.experiment_id,
-        start_time=end - (0 if data["hit"] else int(data["seconds"] * 1000)),
-        run_name=f"stage {data['stage']}",
-        tags={
-            "mlflow.parentRunId": sweep.parent_id,
-            "kind": "stage",
-            "stage": data["stage"],
-            "stage_key": data["key"],
-            "sweep": trial["sweep"],
-            "built_for": "an earlier sweep" if data["hit"] else trial["trial_id"],
-            "why": data["why"],
-        },
-    )
-    for name, value in {**(data.get("metrics") or {}), "time/total_s": data["seconds"]}.items():
-        number = journal.number(value)
-        if number is not None:
-            api.log_metric(run.info.run_id, name, number, timestamp=end)
-    api.set_terminated(run.info.run_id, end_time=end)
-    return run.info.run_id
 
 
 def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:
     from mlflow.entities import Metric
 
     outcome = Outcome(closing.data["outcome"])
-    result = json.loads((folder / "result.json").read_text())
+    result = result_of(folder)
+    assert result is not None, "an attempt that has ended has a result"
     stamp = int(closing.time * 1000)
-    final = [Metric(k, float(v), stamp, 0) for k, v in result["metrics"].items() if k.startswith(AT_THE_END)]
+    final = [Metric(k, float(v), stamp, 0) for k, v in result.metrics.items() if k.startswith(AT_THE_END)]
     for chunk in _chunks(final, BATCH):
         api.log_batch(run_id, metrics=chunk)
     api.set_tag(run_id, "outcome", str(outcome))
-    api.set_tag(run_id, "reason", closing.data["reason"] or "")
-    api.set_tag(run_id, "mlflow.note.content", _describe(result))
+    api.set_tag(run_id, "reason", closing.data.get("reason") or "")
+    api.set_tag(run_id, "mlflow.note.content", _describe(document(result)))
     for name in ("config.yaml", "result.json", "worker.log"):
         if (folder / name).is_file():
             api.log_artifact(run_id, str(folder / name))
@@ -335,24 +293,6 @@ def _describe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _retire(api: Any, run_id: str) -> None:
-    """An attempt that a newer one replaces leaves the table; MLflow can restore it."""
-    if run_id:
-        api.set_tag(run_id, "superseded", "true")
-        api.delete_run(run_id)
-
-
-def _exists(api: Any, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException, RestException
-
-    try:
-        return api.get_run(run_id).info.lifecycle_stage == "active"
-    except (RestException, MlflowException) as error:
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
 def _offset_at(path: Path, moment: float) -> int:
     """Byte offset of the first event at or after ``moment``."""
     offset = 0
@@ -367,16 +307,22 @@ def _offset_at(path: Path, moment: float) -> int:
     return offset
 
 
-def _load_state(path: Path, uri: str) -> _State:
+def _load_state(path: Path, sweep: SweepRun) -> _State:
     try:
-        data = json.loads(path.read_text())
-        return _State(**data["state"]) if data["uri"] == uri else _State()
-    except (OSError, ValueError, KeyError, TypeError):
+        data = json.loads(path.read_bytes())
+        here = data["uri"] == sweep.uri and data.get("parent", sweep.parent_id) == sweep.parent_id
+        state = _State(**data["state"])
+        whole = all(
+            isinstance(value, type(default))
+            for value, default in zip(vars(state).values(), vars(_State()).values(), strict=True)
+        )
+        return state if here and whole else _State()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _State()
 
 
-def _save_state(path: Path, state: _State, uri: str) -> None:
-    write_json(path, {"uri": uri, "state": vars(state), "time": time.time()})
+def _save_state(path: Path, state: _State, sweep: SweepRun) -> None:
+    write_json(path, {"uri": sweep.uri, "parent": sweep.parent_id, "state": vars(state), "time": time.time()})
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

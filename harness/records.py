@@ -89,7 +89,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What ``result.json`` holds."""
+    """What ``result.json`` holds.
+
+    Attributes:
+        train_key: under which it was made; None in a file of an older version.
+        eval_key: likewise.
+        attempt: when the attempt began that it is of, in seconds since the epoch.
+    """
 
     trial_id: str
     outcome: Outcome
@@ -100,3 +106,6 @@ class TrialResult:
     environment: Mapping[str, Any]
     schema_version: int = SCHEMA_VERSION
     tables: Sequence[str] = ()
+    train_key: str | None = None
+    eval_key: str | None = None
+    attempt: float | None = None

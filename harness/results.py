@@ -29,7 +29,8 @@ from harness import collector, journal
 from harness.errors import UserError
 from harness.identity import flatten
 from harness.outcome import read_result
-from harness.tracking import Tracking, check_reachable, client
+from harness.past import description, result_of
+from harness.tracking import Tracking, check_reachable, client, quoted
 
 TEXTS = (
     "trial_id", "sweep", "run_id", "outcome", "reason", "algo", "adapter", "model", "task", "device", "device_name",
@@ -55,7 +56,7 @@ def from_mlflow(uri: str, sweep: str | None = None, experiment: str = "harness")
     """
     api, experiment_id = _open(uri, experiment)
     name = sweep if sweep is not None else _latest_sweep(api, experiment_id, experiment)
-    found = _newest(_search(api, experiment_id, f"tags.kind = 'trial' and tags.sweep = {_quote(name)}"))
+    found = _newest(_search(api, experiment_id, f"tags.kind = 'trial' and tags.sweep = {quoted(name)}"))
     if not found:
         raise _no_trials(api, experiment_id, name)
     return _table(map(_from_run, found))
@@ -191,7 +192,7 @@ def artifact_text(uri: str, run_id: str, path: str) -> str | None:
 def sweep_command(uri: str, sweep: str, experiment: str = "harness") -> str | None:
     """The command line that opened a sweep, as the parent run recorded it."""
     api, experiment_id = _open(uri, experiment)
-    found = _search(api, experiment_id, f"tags.kind = 'sweep' and tags.sweep = {_quote(sweep)}", limit=1)
+    found = _search(api, experiment_id, f"tags.kind = 'sweep' and tags.sweep = {quoted(sweep)}", limit=1)
     return next((run.data.tags.get("command") for run in found), None)
 
 
@@ -219,10 +220,10 @@ def _from_run(run: Any) -> dict[str, Any]:
 
 
 def _from_files(folder: Path) -> dict[str, Any] | None:
-    result = read_result(folder)
+    result = result_of(folder) if read_result(folder) is not None else None  # lost ones are `harness sync`'s to make
     if result is None:
         return None
-    trial, config = _read_json(folder / "trial.json") or {}, result.config
+    trial, config = description(folder), result.config
     events = journal.read(folder / "worker.jsonl") + journal.read(folder / "runner.jsonl")
     device = next((e.data for e in reversed(events) if e.kind == "device"), {})
     row: dict[str, Any] = {
@@ -241,8 +242,8 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         "base_digest": result.digests.get("base"),
         "evaluator_digest": result.digests.get("evaluators"),
         "code_digest": result.digests.get("code"),
-        "train_key": trial.get("train_key"),
-        "eval_key": trial.get("eval_key"),
+        "train_key": result.train_key or trial.get("train_key"),
+        "eval_key": result.eval_key or trial.get("eval_key"),
         **{name: config.get(name) for name in NUMBERS},
     }
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
@@ -320,13 +321,6 @@ def _no_trials(api: Any, experiment_id: str, sweep: str) -> UserError:
         return UserError("no trial of this sweep has started", key="sweep", value=sweep, fix="run it, or name another")
     fix = f"known, newest first: {_listed(known)}" if known else "run a sweep first"
     return UserError("no such sweep", key="sweep", value=sweep, fix=fix)
-
-
-def _quote(text: str) -> str:
-    """A string in MLflow's filter grammar, which knows no escapes."""
-    if "'" in text and '"' in text:
-        raise UserError("a sweep's name cannot hold both kinds of quotes", key="sweep", value=text)
-    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def _artifact_json(api: Any, run_id: str, path: str) -> dict[str, Any] | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,16 +14,16 @@ from annotated_types import Ge, Gt, Le
 
 from harness import identity, journal
 from harness.attend import Attended, attend
+from harness.books import close_books, close_open_attempt, open_book
 from harness.cache import default_dir
 from harness.display import Display
 from harness.job import Job
-from harness.journal import Journal, Tail
-from harness.outcome import read_result, since_attempt, write_json, write_result
-from harness.peaks import MOST_STRETCHES, Expected, memory_metrics, out_of_memory, phase_rows, summary_from
+from harness.journal import Tail
+from harness.past import description, result_of
+from harness.peaks import Expected, out_of_memory
 from harness.projection import Projector
-from harness.records import Event, Outcome, Trial, TrialResult
+from harness.records import Outcome, Trial, TrialResult
 from harness.telemetry.nvml import device_levels
-from harness.telemetry.sampler import MemorySummary
 from harness.trial import Setup, folder_of
 
 
@@ -111,7 +110,7 @@ def run_trial(
         close_open_attempt(folder)
         plan = make_plan(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
         if plan.mode == "reuse":
-            result = read_result(folder)
+            result = result_of(folder)
             assert result is not None
             display.finish(f"reused: {plan.why}")
             if projector is not None:
@@ -125,16 +124,16 @@ def run_trial(
 
 def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan:
     """Decide between reusing, evaluating, continuing and training."""
-    result = read_result(folder)
+    result = result_of(folder)
     if result is None:
         return Plan("train", False, False, "first attempt")
-    before = json.loads((folder / "trial.json").read_text())
+    before = description(folder)
     if not resume:
         return Plan("train", False, False, "trains again: resume=false")
-    same_training = before["train_key"] == trial.train_key
-    changed = identity.what_changed(before["why"], trial.why)
+    same_training = before.get("train_key") == trial.train_key
+    changed = identity.what_changed(before.get("why") or {}, trial.why)
     if result.outcome.succeeded:
-        if before["eval_key"] == trial.eval_key:
+        if same_training and before.get("eval_key") == trial.eval_key:
             return Plan("reuse", False, False, "finished before in this sweep")
         if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
             return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
@@ -152,22 +151,6 @@ def _trained_once(folder: Path) -> bool:
     return any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain)
 
 
-def close_open_attempt(folder: Path) -> bool:
-    """Give an attempt whose runner died the outcome ``interrupted``; the caller holds the folder's lock."""
-    events = journal.read(folder / "runner.jsonl")
-    last = next((e for e in reversed(events) if e.kind in ("attempt", "outcome")), None)
-    if last is None or last.kind == "outcome":
-        return False
-    worker = [e for e in journal.read(folder / "worker.jsonl") if e.time >= last.time]
-    book = Journal(folder / "runner.jsonl")
-    if any(e.kind == "done" for e in worker):
-        outcome, reason = Outcome.FINISHED, None  # only the books were left open
-    else:
-        outcome, reason = Outcome.INTERRUPTED, "the runner was killed"
-    _close_books(book, folder, worker, summary_from(events), outcome, reason)
-    return True
-
-
 def _attempt(
     setup: Setup,
     trial: Trial,
@@ -181,24 +164,16 @@ def _attempt(
     decided_at = time.time()
     job = _job(setup, runner, folder, plan)
     if plan.mode == "train" and not plan.from_checkpoint:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of another training; nothing may continue from them
-    _describe(folder, setup, trial)
-    book = Journal(folder / "runner.jsonl")
-    book.write(
-        "attempt",
-        mode=plan.mode,
-        continues=plan.continues,
-        why=plan.why,
-        train_key=trial.train_key,
-        eval_key=trial.eval_key,
-    )
+        for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
+            shutil.rmtree(folder / stale, ignore_errors=True)
+    book = open_book(folder, trial, setup.unused, setup.plain, mode=plan.mode, continues=plan.continues, why=plan.why)
     tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
     if expected is not None and plan.mode == "train":
         book.write("metrics", values=expected.metrics)
     if projector is not None:
         projector.follow(folder)
     if expected is not None and plan.mode == "train" and runner.skip_unfit and not expected.fits:
-        result = _close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
+        result = close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
         return _ended(display, projector, Outcome.UNFIT, result), result
     levels, done = device_levels(), None
     if runner.preflight and plan.mode == "train" and not plan.from_checkpoint:
@@ -216,7 +191,7 @@ def _attempt(
             hz=runner.sample_hz,
             levels=levels,
         )
-    result = _close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
+    result = close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
     _ended(display, projector, done.outcome, result)
     if done.raised is not None:
         raise done.raised
@@ -257,37 +232,6 @@ def _ended(display: Display, projector: Projector | None, outcome: Outcome, resu
     return outcome
 
 
-def _close_books(
-    book: Journal,
-    folder: Path,
-    worker: list[Event],
-    summary: MemorySummary | None,
-    outcome: Outcome,
-    reason: str | None,
-) -> TrialResult:
-    """Memory and energy figures, the outcome, and ``result.json``."""
-    values = memory_metrics(worker, summary)
-    if summary is not None and summary.energy_j:
-        train = [summary.energy_j[p] for p in ("train", "rollout") if p in summary.energy_j]
-        if train:
-            values["energy/train_j"] = sum(train)
-    book.write("metrics", values=values)
-    if stretches := phase_rows(worker)[:MOST_STRETCHES]:
-        book.write("table", name="phases", rows=stretches)
-    if summary is not None:
-        book.write(
-            "memory",
-            lens=summary.lens,
-            samples=summary.samples,
-            missed=summary.missed,
-            reason=summary.reason,
-            high_water_phase=summary.high_water_phase,
-        )
-    book.write("outcome", outcome=str(outcome), reason=reason)
-    book.close()
-    return write_result(folder, outcome, reason, json.loads((folder / "trial.json").read_text()))
-
-
 def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
     passed = (
         "CUDA_VISIBLE_DEVICES",
@@ -321,29 +265,13 @@ def cache_dir(plain: Mapping[str, Any]) -> Path:
     return Path(chosen).expanduser().resolve() if chosen else default_dir()
 
 
-def _describe(folder: Path, setup: Setup, trial: Trial) -> None:
-    """Write ``config.yaml`` and ``trial.json``: what the folder is about."""
-    import yaml
-
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(setup.plain), sort_keys=False))
-    write_json(
-        folder / "trial.json",
-        {**asdict(trial), "unused": setup.unused, "environment": identity.environment()},
-    )
-
-
 def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:
     if outcome is Outcome.FINISHED:
         seconds, peak = result.metrics.get("time/total_s"), result.metrics.get("memory/peak_mb")
-        return f"finished in {seconds:.0f} s" + (f", peak {peak:,.0f} MB" if peak is not None else "")
+        took = f" in {seconds:.0f} s" if seconds is not None else ""
+        return f"finished{took}" + (f", peak {peak:,.0f} MB" if peak is not None else "")
     return f"{outcome}: {reason}"
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def attempt_events(folder: Path) -> tuple[list[Event], list[Event]]:
-    """(worker's, runner's) events of the latest attempt."""
-    runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    return since_attempt(journal.read(folder / "worker.jsonl"), runner), runner

@@ -5,17 +5,37 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
-from harness.errors import UserError
+from harness.errors import UserError, keep_secret, without_login, without_password
 
 REACH_S = 5.0
+SQLITE = "sqlite:///"
+WHOLE_URI = "HARNESS_STORE_URI"
+"""Environment variable with the address of a database and its password, for the processes of other launchers."""
+RACE = re.compile(
+    r"already exists|duplicate|unique constraint|UniqueViolation|IntegrityError|RESOURCE_ALREADY_EXISTS|locked"
+    r"|out-of-date|can't locate revision|no such table|UndefinedTable|could not serialize|deadlock|being accessed",
+    re.IGNORECASE,
+)
+"""What databases say to one of two commands that make the same tables or rows at once."""
+TRIES = 6
+LOG_IN = (
+    "give user and password, USER:PASSWORD and an @ before the host, or for a server "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
+_opened: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -36,11 +56,14 @@ class Tracking:
 
     @property
     def resolved_uri(self) -> str:
-        """The URI with a relative SQLite path made absolute, so that jobs in other folders agree on it."""
-        prefix = "sqlite:///"
-        if self.uri.startswith(prefix) and not self.uri.startswith(prefix + "/"):
-            return prefix + str(Path(self.uri.removeprefix(prefix)).resolve())
-        return self.uri
+        """The URI that may be shown and written down.
+
+        A relative SQLite path is made absolute, so that jobs in other folders agree on it. User and password are taken
+        out, kept for ``client``, and shown in no message from then on.
+        """
+        if self.uri.startswith(SQLITE) and not self.uri.startswith(SQLITE + "/"):
+            return SQLITE + str(Path(self.uri.removeprefix(SQLITE)).resolve())
+        return _without_credentials(self.uri)
 
 
 @dataclass(frozen=True)
@@ -53,70 +76,138 @@ class SweepRun:
 
 
 def client(uri: str) -> Any:
-    """An MLflow client that gives up within seconds instead of MLflow's own minutes."""
+    """An MLflow client that gives up within seconds instead of MLflow's own minutes.
+
+    The first one of a process may make the database's tables, so it waits for those of other commands.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it reports every table of a new store
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    whole = whole_uri(uri)
+    if uri in _opened:
+        return MlflowClient(tracking_uri=whole)
+    with _alone(uri):
+        if uri.startswith(SQLITE):
+            _make_tables(Path(uri.removeprefix(SQLITE)), lambda draft: MlflowClient(tracking_uri=f"{SQLITE}{draft}"))
+        made = _patiently(lambda: MlflowClient(tracking_uri=whole))
+    _opened.add(uri)
+    return made
+
+
+def _make_tables(path: Path, make: Any) -> None:
+    """Make a new database beside its place and move it there: one that was left half made cannot be mended."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    draft = path.with_name(f".{path.name}.new")
+    for left in path.parent.glob(f"{draft.name}*"):  # of a command that was killed, its journal too
+        left.unlink()
+    make(draft)
+    os.replace(draft, path)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One command at a time in what makes tables, experiments and parent runs of a SQLite store.
+
+    SQLite has no lock that lasts over several transactions, so a file beside the database is one. A server serves
+    commands on other machines, where no file of ours helps: there ``_patiently`` tries again.
+    """
+    from filelock import FileLock
+
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    try:
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError:  # a store that can only be read needs none: nothing is made in it
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _patiently(make: Any) -> Any:
+    """What ``make`` returns; made again where another command was making the same thing at that moment."""
+    for attempt in range(TRIES):
+        try:
+            return make()
+        except Exception as error:  # of MLflow, SQLAlchemy and the drivers; what is no race is raised at once
+            if attempt == TRIES - 1 or not RACE.search(str(error)):
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def check_reachable(tracking: Tracking) -> None:
     """Raise ``UserError`` within seconds if a tracking server does not answer."""
-    if not tracking.uri.startswith(("http://", "https://")):
-        if tracking.uri.startswith("sqlite:///"):
-            folder = Path(tracking.resolved_uri.removeprefix("sqlite:///")).parent
+    uri = tracking.resolved_uri
+    if not uri.startswith(("http://", "https://")):
+        if uri.startswith(SQLITE):
+            folder = Path(uri.removeprefix(SQLITE)).parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise _unreachable(tracking, f"the folder {folder} cannot be written")
         return
+    request = urllib.request.Request(uri.rstrip("/") + "/health")
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     try:
-        with urllib.request.urlopen(tracking.uri.rstrip("/") + "/health", timeout=REACH_S):
+        with urllib.request.urlopen(request, timeout=REACH_S):
             return
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as answer:
+        answer.close()
+        if answer.code in (401, 403):
+            raise _unreachable(tracking, f"it answers {answer.code} {answer.reason}", fix=LOG_IN) from None
         return  # it answers; a proxy may guard /health
     except (OSError, ValueError) as error:
         raise _unreachable(tracking, str(getattr(error, "reason", error))) from None
 
 
 def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | None = None) -> SweepRun:
-    """Create database, experiment and parent run, before any trial starts; found again if they exist.
-
-    Several processes that initialise one SQLite at once crash, so this is the command line's to do.
-    """
+    """Create database, experiment and parent run, before any trial starts; found again if they exist."""
     check_reachable(tracking)
     uri = tracking.resolved_uri
     try:
         api = client(uri)
-        found = api.get_experiment_by_name(tracking.experiment)
-        experiment_id = (
-            found.experiment_id
-            if found
-            else api.create_experiment(
-                # The UI then opens on training runs, and not on traces.
-                tracking.experiment,
-                tags={"mlflow.experimentKind": "custom_model_development"},
-            )
-        )
-        existing = api.search_runs(
-            [experiment_id],
-            filter_string=f"tags.kind = 'sweep' and tags.sweep = '{_quoted(sweep)}'",
-            max_results=1,
-        )
-        if existing:
-            api.update_run(existing[0].info.run_id, status="RUNNING")
-            return SweepRun(uri, experiment_id, existing[0].info.run_id)
-        run = api.create_run(
-            experiment_id,
-            run_name=sweep,
-            tags={"kind": "sweep", "sweep": sweep, **(description or {})},
-        )
-        return SweepRun(uri, experiment_id, run.info.run_id)
+        with _alone(uri):
+            experiment_id = _patiently(lambda: _experiment(api, tracking.experiment))
+            return SweepRun(uri, experiment_id, _parent(api, experiment_id, sweep, description or {}))
     except UserError:
         raise
     except Exception as error:  # MLflow raises many kinds; each means that the store cannot be used
-        raise _unreachable(tracking, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise _unusable(tracking, error) from None
+
+
+def _experiment(api: Any, name: str) -> str:
+    found = api.get_experiment_by_name(name)
+    # The UI then opens on training runs, and not on traces.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return found.experiment_id if found else api.create_experiment(name, tags=tags)
+
+
+def _parent(api: Any, experiment_id: str, sweep: str, description: Mapping[str, str]) -> str:
+    """The parent run of a sweep; where two commands have just made one each, both take the older one."""
+    query = f"tags.kind = 'sweep' and tags.sweep = {quoted(sweep)}"
+
+    def oldest_first() -> list[str]:
+        found = api.search_runs([experiment_id], filter_string=query, max_results=50)
+        return [run.info.run_id for run in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))]
+
+    if existing := oldest_first():
+        api.update_run(existing[0], status="RUNNING")
+        return existing[0]
+    made = api.create_run(experiment_id, run_name=sweep, tags={"kind": "sweep", "sweep": sweep, **description})
+    first = (oldest_first() or [made.info.run_id])[0]
+    if first != made.info.run_id:
+        api.delete_run(made.info.run_id)
+    return first
 
 
 def close_sweep(run: SweepRun, *, succeeded: bool) -> None:
@@ -124,14 +215,75 @@ def close_sweep(run: SweepRun, *, succeeded: bool) -> None:
     client(run.uri).set_terminated(run.parent_id, status="FINISHED" if succeeded else "FAILED")
 
 
-def _quoted(text: str) -> str:
-    return text.replace("'", "\\'")
+def quoted(text: str) -> str:
+    """A string in MLflow's filter grammar, which knows no escapes."""
+    if "'" in text and '"' in text:
+        raise UserError("a sweep's name cannot hold both kinds of quotes", key="sweep", value=text)
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
-def _unreachable(tracking: Tracking, why: str) -> UserError:
+def in_one_line(error: BaseException) -> str:
+    """An error as its class and the first line of its words, without passwords: databases print pages of SQL."""
+    words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return without_password(f"{type(error).__name__}: {words[:300]}")
+
+
+def _unusable(tracking: Tracking, error: Exception) -> UserError:
+    """Why a store that answers cannot be used, and what to do about it."""
+    absent = _missing_driver(error)
+    if absent is None:
+        refused = re.search(r"error code 40[13]\b|password authentication failed|no password supplied", str(error))
+        return _unreachable(tracking, in_one_line(error), fix=LOG_IN if refused else None)
+    scheme = tracking.uri.partition(":")[0]
+    fix = f"install the driver {absent}"
+    if scheme.startswith("postgres"):
+        fix = "pip install 'alignment-harness[postgres]'"
+    elif "+" not in scheme:
+        fix += f", or name another one: {scheme}+DRIVER://…"
+    return _unreachable(tracking, f"the database's driver {absent} is not installed", fix=fix)
+
+
+def _missing_driver(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            return error.name
+        if found := re.search(r"No module named '([\w.]+)'", str(error)):
+            return found.group(1)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _without_credentials(uri: str) -> str:
+    """The URI without user, password and secrets in its query; what was taken out is kept for ``whole_uri``."""
+    bare = without_login(uri).replace("://…@", "://")
+    if bare == uri:
+        return uri
+    scheme, _, rest = uri.partition("://")
+    login, at, _ = re.split(r"[?#]", rest)[0].rpartition("@")
+    if not at:
+        login = rest.rpartition("@")[0]
+    user, _, password = login.partition(":")
+    for secret in (password, *re.findall(r"(?i)(?:password|passwd|pwd|token|api_key)=([^&]+)", rest)):
+        keep_secret(secret, unquote(secret))
+    if scheme in ("http", "https"):
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    else:
+        os.environ[WHOLE_URI] = uri
+    return bare
+
+
+def whole_uri(bare: str) -> str:
+    """The URI as it was given; servers take user and password from the environment instead."""
+    whole = os.environ.get(WHOLE_URI, "")
+    return whole if whole and _without_credentials(whole) == bare else bare
+
+
+def _unreachable(tracking: Tracking, why: str, fix: str | None = None) -> UserError:
+    other = "name another store, or run without: tracking.required=false, then `harness sync`"
     return UserError(
         f"the MLflow store cannot be reached ({why})",
         key="tracking.uri",
-        value=tracking.uri,
-        fix="start it (mlflow server), name another, or run without: tracking.required=false, then `harness sync`",
+        value=tracking.resolved_uri,
+        fix=f"{fix or 'start it (mlflow server)'}; or {other}",
     )

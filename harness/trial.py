@@ -79,27 +79,12 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     nodes = {name: dict(plain[name]) if plain.get(name) else None for name in GROUPS}
     errors: list[UserError] = []
     unused: list[str] = []
-    _inject(
-        nodes["algo"],
-        "beta",
-        plain.get("beta"),
-        "algo",
-        errors,
-        unused,
-        _class_default(nodes["algo"], "beta"),
-    )
-    _inject(
-        nodes["adapter"],
-        "rank",
-        plain.get("rank"),
-        "adapter",
-        errors,
-        unused,
-        _class_default(nodes["adapter"], "rank"),
-    )
+    plugins = tuple(plain.get("plugins") or ())
+    for group, knob in (("algo", "beta"), ("adapter", "rank")):
+        default = _class_default(nodes[group], knob, plugins)
+        _inject(nodes[group], knob, plain.get(knob), group, errors, unused, default)
 
     built: dict[str, Any] = {}
-    plugins = tuple(plain.get("plugins") or ())
     for name in ("algo", "adapter", "model", "task", "reward", "eval"):
         if nodes[name] is None:
             built[name] = None
@@ -334,16 +319,12 @@ def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Ad
     return replace(adapter, dropout=0.0)  # type: ignore[call-arg]
 
 
-def _class_default(node: dict[str, Any] | None, field: str) -> Any:
-    """Default of a field of the class that a node names; None where it has none or cannot be imported."""
+def _class_default(node: dict[str, Any] | None, field: str, plugins: tuple[str, ...]) -> Any:
+    """Default of a field of the class that a node names; None where it has none or may not be imported."""
     from harness.config import import_component
 
     try:
-        target = import_component(
-            (node or {}).get("_target_", ""),
-            key="",
-            plugins=(str((node or {}).get("_target_", "")).split(".")[0],),
-        )
+        target = import_component((node or {}).get("_target_", ""), key="", plugins=plugins)
     except UserError:
         return None
     for item in fields(target) if is_dataclass(target) else ():

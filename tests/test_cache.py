@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
+from harness import cache as cache_module
 from harness.cache import MARK, Cache, default_dir
+from harness.errors import UserError
 
 
 def put(text: str = "value", note: dict | None = None):
@@ -173,3 +178,111 @@ def test_the_default_folder_is_the_users_unless_named(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_dir() == tmp_path / ".cache" / "harness"
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+
+def fresh(root: Path) -> Cache:
+    """The cache as another process finds it: nothing is known of its files."""
+    cache_module._hashed.clear()
+    return Cache(root)
+
+
+def flip(path: Path, at: int = 2) -> None:
+    """A few bits, the file's size and time as they were."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("harm", [flip, truncate, Path.unlink])
+def test_a_damaged_entry_is_set_aside_said_and_built_again(tmp_path, monkeypatch, harm, small):
+    if not small:
+        monkeypatch.setattr(cache_module, "SMALL", 2)
+    entry = Cache(tmp_path).fetch("sft", "k", put("precious"), inputs={})
+    assert fresh(tmp_path).fetch("sft", "k", never, inputs={}).hit
+    harm(entry.path / "file")
+    assert fresh(tmp_path).find("sft", "k") is None
+    again = fresh(tmp_path).fetch("sft", "k", put("new"), inputs={})
+    assert not again.hit and "damaged (file is not what was written)" in again.why and "set aside" in again.why
+    assert (again.path / "file").read_text() == "new"
+    assert sorted(e["state"] for e in Cache(tmp_path).entries()) == ["damaged", "whole"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"seconds": 1}', b'{"seconds": "x", "inputs": {}}'])
+def test_a_torn_note_costs_its_own_entry_alone(tmp_path, content):
+    cache = Cache(tmp_path)
+    for key in ("torn", "other"):
+        cache.fetch("sft", key, put(), inputs={"a": 1})
+    (tmp_path / "sft" / "torn" / MARK).write_bytes(content)
+    os.utime(tmp_path / "sft" / "torn" / MARK, (2e9, 2e9))  # the newest, which a miss is explained by
+    assert cache.fetch("sft", "next", put(), inputs={"a": 2}).why == "changed since the newest entry: a"
+    assert len(cache.entries()) == 3
+    assert "damaged (entry.json" in cache.fetch("sft", "torn", put(), inputs={"a": 1}).why
+    assert cache.fetch("sft", "torn", never, inputs={"a": 1}).hit
+
+
+def test_a_number_changed_in_a_note_is_damage_too(tmp_path):
+    entry = Cache(tmp_path).fetch("sft", "k", put(note={"loss": 0.5}), inputs={})
+    mark = entry.path / MARK
+    mark.write_text(mark.read_text().replace("0.5", "0.4"))
+    assert Cache(tmp_path).find("sft", "k") is None
+
+
+def test_a_large_file_is_hashed_again_only_where_it_may_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "SMALL", 2)
+    entry = Cache(tmp_path).fetch("sft", "k", put(), inputs={})
+    monkeypatch.setattr(cache_module.hashlib, "file_digest", None)  # hashing would fail
+    assert fresh(tmp_path).find("sft", "k") is not None
+    monkeypatch.undo()
+    monkeypatch.setattr(cache_module, "SMALL", 2)
+    os.utime(entry.path / "file", (1e9, 1e9))  # copied, perhaps: the content is the same
+    assert fresh(tmp_path).find("sft", "k") is not None
+    monkeypatch.setattr(cache_module.hashlib, "file_digest", None)  # and it is known from then on
+    assert fresh(tmp_path).find("sft", "k") is not None
+
+
+def test_an_entry_of_an_older_version_without_checksums_stays_usable(tmp_path):
+    entry = Cache(tmp_path).fetch("sft", "k", put(note={"loss": 1}), inputs={})
+    mark = json.loads((entry.path / MARK).read_text())
+    (entry.path / MARK).write_text(json.dumps({k: v for k, v in mark.items() if k not in ("files", "seal")}))
+    found = fresh(tmp_path).fetch("sft", "k", never, inputs={})
+    assert found.hit and Cache(tmp_path).note(found) == {"loss": 1}
+
+
+def test_a_whole_cache_that_can_only_be_read_works(tmp_path, monkeypatch):
+    Cache(tmp_path).fetch("sft", "k", put(), inputs={})
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache_module.os, "utime", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    assert fresh(tmp_path).fetch("sft", "k", never, inputs={}).hit
+    with pytest.raises(UserError, match=r"cache\.dir=.*lacks an entry of sft.*Read-only"):
+        Cache(tmp_path).fetch("sft", "absent", put(), inputs={})
+
+
+def test_the_draft_of_a_killed_builder_is_seen_and_pruned_and_that_of_a_living_one_is_not(tmp_path):
+    cache = Cache(tmp_path)
+    entry_of(cache, "whole")
+    dead = tmp_path / "sft" / ".some-key-abc123"
+    dead.mkdir()
+    (dead / "half").write_bytes(b"x" * 5000)
+    during: list[dict] = []
+
+    def build(folder: Path) -> None:
+        (folder / "half").write_bytes(b"y" * 100)
+        during.extend(cache.entries())
+        assert [e["state"] for e in cache.prune(10**9)] == ["abandoned"]
+        assert folder.is_dir() and not dead.exists()
+
+    cache.fetch("sft", "living", build, inputs={})
+    assert {e["state"]: e["bytes"] for e in during if e["state"] != "whole"} == {"abandoned": 5000, "building": 100}

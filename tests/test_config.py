@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from annotated_types import Gt
 from harness import commands
 from harness.config import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
 from harness.errors import UserError, UserErrors
+from harness.trial import assemble
 
 PLUGIN = __name__.split(".")[0]
 
@@ -251,3 +253,32 @@ def test_composing_yields_plain_containers_with_interpolations_resolved(compose)
     config = compose("train.max_length=77")
     assert type(config["algo"]) is dict
     assert config["eval"]["max_length"] == 77
+
+
+def test_nothing_outside_of_harness_and_named_plugins_is_imported(tmp_path, monkeypatch, compose):
+    """A module of the working directory, named by YAML of a stranger: refused before its code runs."""
+    for name in ("stranger", "helper"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = compose()
+    for group in ("algo", "adapter", "model", "task", "eval", "train"):
+        node = {**plain[group], "_target_": "stranger.Thing"}
+        with pytest.raises(UserErrors) as caught:
+            assemble({**plain, group: node, "plugins": ["helpers"]})
+        assert [e.key for e in caught.value.errors if "only classes of harness" in e.rule] == [f"{group}._target_"]
+    assert not (tmp_path / "ran").exists() and "stranger" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.callbacks.x={_target_:stranger.Thing}",
+        "+hydra.job_logging.handlers.x={class:stranger.Thing}",
+    ],
+)
+def test_nor_by_hydra_in_our_place(compose, override):
+    with pytest.raises(UserError, match="stranger.Thing: only classes of harness, Hydra"):
+        compose(override)
+    assert "stranger" not in sys.modules
+    compose("plugins=[stranger]", override)

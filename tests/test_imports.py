@@ -21,6 +21,8 @@ ORDER = (
     "errors",
     "records",
     "text",
+    "streams",
+    "patterns",
     "collector",
     "commandline",
     "config",
@@ -35,12 +37,15 @@ ORDER = (
     "display",
     "allocator",
     "preload",
+    "guard",
     "forkserver",
     "outcome",
+    "past",
     "meter",
     "callback",
     # Tracking and what is made from tracked numbers.
     "tracking",
+    "runs",
     "projection",
     "results",
     "forecast",
@@ -72,6 +77,7 @@ ORDER = (
     "child",
     "peaks",
     "attend",
+    "books",
     "runner",
     "sweep",
     "preflight",
@@ -86,7 +92,7 @@ ORDER = (
 )
 """Imports run from right to left only. Packages count as one module; within them files may import each other."""
 
-FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(), "identity": {"closure"},
+FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(), "identity": {"closure", "errors"},
                "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
 """The leftmost modules, and all of the house that they may know."""
 
@@ -94,8 +100,8 @@ COMPONENTS = ("tasks", "models", "adapters", "stages", "rewards", "algorithms", 
 CONDUCTORS = {"tracking", "projection", "results", "report", "trial", "worker", "child", "runner", "sweep", "launch"}
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "lm_eval")
-LIGHT = ("cli", "config", "launch", "sweep", "runner", "trial", "tracking", "projection", "outcome", "preflight",
-         "commands", "doctor", "results", "report")  # fmt: skip
+LIGHT = ("cli", "config", "launch", "sweep", "runner", "trial", "tracking", "runs", "projection", "outcome", 
+         "preflight", "commands", "doctor", "results", "report")  # fmt: skip
 MOST_LINES = 400
 
 

@@ -170,3 +170,83 @@ def test_a_journal_without_attempts_is_one_attempt():
     events = [event("start"), event("done")]
     assert journal.latest_attempt(events) == events
     assert journal.latest_attempt([]) == []
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+GOOD = b'{"time": 1, "kind": "good"}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1, 2]",
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"time": 1, "kind": "note", "message": ' + b'{"a":' * 50_000,
+        b'{"time": null, "kind": "done"}',
+        b'{"time": "yesterday", "kind": "done"}',
+        b'{"time": true, "kind": "done"}',
+        b'{"time": NaN, "kind": "done"}',
+        b'{"time": 1e300, "kind": "done"}',
+        b'{"time": 1, "kind": ["done"]}',
+        b'{"time": 1, "kind": "metrics"}',
+        b'{"time": 1, "kind": "metrics", "values": [1]}',
+        b'{"time": 1, "kind": "outcome", "outcome": null}',
+        b'{"time": 1, "kind": "stage", "stage": "sft"}',
+        b'{"time": 1, "kind": "done", "x": "\xff\xfe"}',
+        b"\x00" * 4096,
+    ],
+)
+def test_a_damaged_line_costs_itself_alone_and_is_counted(tmp_path, line):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(GOOD + b"\n" + line + b"\n" + GOOD + b"\n")
+    assert kinds(path) == ["good", "good"]
+    assert journal.skipped(path) == 1
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_code(book):
+    book.write("note", message="bad \ud800 text", values={"\udfff": 1})
+    (read,) = journal.read(book.path)
+    assert read.data == {"message": "bad \\ud800 text", "values": {"\\udfff": 1}}
+    read.data["message"].encode()  # and whatever takes it from there can encode it
+
+
+def test_half_of_a_surrogate_pair_that_another_writer_escaped_is_read_as_its_code(tmp_path):
+    (tmp_path / "j.jsonl").write_text('{"time": 1, "kind": "note", "message": "\\ud83d, \\ud83d\\ude00"}\n')
+    (read,) = journal.read(tmp_path / "j.jsonl")
+    assert read.data["message"] == "\\ud83d, 😀"
+
+
+def test_what_is_nested_too_deep_is_cut_and_what_holds_itself_ends(book):
+    endless: dict = {"a": 1}
+    endless["self"] = endless
+    book.write("note", message="x", more=endless)
+    (read,) = journal.read(book.path)
+    assert read.data["message"] == "x" and read.data["more"]["self"]["a"] == 1
+
+
+def test_a_line_that_the_disk_took_half_of_does_not_swallow_the_next(book):
+    class Full:
+        """A disk with room for twelve bytes."""
+
+        closed, room = False, 12
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken, self.room = min(self.room, len(data)), max(0, self.room - len(data))
+            return real.write(data[:taken])
+
+    real, book._file = book._file, Full()
+    with pytest.raises(OSError, match="No space"):
+        book.write("lost")
+    with pytest.raises(OSError, match="No space"):
+        book.write("lost")
+    book._file = real
+    book.write("after")
+    assert kinds(book.path) == ["after"]
+
+
+def test_a_password_in_an_address_is_not_journalled(book):
+    book.write("note", message="POST http://anna:s3cr3t@host:5000/api failed")
+    assert "s3cr3t" not in book.path.read_text()

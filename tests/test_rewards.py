@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness import patterns
 from harness.adapters import Full, LoRA
 from harness.config import build, compose, hydra_config
 from harness.errors import UserError, UserErrors
@@ -57,6 +61,35 @@ def test_a_format_is_searched_for_or_matched_whole():
     assert pays(Format(pattern=r"<think>.*</think>"), "x <think>a\nb</think> y") == 1
     assert pays(Format(pattern=r"<think>.*</think>", whole=True), "x <think>a</think>") == 0
     assert pays(Format(pattern=r"\d+", whole=True), "42") == 1
+
+
+BACKTRACKS = r"(?:a+){2,40}c"
+
+
+def test_a_pattern_that_backtracks_pays_nothing_for_a_completion_and_is_counted(monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.05)
+    scorer = Scorer(Format(pattern=BACKTRACKS), SimpleNamespace(has_reward=False), ROWS)
+    assert scorer(["a" * 60 + "b", "aaac", "b"], [0, 0, 0], [True] * 3) == [0.0, 1.0, 0.0]
+    assert scorer.means() == {"reward_timeouts": 1 / 3}
+    assert scorer(["aac"], [0], [True]) == [1.0]
+    assert scorer.means() == {"reward_timeouts": 0.0}
+
+
+def test_other_threads_run_while_a_pattern_backtracks(monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.5)
+    beats: list[float] = []
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.02):
+            beats.append(time.monotonic())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    assert pays(Format(pattern=BACKTRACKS), "a" * 60 + "b") == 0
+    stop.set()
+    thread.join()
+    assert len(beats) > 4
 
 
 def test_length_costs_or_pays_up_to_a_limit():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -109,7 +110,8 @@ def predict(
     for key, answer in _rehearsed(wanted, target):
         if isinstance(answer, Prediction):
             note = asdict(answer)
-            cache.fetch(STAGE, key, lambda _, note=note: note, inputs=asked[keys.index(key)])
+            with suppress(UserError, OSError):  # a cache that cannot be written: it is rehearsed again next time
+                cache.fetch(STAGE, key, lambda _, note=note: note, inputs=asked[keys.index(key)])
         found[key] = answer
     return [found[key] for key in keys]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Gt
 
+from harness import patterns
 from harness.errors import UserError
 from harness.rewards.base import Reward
 from harness.tasks.base import Row, TaskData
@@ -71,6 +71,8 @@ class NumericAnswer(Reward):
 class Format(Reward):
     """1 where the completion has a form, 0 elsewhere.
 
+    A completion that the pattern takes more than a second for counts as one without it (``train/reward_timeouts``).
+
     Attributes:
         pattern: a regular expression of Python; a dot matches line breaks too.
         whole: whether all of the completion must match, or some part of it.
@@ -81,16 +83,14 @@ class Format(Reward):
 
     def problems(self, task: object) -> list[UserError]:
         """The pattern must be one."""
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            return [UserError(f"is no regular expression ({error})", key="reward.pattern", value=self.pattern)]
-        return []
+        wrong = patterns.problem(self.pattern)
+        if wrong is None:
+            return []
+        return [UserError(f"is no regular expression ({wrong})", key="reward.pattern", value=self.pattern)]
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         """Match or not."""
-        form = re.compile(self.pattern, re.DOTALL)
-        return [float(bool(form.fullmatch(text) if self.whole else form.search(text))) for text in completions]
+        return [float(patterns.matches(self.pattern, text, whole=self.whole)) for text in completions]
 
 
 @dataclass(frozen=True)

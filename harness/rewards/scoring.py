@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness import patterns
 from harness.errors import UserError
 from harness.rewards.base import Reward, ScoreFunction
 from harness.tasks.base import Row, Task, Text, text_of
@@ -31,7 +32,10 @@ class Scorer:
         self._function = function
 
     def means(self) -> dict[str, float]:
-        """True reward and share correct of the last completions scored; empty where the task knows neither."""
+        """True reward and share correct of the last completions scored, where the task knows them.
+
+        Of a reward with a pattern also the share of completions that it took too long for.
+        """
         return self._means
 
     def __call__(self, completions: Sequence[Text], indices: Sequence[int], ended: Sequence[bool]) -> list[float]:
@@ -46,13 +50,19 @@ class Scorer:
             UserError: naming the reward's function and the row, for anything else.
         """
         rows, texts = [self.rows[i] for i in indices], [text_of(c) for c in completions]
+        self._means = {}
         if self.task.has_reward:
             scores = [self.task.score(row, text) for row, text in zip(rows, texts, strict=True)]
             self._means = {
                 "true_reward": sum(s.reward for s in scores) / len(scores),
                 "correct": sum(s.correct for s in scores) / len(scores),
             }
-        return checked(self.reward, self._function, rows, texts, ended)
+        patterns.take_tally()
+        values = checked(self.reward, self._function, rows, texts, ended)
+        tried, expired = patterns.take_tally()
+        if tried:
+            self._means = {**self._means, "reward_timeouts": expired / tried}
+        return values
 
 
 def checked(

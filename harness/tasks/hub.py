@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from harness import patterns
 from harness.closure import content_digest, files_below
 from harness.errors import UserError
 from harness.tasks.annotators import with_annotations
@@ -90,10 +91,8 @@ class Hub(Task):
         if self.answer_pattern is not None:
             if self.answer_column is None:
                 raise ValueError("answer_pattern needs answer_column")
-            try:
-                re.compile(self.answer_pattern)
-            except re.error as error:
-                raise ValueError(f"answer_pattern is no regular expression: {error}") from None
+            if (wrong := patterns.problem(self.answer_pattern)) is not None:
+                raise ValueError(f"answer_pattern is no regular expression: {wrong}")
         if self.prompt_template is not None:
             template_fields(self.prompt_template)
 
@@ -178,10 +177,17 @@ class Hub(Task):
             raise Malformed("the answer must be text or a number", column=self.answer_column, value=value)
         text = str(value)
         if self.answer_pattern is not None:
-            found = list(re.finditer(self.answer_pattern, text))
-            if not found:
+            try:
+                found = patterns.last_match(self.answer_pattern, text)
+            except TimeoutError:
+                raise Malformed(
+                    f"task.answer_pattern takes more than {patterns.LIMIT_S:g} s for it",
+                    column=self.answer_column,
+                    value=value,
+                ) from None
+            if found is None:
                 raise Skip(f"{self.answer_column} does not match task.answer_pattern")
-            text = found[-1].group(1) if found[-1].re.groups else found[-1].group()
+            text = found.group(1) if found.re.groups else found.group()
         if not text.strip():
             raise Skip("the answer is empty")
         return text.strip()

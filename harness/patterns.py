@@ -1,0 +1,76 @@
+"""A user's regular expressions, with a limit of time: some need years for a text of forty letters.
+
+Python's ``re`` cannot be stopped, and no other thread of its process runs meanwhile. The package ``regex`` reads the
+same language, watches the time, and lets others run.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+LIMIT_S = 1.0
+"""For one text. A sound pattern takes microseconds, so a slow machine changes no result."""
+
+
+@dataclass
+class _Tally:
+    tried: int = 0
+    expired: int = 0
+
+
+_tally = _Tally()
+
+
+def problem(pattern: str) -> str | None:
+    """What is wrong with a pattern; None where it is one."""
+    import regex
+
+    try:
+        re.compile(pattern)
+        _compiled(pattern)
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return None
+
+
+def matches(pattern: str, text: str, *, whole: bool = False) -> bool:
+    """Whether a text has the form, or all of it where ``whole``; a dot matches line breaks too.
+
+    One that takes longer than ``LIMIT_S`` has it not, and is counted (``take_tally``).
+    """
+    form = _compiled(pattern)
+    _tally.tried += 1
+    try:
+        return bool((form.fullmatch if whole else form.search)(text, timeout=LIMIT_S, concurrent=True))
+    except TimeoutError:
+        _tally.expired += 1
+        return False
+
+
+def last_match(pattern: str, text: str) -> Any | None:
+    """The last match in a text; None where there is none.
+
+    Raises:
+        TimeoutError: it takes longer than ``LIMIT_S``.
+    """
+    import regex
+
+    found = list(regex.compile(pattern).finditer(text, timeout=LIMIT_S, concurrent=True))
+    return found[-1] if found else None
+
+
+def take_tally() -> tuple[int, int]:
+    """How many texts ``matches`` has looked at since the last call, and at how many for too long."""
+    taken = _tally.tried, _tally.expired
+    _tally.tried = _tally.expired = 0
+    return taken
+
+
+@functools.cache
+def _compiled(pattern: str) -> Any:
+    import regex
+
+    return regex.compile(pattern, regex.DOTALL)
