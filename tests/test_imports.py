@@ -30,6 +30,7 @@ ORDER = (
     "job",
     "training",
     "conversation",
+    "generation",
     "display",
     "allocator",
     "preload",

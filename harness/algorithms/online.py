@@ -15,6 +15,7 @@ from harness.algorithms import ppo_math as math
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import TrainJob
 from harness.algorithms.roles import tensors_of
+from harness.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
 
@@ -70,6 +71,8 @@ def online_options(job: TrainJob) -> dict[str, Any]:
 class OnlineTrainer(GRPOTrainer):
     """TRL's GRPO trainer; rollouts are a phase of the clock, the reference is given, the series are ours.
 
+    Completions are sampled from the policy's own distribution and end as those of the evaluators do (``generation``).
+
     TRL would load the reference for full fine-tuning from the policy's path once more; a model with random
     weights has no path, and a copy in memory is the same weights to the bit.
 
@@ -92,6 +95,14 @@ class OnlineTrainer(GRPOTrainer):
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))
         self.beta = beta
+        self.eos_token_ids = stop_ids(self.processing_class, self.model)
+        self.generation_config = sampling_config(
+            self.processing_class,
+            self.model,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            cache_implementation=self.args.cache_implementation,
+        )
         if reference is not None and beta:
             from trl.trainer.utils import add_fused_lm_head
 
@@ -128,6 +139,10 @@ class OnlineTrainer(GRPOTrainer):
         self._ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
         self._scores = self.scorer(completions, row, self._ended)
         return self._scores
+
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+        with own_distribution(self.model, self.processing_class):
+            return super()._generate_single_turn(*arguments, **options)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         started = time.perf_counter()
