@@ -251,6 +251,8 @@ def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> 
         keep_examples(ground, f"{prefix}_{unit}", columns, journal)
     for name, reason in found.absent.items():
         journal.write("note", message=f"{prefix}/{name}: {reason}", absent=f"{prefix}/{name}")
+    for line in found.notes:
+        journal.write("note", message=f"{prefix}: {line}")
 
 
 def report_clock(clock: PhaseClock, journal: Journal) -> None:

@@ -33,6 +33,7 @@ class EvalContext:
         max_completion_length: tokens sampled per completion.
         seed: of sampling; the same for baseline and trained model.
         max_leaked: share of an evaluator's documents that training may show.
+        chat: whether texts that an evaluator brings are rendered with the chat template; None: where there is one.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -51,6 +52,7 @@ class EvalContext:
     reference: Any | None = None
     before_training: Callable[[], AbstractContextManager[EvalContext]] | None = None
     max_leaked: float = 1.0
+    chat: bool | None = None
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
@@ -69,12 +71,14 @@ class Evaluation:
         examples: unit (``pairs``, ``prompts``) -> columns, a value per example; ``example`` names it, the others bear
             the names of the metrics that are their means. Two trials are compared example by example.
         absent: metric -> reason why it could not be measured.
+        notes: what a reader of the figures should know, a line each.
     """
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
