@@ -131,6 +131,7 @@ class Ground:
             beta=setup.algo.beta,
             reference=reference,
             max_leaked=setup.eval.max_leaked,
+            chat=self.chat and setup.model.chat_template == "auto",
             before_training=self.before_training(model) if trained else None,
         )
 

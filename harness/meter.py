@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +46,12 @@ class Meter(TrainerCallback):
         self._tokens: Any = 0
         self._began: float | None = None
         self._before = 0.0
+        self._sampled: Callable[[], int | None] = lambda: None
 
     def attach(self, trainer: Any) -> None:
         """Watch ``trainer``, whose model is wrapped by now, and end it in time."""
         self.rows = len(trainer.train_dataset)
+        self._sampled = lambda: getattr(trainer, "sampled_prompts", None)  # where the steps do not tell
         trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
         if self.unit == "prompts":
             trainer.args.max_steps = self.algo.steps_for(int(self.amount or 0), self.rows, self.train)
@@ -61,10 +63,13 @@ class Meter(TrainerCallback):
     @property
     def spent(self) -> dict[str, float]:
         """What training took so far, in every unit."""
+        prompts = self._sampled()
+        if prompts is None:
+            prompts = self.algo.prompts_seen(self.steps, self.rows, self.train)
         running = time.perf_counter() - self._began if self._began is not None else 0.0
         return {
             "steps": self.steps,
-            "prompts": self.algo.prompts_seen(self.steps, self.rows, self.train),
+            "prompts": prompts,
             "tokens": int(self._tokens),
             "seconds": self._before + running,
         }

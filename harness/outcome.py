@@ -79,7 +79,7 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
     for name in [n for n in found if n.startswith(f"{trained}/")]:
         tail = name.removeprefix(f"{trained}/")
         if f"{base}/{tail}" in found and not tail.endswith(("_stderr", "_low", "_high")):
-            if tail in NO_DELTA:
+            if tail in NO_DELTA or tail.endswith("/truncated"):
                 continue
             found[f"delta/{tail}"] = found[name] - found[f"{base}/{tail}"]
     return found

@@ -19,6 +19,7 @@ from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
 from harness.evaluators.base import Evaluation
+from harness.generation import own_distribution
 from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
@@ -55,7 +56,9 @@ def run(job: Job, journal: Journal) -> None:
     with clock.phase("reference"):
         reference = reference_scores(ground, model, journal)
     if setup.algo.trains and job.mode == "train":
-        model = train(ground, model, expected, folders, clock, journal)
+        with own_distribution(model, ground.tokenizer):  # a trainer writes into both its configurations
+            trained = train(ground, model, expected, folders, clock, journal)
+        model = trained
         with clock.phase("evaluate"):
             keep(ground, model, journal)
     elif setup.algo.trains:
@@ -259,6 +262,8 @@ def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> 
         keep_examples(ground, f"{prefix}_{unit}", columns, journal)
     for name, reason in found.absent.items():
         journal.write("note", message=f"{prefix}/{name}: {reason}", absent=f"{prefix}/{name}")
+    for line in found.notes:
+        journal.write("note", message=f"{prefix}: {line}")
 
 
 def report_clock(clock: PhaseClock, journal: Journal) -> None:

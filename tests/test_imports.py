@@ -34,6 +34,7 @@ ORDER = (
     "training",
     "precision",
     "conversation",
+    "generation",
     "display",
     "allocator",
     "preload",
@@ -92,8 +93,8 @@ ORDER = (
 )
 """Imports run from right to left only. Packages count as one module; within them files may import each other."""
 
-FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(), "identity": {"closure", "errors"},
-               "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
+FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(),
+               "identity": {"closure", "errors"}, "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
 """The leftmost modules, and all of the house that they may know."""
 
 COMPONENTS = ("tasks", "models", "adapters", "stages", "rewards", "algorithms", "evaluators")

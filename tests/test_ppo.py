@@ -16,13 +16,14 @@ from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
 from harness.algorithms.ppo import PPO
 from harness.algorithms.roles import role_bytes, tensors_of
+from harness.meter import Meter
 from harness.models import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import without_dropout
-from harness.training import Train
+from harness.training import Budget, Train
 from tests.toys import Fixed, random_llama, says
 
 TOKENIZER = character_tokenizer(64)
@@ -38,6 +39,7 @@ def make(
     reward: Reward | None = None,
     train: dict[str, Any] | None = None,
     models: Callable[[int], Any] | None = None,
+    data: Any = PROMPTS * 8,
     **knobs: Any,
 ) -> Any:
     """A trainer whose rollouts are ``SAID``; ``models`` makes policy and reference from their seeds."""
@@ -49,7 +51,7 @@ def make(
         tokenizer=TOKENIZER,
         adapter=adapter,
         task=Arithmetic(),
-        data=TaskData(train_prompts=PROMPTS * 8),
+        data=TaskData(train_prompts=data),
         rows=lambda rows: [dict(row) for row in rows],
         reward=reward or Fixed(REWARDS),
         train=Train(
@@ -317,6 +319,108 @@ def test_a_policy_that_moved_too_far_ends_the_passes_over_its_rollout(tmp_path):
         trainer.train()
         counted[limit] = len(rollouts)
     assert counted == {None: 2, 1e-9: 4}  # the first step of a rollout has not moved, the second has
+
+
+# -- the end of the passes over a rollout -----------------------------------------------------------------
+
+MANY = tuple({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(16))
+
+
+def asked(tmp_path: Path, limit: float | None, **train: Any) -> tuple[Any, list[list[int]]]:
+    """A trained trainer on 16 prompts, four a rollout and four passes, and the prompts of each of its rollouts."""
+    trainer = make(
+        tmp_path, data=MANY, reward=Fixed((0.1, 0.9, 0.2, 0.7)), beta=0.0, epochs=4, stop_at_kl=limit, train=train
+    )
+    rollouts: list[list[int]] = []
+    generate = trainer._generate_and_score_completions
+
+    def told(rows: list[dict[str, Any]]) -> Any:
+        rollouts.append([row["row"] for row in rows])
+        return generate(rows)
+
+    trainer._generate_and_score_completions = told
+    return trainer, rollouts
+
+
+def test_after_a_stop_the_next_rollout_takes_the_next_prompts_and_each_comes_once_in_a_pass(tmp_path):
+    trainer, early = asked(tmp_path, 1e-9, steps=16)
+    trainer.train()
+    assert len(early) == 8  # two steps each: the first has not moved, the second has
+    assert sorted(sum(early[:4], [])) == sorted(sum(early[4:], [])) == list(range(16))
+    full, late = asked(tmp_path, None, steps=16)
+    full.train()
+    assert early[:4] == late  # in the same order as without a stop
+    assert trainer.sampled_prompts == 32 and full.sampled_prompts is None
+
+
+def test_a_limit_that_is_never_reached_changes_nothing(tmp_path):
+    found = []
+    for limit in (None, 1e9):
+        torch.manual_seed(0)
+        trainer, rollouts = asked(tmp_path, limit, steps=12)
+        trainer.train()
+        found.append((rollouts, [p.detach().clone() for p in trainer.model.parameters()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1e-9, 2e-3, 1e-2])
+def test_where_passes_end_does_not_depend_on_the_micro_batch(tmp_path, limit):
+    found = []
+    for micro in (4, 2, 1):
+        torch.manual_seed(0)
+        trainer, rollouts = asked(tmp_path, limit, steps=16, micro_batch_size=micro)
+        stops: list[tuple[int, bool]] = []
+        end = trainer.end_step
+
+        def noted_end(trainer: Any = trainer, end: Any = end, stops: Any = stops) -> bool:
+            over = end()
+            stops.append((trainer.state.global_step, trainer.stop_epochs))
+            return over
+
+        trainer.end_step = noted_end
+        trainer.train()
+        found.append((rollouts, stops))
+    assert found[0] == found[1] == found[2]
+    assert any(stopped for _, stopped in found[0][1])
+
+
+def test_the_kl_of_a_step_is_the_mean_over_its_tokens_and_not_over_its_micro_batches(tmp_path):
+    trainer = make(tmp_path, beta=0.0, stop_at_kl=0.5)
+    trainer._moved = [0.9 * 1 + 0.1 * 9, 10.0]  # a micro-batch of one token at 0.9, one of nine at 0.1: 0.18
+    trainer.end_step()
+    assert not trainer.stop_epochs
+    trainer._moved = [0.6 * 10, 10.0]
+    trainer.end_step()
+    assert trainer.stop_epochs and trainer._moved == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("told", "rollouts"),
+    [({"steps": None, "epochs": 1}, 4), ({"steps": None, "epochs": 2}, 8), ({"steps": None, "budget": 11}, 2)],
+)
+def test_training_told_in_prompts_or_passes_ends_when_they_were_seen_though_it_takes_fewer_steps(
+    tmp_path, told, rollouts
+):
+    if "budget" in told:
+        told = {**told, "budget": Budget(prompts=told["budget"])}
+    trainer, seen = asked(tmp_path, 1e-9, **told)
+    meter = Meter(trainer.settings, Train(batch_size=4, micro_batch_size=4, **told))
+    meter.attach(trainer)
+    trainer.train()
+    assert len(seen) == rollouts and trainer.state.global_step == 2 * rollouts
+    assert meter.spent["prompts"] == 4 * rollouts
+    assert {len(set(rows)) for rows in seen} == {4}
+
+
+def test_a_resumed_run_goes_on_with_the_prompts_that_were_not_sampled_yet(tmp_path):
+    first, before = asked(tmp_path, 1e-9, steps=4, checkpoint_steps=4)
+    first.train()
+    again, after = asked(tmp_path, 1e-9, steps=8, checkpoint_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(before) == len(after) == 2
+    assert sorted(sum(before + after, [])) == list(range(16)) and again.sampled_prompts == 16
 
 
 # -- roles ---------------------------------------------------------------------------------------------

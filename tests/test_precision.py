@@ -90,7 +90,7 @@ def same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def said(self: Any, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
         end = self.processing_class.eos_token_id
-        return [[3 + (sum(ids) + i) % 30, 3 + (7 * i) % 30, end] for i, ids in enumerate(prompt_ids)], None
+        return [[*[3 + (sum(ids) + i) % 30] * (1 + i % 4), end] for i, ids in enumerate(prompt_ids)], None
 
     monkeypatch.setattr(OnlineTrainer, "_generate_single_turn", said)
 

@@ -16,6 +16,7 @@ from harness.algorithms import ppo_math as math
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import TrainJob
 from harness.algorithms.roles import tensors_of
+from harness.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
 
@@ -73,6 +74,8 @@ def online_options(job: TrainJob) -> dict[str, Any]:
 class OnlineTrainer(GRPOTrainer):
     """TRL's GRPO trainer; rollouts are a phase of the clock, the reference is given, the series are ours.
 
+    Completions are sampled from the policy's own distribution and end as those of the evaluators do (``generation``).
+
     TRL would load the reference for full fine-tuning from the policy's path once more; a model with random
     weights has no path, and a copy in memory is the same weights to the bit.
 
@@ -97,6 +100,14 @@ class OnlineTrainer(GRPOTrainer):
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))
         self.beta = beta
+        self.eos_token_ids = stop_ids(self.processing_class, self.model)
+        self.generation_config = sampling_config(
+            self.processing_class,
+            self.model,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            cache_implementation=self.args.cache_implementation,
+        )
         if reference is not None and beta:
             from trl.trainer.utils import add_fused_lm_head
 
@@ -134,6 +145,11 @@ class OnlineTrainer(GRPOTrainer):
         self._scores = self.scorer(completions, row, self._ended)
         return self._scores
 
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+        # Of an adapter's model, generate calls what autocast is not wrapped around.
+        with own_distribution(self.model, self.processing_class), self.accelerator.autocast():
+            return super()._generate_single_turn(*arguments, **options)
+
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         started = time.perf_counter()
         with self._clock.phase("rollout"):
@@ -146,10 +162,6 @@ class OnlineTrainer(GRPOTrainer):
         self.note(ended_by_eos=ended.float().mean(), **self.scorer.means())
         self._times["rollout"] += time.perf_counter() - started
         return batch
-
-    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
-        with self.accelerator.autocast():  # of an adapter's model, generate calls what autocast is not wrapped around
-            return super()._generate_single_turn(*arguments, **options)
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*arguments, **options)

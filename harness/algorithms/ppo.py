@@ -36,7 +36,8 @@ class PPO(Algorithm):
         reward_clip: scores are clipped to this size; null does not clip.
         whiten_rewards: divide the scores of a rollout by their standard deviation.
         whiten_advantages: to zero mean and unit variance over the tokens of a rollout.
-        stop_at_kl: end the passes over a rollout when the policy has moved this far from it (nats per token).
+        stop_at_kl: end the passes over a rollout when the policy has moved this far from it (nats per token, mean over
+            an optimizer step); the next rollout takes the next prompts.
         kl_target: steer beta so that the KL to the reference per sequence (nats) holds this; null keeps it fixed.
         kl_horizon: completions over which beta may change by about a fifth for each unit of relative error.
         temperature: sampling temperature of rollouts.
@@ -92,6 +93,13 @@ class PPO(Algorithm):
         """More minibatches in a rollout."""
         return replace(self, minibatches=self.minibatches * factor)
 
+    def _most_prompts(self, train: Train, rows: int) -> int | None:
+        """Prompts after which training ends, where it is told in prompts or in passes over the data."""
+        if train.steps or train.budget.named:
+            return train.budget.prompts
+        size = self.rollout(train).prompts
+        return int((train.epochs or 0) * (rows // size)) * size
+
     def trainer(self, job: TrainJob) -> Trainer:
         """Our trainer, on TRL's."""
         from harness.algorithms.online import online_config, online_options
@@ -101,6 +109,7 @@ class PPO(Algorithm):
         return PPOTrainer(
             settings=self,
             critic_rate=self.critic_learning_rate or job.train.learning_rate,
+            most_prompts=self._most_prompts(job.train, len(job.data.train_prompts)),
             **online_options(job),
             args=online_config(
                 job,

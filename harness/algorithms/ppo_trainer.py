@@ -12,12 +12,16 @@ Departures from the papers, all of them:
   its own clipped gradient norm.
 - The minibatches of a rollout are drawn once; each epoch goes through them in the same order.
 - Losses are averaged over all tokens of an optimizer step, so that how it is cut into micro-batches changes nothing.
-- A stop on approximate KL takes effect after the step that found it; the next rollout follows at once.
+- A stop on approximate KL takes effect after the step that found it, on the mean over all of that step's tokens. The
+  next rollout follows at once, with the next prompts: each comes once in a pass over the data, however often passes
+  over a rollout end early. Training that is to see a number of prompts then takes fewer steps.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import RepeatSampler
 
 from harness.algorithms import ppo_math as math
 from harness.algorithms.critic import Critic
@@ -40,12 +45,13 @@ class PPOTrainer(OnlineTrainer):
     Args:
         settings: the algorithm's knobs.
         critic_rate: the critic's learning rate.
+        most_prompts: training ends before the rollout that would go beyond them; None where something else ends it.
         options: what ``OnlineTrainer`` takes.
     """
 
     args: Any  # TRL's GRPOConfig; transformers' own declaration knows less
 
-    def __init__(self, *, settings: PPO, critic_rate: float, **options: Any):
+    def __init__(self, *, settings: PPO, critic_rate: float, most_prompts: int | None = None, **options: Any):
         """Make the trainer, then the critic beside its policy."""
         super().__init__(beta=settings.beta or 0.0, **options)
         if self.accelerator.num_processes > 1:
@@ -55,8 +61,11 @@ class PPOTrainer(OnlineTrainer):
         self.critic = Critic.beside(self.model)
         if self.args.gradient_checkpointing:
             self.critic.checkpoint(self.args.gradient_checkpointing_kwargs)
-        self.stop_epochs = False
-        self.add_callback(_ForgetGradients(self.critic))
+        self.stop_epochs, self.most_prompts = False, most_prompts
+        self.rollouts = 0  # begun, of a resumed trial those before included
+        self._prompts: Iterator[list[Any]] | None = None
+        self._moved = [0.0, 0.0]  # in the optimizer step that goes on: sum of the KL over tokens, and their number
+        self.add_callback(_EachStep(self))
 
     def roles(self) -> dict[str, list[Tensor]]:
         """The critic's weights beside the others'; on a shared base only what is its own."""
@@ -102,12 +111,45 @@ class PPOTrainer(OnlineTrainer):
 
     # -- update ----------------------------------------------------------------------------------------
 
+    @property
+    def sampled_prompts(self) -> int | None:
+        """Prompts sampled so far; None where no pass ends early, so that the steps tell."""
+        return None if self.settings.stop_at_kl is None else self.rollouts * self.args.generation_batch_size
+
+    def end_step(self) -> bool:
+        """Decide, after an optimizer step, whether the passes over the rollout end; and tell whether training does."""
+        limit, (total, tokens) = self.settings.stop_at_kl, self._moved
+        self._moved = [0.0, 0.0]
+        if limit is None:
+            return False
+        self.stop_epochs = total > limit * tokens
+        over = self.stop_epochs or self._step % self._every == 0
+        asked, seen = self.most_prompts, self.sampled_prompts
+        return over and asked is not None and seen is not None and seen + self.args.generation_batch_size > asked
+
+    @property
+    def _every(self) -> int:
+        """Micro-batches of all passes over a rollout."""
+        return self.args.steps_per_generation * self.num_iterations
+
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if self.stop_epochs and self._step % self.current_gradient_accumulation_steps == 0:
-            every = self.args.steps_per_generation * self.num_iterations
-            self._step = -(-self._step // every) * every  # the next batch comes from a new rollout
+            self._step = -(-self._step // self._every) * self._every  # the next batch comes from a new rollout
             self.stop_epochs = False
+        if self.settings.stop_at_kl is not None and (self._step % self._every == 0 or self._buffered_inputs is None):
+            generation_batch = self._next_prompts()  # the loader would repeat those of passes that were left out
         return super()._prepare_inputs(generation_batch)
+
+    def _next_prompts(self) -> list[Any]:
+        """The rows of the next rollout, in the order in which TRL's loader would bring them without its repetitions."""
+        size, rows = self.args.generation_batch_size, self.train_dataset
+        if self._prompts is None:
+            sampler = RepeatSampler(rows, 1, size, shuffle=self.shuffle_dataset, seed=self.args.seed)
+            passes = itertools.chain.from_iterable(iter(sampler) for _ in itertools.count())
+            batches = iter(lambda: list(itertools.islice(passes, size)), [])
+            self._prompts = itertools.islice(batches, self.rollouts, None)
+        self.rollouts += 1
+        return [rows[i] for i in next(self._prompts)]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         settings = self.settings
@@ -135,7 +177,8 @@ class PPOTrainer(OnlineTrainer):
         with torch.no_grad():
             ratio = torch.exp(log_probs - old)
             clipped = ((ratio - 1).abs() > settings.clip).float()
-            moved = math.approximate_kl(log_probs, old, mask)
+            moved, count = math.approximate_kl(log_probs, old, mask), mask.sum()
+            self._moved = [self._moved[0] + float(moved * count), self._moved[1] + float(count)]
             accumulation = self.current_gradient_accumulation_steps
             self.note(
                 policy_loss=(losses * mask).sum() / tokens * accumulation,
@@ -145,8 +188,6 @@ class PPOTrainer(OnlineTrainer):
                 approx_kl=moved,
                 ratio=math.masked_mean(ratio, mask),
             )
-            if settings.stop_at_kl is not None and moved > settings.stop_at_kl:
-                self.stop_epochs = True
         return loss
 
     # -- the critic beside the policy ------------------------------------------------------------------
@@ -176,24 +217,32 @@ class PPOTrainer(OnlineTrainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         save_file(self.critic.state(), folder / "critic.safetensors")
-        (folder / "ppo.json").write_text(json.dumps({"beta": self.controller.beta}))
+        kept = {"beta": self.controller.beta, "rollouts": self.rollouts}
+        (folder / "ppo.json").write_text(json.dumps(kept))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         self.critic.load_state(load_file(folder / "critic.safetensors", device=str(self.accelerator.device)))
-        self.controller.beta = json.loads((folder / "ppo.json").read_text())["beta"]
+        kept = json.loads((folder / "ppo.json").read_text())
+        self.controller.beta, self.rollouts = kept["beta"], kept["rollouts"]
 
 
-class _ForgetGradients(TrainerCallback):
-    """The trainer zeroes the gradients of its model; the critic's are ours to zero."""
+class _EachStep(TrainerCallback):
+    """What PPO does at the end of an optimizer step."""
 
-    def __init__(self, critic: Critic):
-        self.critic = critic
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        for parameter in self.critic.trained:
+        """The trainer zeroes the gradients of its model; the critic's are ours to zero."""
+        for parameter in self.trainer.critic.trained:
             parameter.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Enough of this rollout, or of all?"""
+        if self.trainer.end_step():
+            control.should_training_stop = control.should_log = True
 
 
 def shaped(scores: Tensor, ended: Tensor, settings: PPO) -> Tensor:

@@ -36,6 +36,7 @@ class EvalContext:
         max_leaked: share of an evaluator's documents that training may show.
         precision: in which every forward pass computes (``computing``).
         frozen: torch's dtype for the weights of a model that an evaluator brings, such as a judge.
+        chat: whether texts that an evaluator brings are rendered with the chat template; None: where there is one.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -56,6 +57,7 @@ class EvalContext:
     max_leaked: float = 1.0
     precision: str = "fp32"
     frozen: Any = None
+    chat: bool | None = None
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -78,12 +80,14 @@ class Evaluation:
         examples: unit (``pairs``, ``prompts``) -> columns, a value per example; ``example`` names it, the others bear
             the names of the metrics that are their means. Two trials are compared example by example.
         absent: metric -> reason why it could not be measured.
+        notes: what a reader of the figures should know, a line each.
     """
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

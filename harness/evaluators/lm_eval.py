@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,12 +37,15 @@ class LmEval(Evaluator):
         include_path: folder with YAML tasks of your own.
         limit: documents per task; null takes all.
         num_fewshot: examples in the prompt; null is the task's own.
+        max_length: tokens of prompt and answer; null is the model's context, at most 8,192. What is longer loses its
+            beginning and is counted.
     """
 
     tasks: tuple[str, ...] = ("embedded",)
     include_path: str | None = None
     limit: Annotated[int, Gt(0)] | None = None
     num_fewshot: Annotated[int, Ge(0)] | None = None
+    max_length: Annotated[int, Gt(1)] | None = None
 
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
         """The embedded tasks need the embedded data."""
@@ -65,10 +68,10 @@ class LmEval(Evaluator):
         import numpy
         import torch
         from lm_eval.evaluator import simple_evaluate
-        from lm_eval.models import huggingface
         from lm_eval.tasks import TaskManager
 
-        from harness.evaluators.scoring import rows_at_once
+        from harness.evaluators.lm_eval_model import CountingModel, length_for
+        from harness.generation import own_distribution
 
         names: list[Any] = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
         if not context.data.retention:
@@ -87,26 +90,23 @@ class LmEval(Evaluator):
                 value=unknown,
                 fix="see `lm-eval ls tasks`, or set eval.evaluators.lm_eval.include_path",
             )
-        wrapper: Any = huggingface.HFLM  # its metaclass hides the signature from type checkers
         training, python_state, numpy_state = context.model.training, random.getstate(), numpy.random.get_state()
-        with torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []):
+        model = CountingModel(context, length_for(context, self.max_length))
+        chat = bool(context.tokenizer.chat_template) if context.chat is None else context.chat
+        with (
+            torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []),
+            own_distribution(context.model, context.tokenizer, top_k=0),
+        ):
             try:
                 found: Any = simple_evaluate(
-                    model=wrapper(
-                        pretrained=context.model,
-                        tokenizer=context.tokenizer,
-                        mixed_precision_dtype="bfloat16" if context.precision == "bf16" else None,
-                        batch_size=rows_at_once(context, context.max_length),
-                        max_length=context.max_length,
-                        device=context.device,
-                    ),
+                    model=model,
                     tasks=names,
                     task_manager=manager,
                     limit=self.limit,
                     num_fewshot=self.num_fewshot,
                     bootstrap_iters=0,
                     log_samples=True,
-                    apply_chat_template=bool(context.tokenizer.chat_template) and not context.data.retention,
+                    apply_chat_template=chat and not context.data.retention,
                     random_seed=context.seed,
                     numpy_random_seed=context.seed,
                     torch_random_seed=context.seed,
@@ -129,7 +129,12 @@ class LmEval(Evaluator):
         documents = {name: len({_document(s) for s in own}) for name, own in samples.items()} | effective
         return Evaluation(
             metrics=plain_metrics({n: v for n, v in found["results"].items() if n in samples}, documents)
-            | choice_calibration(samples),
+            | choice_calibration(samples)
+            | truncated(samples, model.cut),
+            notes=[
+                f"{name}: answers have {tokens} tokens at most, fewer than the task allows (of {model.max_length})"
+                for name, tokens in model.shortened.items()
+            ],
             tables={"lm_eval_leaks": leaks} if leaks else {},
             examples={
                 f"lm_eval_{name}": columns for name, own in samples.items() if (columns := per_document(name, own))
@@ -165,6 +170,15 @@ def by_reported_name(
     chosen = dict.fromkeys(name for asked_for in asked for name in reported(asked_for))
     return {
         name: [{**s, "task": part} for part in dict.fromkeys(parts(name)) for s in samples[part]] for name in chosen
+    }
+
+
+def truncated(samples: Samples, cut: Mapping[str, Collection[int]]) -> dict[str, float]:
+    """``<task>/truncated``: documents of each reported task whose prompt was cut, given their numbers by part."""
+    parts = {name: {(s["task"], s["doc_id"]) for s in own} for name, own in samples.items()}
+    return {
+        f"{name}/truncated": float(sum(number in cut.get(part, ()) for part, number in documents))
+        for name, documents in parts.items()
     }
 
 

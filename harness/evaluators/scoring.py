@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from harness.conversation import encode
 from harness.evaluators.base import EvalContext
+from harness.generation import own_distribution, sampling_options, stop_ids
 from harness.tasks.base import Row
 
 MOST_LOGITS = 2**28
@@ -156,6 +157,7 @@ def sample_log_probs(
 def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, temperature: float) -> list[Sample]:
     """Completions of ``prompts``, in their order; the same seed gives the same draws for every model.
 
+    They come from the model's own distribution, whatever its generation configuration asks for (``generation``).
     Temperature 0 is greedy. Random state is saved and restored.
     """
     encoded = [encode(context.tokenizer, prompt)[0] for prompt in prompts]
@@ -163,12 +165,10 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     order = sorted(range(len(jobs)), key=lambda j: (len(encoded[jobs[j]]), j))
     found: dict[int, Sample] = {}
     tokenizer, pad = context.tokenizer, context.tokenizer.pad_token_id
-    ends = _end_tokens(context)
+    ends = set(stop_ids(tokenizer, context.model))
     devices = [context.device] if context.device == "cuda" else []
-    options: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.random.fork_rng(devices=devices):
+    options = sampling_options(max_new_tokens=context.max_completion_length, temperature=temperature)
+    with torch.random.fork_rng(devices=devices), own_distribution(context.model, tokenizer):
         torch.manual_seed(context.seed)
         for chosen in _chunks(order, context.batch_size):
             rows = [encoded[jobs[j]] for j in chosen]
@@ -177,14 +177,8 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
             with context.computing():
-                out = generator.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=context.max_completion_length,
-                    pad_token_id=pad,
-                    eos_token_id=sorted(ends),
-                    **options,
-                )[:, width:].tolist()
+                out = generator.generate(input_ids=ids, attention_mask=mask, **options)
+            out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
                 kept = tokens if end is None else tokens[: end + 1]
@@ -225,16 +219,6 @@ def ratio_with_stderr(name: str, above: Sequence[float], below: Sequence[float])
         return {name: ratio}
     spread = math.fsum((a - ratio * b) ** 2 for a, b in zip(above, below, strict=True)) / (n - 1)
     return {name: ratio, f"{name}_stderr": math.sqrt(n * spread) / total}
-
-
-def _end_tokens(context: EvalContext) -> set[int]:
-    configured = getattr(context.model.generation_config, "eos_token_id", None)
-    ids: set[Any] = {cast(Any, context.tokenizer.eos_token_id)}
-    if isinstance(configured, int):
-        ids.add(configured)
-    elif configured:
-        ids.update(configured)
-    return {i for i in ids if i is not None}
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -10,6 +10,7 @@ import torch
 
 from harness.conversation import encode
 from harness.evaluators.scoring import completion_log_probs
+from harness.generation import own_distribution, sampling_config
 from harness.ground import context_of
 from harness.precision import Place, computing
 from harness.rehearsal import standins
@@ -62,20 +63,11 @@ def judge(
     if prompts:
         width = max(map(len, prompts))
         ids = torch.ones((len(prompts), width), dtype=torch.long, device=place.device)
-        with (
-            torch.no_grad(),
-            computing(place.device, place.precision),
-            standins.ends_of_sampling(model) if fake else nullcontext(),
-        ):
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=settings.max_completion_length,
-                min_new_tokens=settings.max_completion_length,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
+        length = {"max_new_tokens": settings.max_completion_length}
+        if not fake:
+            length["min_new_tokens"] = settings.max_completion_length
+        how = sampling_config(tokenizer, model, temperature=1.0, **length)
+        ends = standins.ends_of_sampling(model) if fake else nullcontext()
+        arithmetic = computing(place.device, place.precision)
+        with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), ends:
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)

@@ -29,8 +29,7 @@ def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
     tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
     tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
     tails = [t for t in tails if known(frame, f"eval/{t}")]
-    if "preference_truncated" in tails and not any(known(frame, "eval/preference_truncated")):
-        tails.remove("preference_truncated")
+    tails = [t for t in tails if not t.endswith("truncated") or any(known(frame, f"eval/{t}"))]
     tasks = [t for t in tails if "/" in t]
     groups = {title: [t for t in tails if t.startswith(starts) and t not in tasks] for title, starts in GROUPS.items()}
     placed = {t for group in [tasks, *groups.values()] for t in group}

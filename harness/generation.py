@@ -1,0 +1,95 @@
+"""How the harness samples: from the model's own distribution, whatever the model's folder asks for.
+
+A folder's ``generation_config.json`` is how its owner wants the model served: penalties, truncation, beams, stop
+strings. None of it may bend what is measured or trained on. Passing options or a configuration to ``generate`` is not
+enough: transformers 5 fills what they leave open from the model's own. So the model has a plain one for the while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def stop_ids(tokenizer: Any, model: Any) -> list[int]:
+    """Tokens that end a completion, ascending: the tokenizer's end of sequence and all that the model names."""
+    named = [tokenizer.eos_token_id]
+    named += [getattr(config, "eos_token_id", None) for config in _configs(model)]
+    named += [getattr(holder.generation_config, "eos_token_id", None) for holder in _holders(model)]
+    found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
+    return sorted(int(i) for i in found)
+
+
+def sampling_options(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+    """Options of ``generate`` for the model's distribution at ``temperature``; 0 is greedy."""
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    return options | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {})
+
+
+def sampling_config(tokenizer: Any, model: Any, *, max_new_tokens: int, temperature: float, **more: Any) -> Any:
+    """The same as a complete transformers configuration.
+
+    Args:
+        tokenizer: names the special tokens.
+        model: names tokens that end a completion, beside the tokenizer's.
+        max_new_tokens: per completion.
+        temperature: divides the logits.
+        more: further fields.
+    """
+    options = sampling_options(max_new_tokens=max_new_tokens, temperature=temperature)
+    return _plain_config(tokenizer, model, **options, **more)
+
+
+@contextmanager
+def own_distribution(model: Any, tokenizer: Any, **defaults: Any) -> Iterator[None]:
+    """Within it ``model`` generates with nothing of its own generation configuration but its special tokens.
+
+    Afterwards it has its own again, and the special tokens of its configuration, which trainers overwrite with
+    the tokenizer's: what is saved is served as it was.
+
+    Args:
+        model: a causal language model, wrapped by peft or not.
+        tokenizer: its tokenizer.
+        defaults: for callers of ``generate`` that leave them open.
+    """
+    holders = [(holder, holder.generation_config) for holder in _holders(model)]
+    special = [(c, name, getattr(c, name)) for c in _configs(model) for name in SPECIAL if hasattr(c, name)]
+    plain = _plain_config(tokenizer, model)
+    for name, value in defaults.items():
+        setattr(plain, name, value)  # given at once they would be held against each other
+    try:
+        for holder, _ in holders:
+            holder.generation_config = plain
+        yield
+    finally:
+        for holder, own in holders:
+            holder.generation_config = own
+        for config, name, value in special:
+            setattr(config, name, value)
+
+
+def _plain_config(tokenizer: Any, model: Any, **fields: Any) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=stop_ids(tokenizer, model),
+        disable_compile=True,  # of generate's forward pass, as TRL has it: compiled kernels round otherwise
+        **fields,
+    )
+
+
+def _holders(model: Any) -> list[Any]:
+    """What has a generation configuration of its own: of a wrapped model, that is what is wrapped."""
+    parts = model.modules() if hasattr(model, "modules") else [model]
+    return [part for part in parts if vars(part).get("generation_config") is not None]
+
+
+def _configs(model: Any) -> list[Any]:
+    """The model's configuration and, where it stands apart, that of its text part."""
+    config = getattr(model, "config", None)  # a wrapper may have none
+    return [] if config is None else list({id(c): c for c in (config, config.get_text_config())}.values())
