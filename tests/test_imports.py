@@ -94,7 +94,8 @@ ORDER = (
 """Imports run from right to left only. Packages count as one module; within them files may import each other."""
 
 FOUNDATIONS = {"errors": set(), "records": set(), "config": {"errors"}, "closure": set(),
-               "identity": {"closure", "errors"}, "cache": {"errors", "records"}, "journal": {"errors", "records"}}  # fmt: skip
+               "identity": {"closure", "errors"}, "cache": {"errors", "records"},
+               "journal": {"errors", "records"}}  # fmt: skip
 """The leftmost modules, and all of the house that they may know."""
 
 COMPONENTS = ("tasks", "models", "adapters", "stages", "rewards", "algorithms", "evaluators")
