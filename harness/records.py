@@ -89,7 +89,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What ``result.json`` holds."""
+    """What ``result.json`` holds.
+
+    ``digests`` has ``behaviour.<name>`` beside the trial's own; the figures behind it stand in ``fingerprints``.
+    """
 
     trial_id: str
     outcome: Outcome
@@ -98,5 +101,6 @@ class TrialResult:
     metrics: Mapping[str, float]
     digests: Mapping[str, str]
     environment: Mapping[str, Any]
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     tables: Sequence[str] = ()
