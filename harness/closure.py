@@ -31,6 +31,8 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.identity": "makes keys, and records the environment",
     "harness.preload": "imports ahead of trials",
     "harness.collector": "when cycles are searched for",
+    "harness.behaviour": "runs beside a trial, on toys; its figures are kept by the code that they come from",
+    "harness.fingerprint": "compares such figures",
     "harness.audit": "refuses or tells; no row is changed",
     "harness.allocator": "how freed memory is held: the peak, and no value",
     "harness.telemetry": "samples memory and seconds beside the computation",

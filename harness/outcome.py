@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import journal
+from harness import fingerprint, journal
 from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 
 DELTA_FROM = ("baseline", "eval")
@@ -143,6 +144,7 @@ def read_result(folder: Path) -> TrialResult | None:
             metrics=data["metrics"],
             digests=data["digests"],
             environment=data["environment"],
+            fingerprints=data.get("fingerprints") or {},
             schema_version=data["schema_version"],
             train_key=data.get("train_key"),
             eval_key=data.get("eval_key"),
@@ -165,14 +167,16 @@ def result_from(folder: Path, outcome: Outcome, reason: str | None, trial: Mappi
     """
     worker = journal.latest_attempt(journal.read(folder / "worker.jsonl"))
     runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    prints = fingerprint.told(worker)
     return TrialResult(
         trial_id=trial["trial_id"],
         outcome=outcome,
         reason=reason,
         config=trial["config"],
         metrics=metrics_of(since_attempt(worker, runner), runner),
-        digests=trial["digests"],
+        digests={**trial["digests"], **{f"behaviour.{name}": one.digest for name, one in prints.items()}},
         environment=trial["environment"],
+        fingerprints={name: asdict(one) for name, one in prints.items()},
         train_key=trial.get("train_key"),
         eval_key=trial.get("eval_key"),
         attempt=next((e.time for e in reversed(runner) if e.kind == "attempt"), None),
@@ -198,6 +202,7 @@ def document(result: TrialResult) -> dict[str, Any]:
         "metrics": dict(result.metrics),
         "digests": dict(result.digests),
         "environment": dict(result.environment),
+        **({"fingerprints": dict(result.fingerprints)} if result.fingerprints else {}),
         **{name: value for name, value in whose.items() if value is not None},
     }
 

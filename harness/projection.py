@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import journal, text
+from harness import fingerprint, journal, text
 from harness.identity import flatten
 from harness.journal import Tail
 from harness.outcome import document, write_json
@@ -215,6 +215,9 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
         api.set_tag(state.run_id, "device", data["device"])
         api.set_tag(state.run_id, "device_name", str(data.get("name")))
         api.set_tag(state.run_id, "precision", data["precision"])
+    elif event.kind == "fingerprint":
+        for name, one in fingerprint.told([event]).items():
+            api.set_tag(state.run_id, fingerprint.COLUMN + name, fingerprint.as_text(one))
     elif event.kind == "memory":
         api.set_tag(state.run_id, "memory_lens", data["lens"])
     elif event.kind == "stage":

@@ -92,6 +92,8 @@ class TrialResult:
     """What ``result.json`` holds.
 
     Attributes:
+        digests: the trial's own, and ``behaviour.<name>`` of what it was judged by.
+        fingerprints: the figures behind those.
         train_key: under which it was made; None in a file of an older version.
         eval_key: likewise.
         attempt: when the attempt began that it is of, in seconds since the epoch.
@@ -104,6 +106,7 @@ class TrialResult:
     metrics: Mapping[str, float]
     digests: Mapping[str, str]
     environment: Mapping[str, Any]
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     tables: Sequence[str] = ()
     train_key: str | None = None

@@ -9,6 +9,7 @@ Columns, the same from either source; what a trial does not have is missing (NaN
 ``started``                    seconds since the epoch; missing where the row comes from a folder
 ``beta`` ``rank`` ``seed``     numbers; missing where the trial has no such knob
 ``eval/true_reward`` ...       every metric under its own name (they all contain a slash): the last point of a series
+``fingerprint.base`` ...       how evaluators and base behave on a fixture, as JSON (``fingerprint``)
 ``params.algo.beta`` ...       every configuration key as text, prefixed as in ``mlflow.search_runs``
 =============================  =========================================================================
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import collector, journal
+from harness import collector, fingerprint, journal
 from harness.errors import UserError
 from harness.identity import flatten
 from harness.outcome import read_result
@@ -214,6 +215,7 @@ def _from_run(run: Any) -> dict[str, Any]:
     row["run_id"], row["started"] = run.info.run_id, run.info.start_time / 1000
     row.update({name: params.get(name) for name in NUMBERS})
     row.update({f"params.{name}": value for name, value in params.items()})
+    row.update({name: text for name, text in tags.items() if name.startswith(fingerprint.COLUMN)})
     # The last sample of a memory series says nothing about the trial; ``series`` has them all.
     row.update({name: value for name, value in run.data.metrics.items() if not name.startswith("system/")})
     return row
@@ -247,6 +249,8 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         **{name: config.get(name) for name in NUMBERS},
     }
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
+    for name, one in result.fingerprints.items():
+        row[fingerprint.COLUMN + name] = fingerprint.as_text(fingerprint.Fingerprint(**one))
     return {**row, **result.metrics}
 
 

@@ -18,6 +18,7 @@ import torch
 from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
+from harness.behaviour import tell_fingerprints
 from harness.evaluators.base import Evaluation
 from harness.generation import own_distribution
 from harness.ground import Ground, note_stage, prepare_ground
@@ -47,6 +48,7 @@ def run(job: Job, journal: Journal) -> None:
         heaviest_step(ground, clock, journal)
         return
     with clock.phase("baseline"):
+        tell_fingerprints(ground, journal)
         seed_everything(setup.eval.seed)
         judge_base(ground, journal)
     with clock.phase("prepare"):

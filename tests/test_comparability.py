@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness.fingerprint import Fingerprint, as_text
 from harness.report.comparability import differences
 from tests.test_report import trials
 
@@ -32,6 +33,17 @@ def test_trials_that_did_the_same_work_raise_no_warning():
 def test_what_differs_is_named_with_its_rows_the_common_value_first(column, words):
     rows = trials({**SAME, column: "a"}, {**SAME, column: "b"}, {**SAME, column: "b"})
     assert differences(rows) == [f"{words}: b in t1, t2; a in t0."]
+
+
+@pytest.mark.parametrize(("column", "name"), [("evaluator_digest", "evaluator.true_reward"), ("base_digest", "base")])
+def test_of_other_code_it_is_told_whether_it_behaves_alike(column, name):
+    def row(digest, mean):
+        return {**SAME, column: digest, f"fingerprint.{name}": as_text(Fingerprint({"rows": "r"}, {"mean": mean}))}
+
+    (said,) = differences(trials(row("a", 1.0), row("b", 1.0), row("b", 1.0)))
+    assert said.endswith("a in t0. Their code behaves alike on a fixture, so their figures can be compared.")
+    (said,) = differences(trials(row("a", 1.0), row("b", 2.0)))
+    assert "b in t1. Figures moved on the fixture: " in said and said.endswith("mean 1 → 2.")
 
 
 def test_of_many_rows_the_first_are_named():

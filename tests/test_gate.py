@@ -337,6 +337,31 @@ def test_a_regression_a_missing_recipe_and_other_data_fail(sandbox: Sandbox):
         assert words in done.stdout
 
 
+def test_other_code_that_does_the_same_passes_and_what_moved_is_named(sandbox: Sandbox):
+    def other_code(recipes: Any) -> None:
+        for kept in recipes.values():
+            kept["digests"] |= {"evaluators": "of old code", "base": "of old code too"}
+
+    def other_figure(recipes: Any) -> None:
+        other_code(recipes)
+        for kept in recipes.values():
+            kept["fingerprints"]["evaluator.true_reward"]["figures"]["true_reward"] += 0.5
+
+    def none(recipes: Any) -> None:
+        other_code(recipes)
+        for kept in recipes.values():
+            kept["fingerprints"] = {}
+
+    done = gate(sandbox, "--baseline", changed(sandbox, other_code))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "other evaluators of old code → " in done.stdout and "and the same behaviour" in done.stdout
+    assert "other base of old code too → " in done.stdout and "passed" in done.stdout
+    done = gate(sandbox, "--baseline", changed(sandbox, other_figure))
+    assert done.returncode == 1 and "figures moved on the fixture: true_reward: true_reward" in done.stdout
+    done = gate(sandbox, "--baseline", changed(sandbox, none))
+    assert done.returncode == 1 and "there is no fingerprint of the baseline" in done.stdout
+
+
 def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
     for arguments, words in (
         (("--baseline", "gate/b.json", "--update"), "without a reason"),

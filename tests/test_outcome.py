@@ -208,6 +208,18 @@ def test_the_file_has_the_fields_that_other_programs_rely_on(tmp_path):
     }
 
 
+def test_how_the_code_behaves_stands_in_the_result_with_its_digest(tmp_path):
+    told = {"name": "evaluator.mine", "digest": "x", "settings": {"rows": "r"}, "figures": {"mean": 0.5}}
+    lines(tmp_path / "worker.jsonl", Event(1.0, "fingerprint", told), Event(2.0, "done"))
+    written = write_result(tmp_path, Outcome.FINISHED, None, TRIAL)
+    assert written.fingerprints == {"evaluator.mine": {"settings": {"rows": "r"}, "figures": {"mean": 0.5}}}
+    assert written.digests == {
+        **TRIAL["digests"],
+        "behaviour.evaluator.mine": written.digests["behaviour.evaluator.mine"],
+    }
+    assert read_result(tmp_path) == written
+
+
 def test_the_metrics_are_those_of_the_latest_attempt(tmp_path):
     lines(
         tmp_path / "runner.jsonl",

@@ -104,6 +104,15 @@ class Evaluator(ABC):
         """Of each field that names something on disk or on the hub, what stands for the content behind it."""
         return {}
 
+    def on_fixture(self, context: EvalContext, judge: str) -> tuple[Evaluator, EvalContext]:
+        """The evaluator and context whose figures are its fingerprint: without anything that must be fetched.
+
+        Args:
+            context: toy models, and the first rows of the trial's data.
+            judge: folder of a toy sequence-classification model, for one that judges by a model.
+        """
+        return self, context
+
     @abstractmethod
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Measure."""

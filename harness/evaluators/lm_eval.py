@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ from annotated_types import Ge, Gt
 
 from harness import closure
 from harness.audit import copies
+from harness.conversation import prepare_rows
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Task, TaskData
 
 EMBEDDED = ("arithmetic_generate", "arithmetic_choice", "letters")
@@ -57,6 +60,15 @@ class LmEval(Evaluator):
         """Of the folder of tasks every file: the YAML, the Python beside it, and data."""
         folder = Path(self.include_path).expanduser() if self.include_path else None
         return {"include_path": closure.content_digest(closure.files_below(folder))} if folder else {}
+
+    def on_fixture(self, context: EvalContext, judge: str) -> tuple[LmEval, EvalContext]:
+        """On the embedded tasks: others may have to be fetched, and their files and names are keyed as they are."""
+        if not context.data.retention:
+            task = Arithmetic(pairs=1, eval_pairs=1, eval_prompts=6)
+            data = replace(task.load(), train_pairs=(), train_prompts=())
+            rows = partial(prepare_rows, chat=False)
+            context = replace(context, task=task, data=data, rows=rows, split="test")
+        return replace(self, tasks=("embedded",), include_path=None), context
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """``simple_evaluate`` with fixed seeds; the model is left in the mode it was in.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
@@ -44,6 +44,10 @@ class WinRate(Evaluator):
     def contents(self) -> Mapping[str, str]:
         """The judge's, where one is named."""
         return {} if self.judge is None else {"judge": identity.model_content(self.judge)}
+
+    def on_fixture(self, context: EvalContext, judge: str) -> tuple[WinRate, EvalContext]:
+        """With a toy in place of its judge."""
+        return (self if self.judge is None else replace(self, judge=judge)), context
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample on either side and compare sample by sample."""

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from harness import fingerprint
 from harness.errors import UserError
+from harness.fingerprint import Fingerprint
 from harness.report.leaderboard import known
 from harness.report.recipes import Recipe, recipes
 
@@ -33,6 +35,7 @@ class Record:
         config: its settings, flattened; without the seed.
         seeds: in the order of the values.
         metrics: name -> a value per seed.
+        fingerprints: how its evaluators and its base behave on a fixture; a baseline of before there were any has none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -42,6 +45,7 @@ class Record:
     config: dict[str, str]
     seeds: list[int]
     metrics: dict[str, list[float]]
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,18 @@ def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
         config=dict(sorted(settings.items())),
         seeds=[int(seed) for seed in rows["seed"]],
         metrics=values,
+        fingerprints=_fingerprints(rows),
     )
+
+
+def _fingerprints(rows: pd.DataFrame) -> dict[str, Fingerprint]:
+    """Those that all seeds share; of code that changed between seeds there is none."""
+    first, *others = [fingerprint.of_row(row) for row in rows.to_dict("records")]
+    return {
+        name: one
+        for name, one in first.items()
+        if all(name in other and fingerprint.compare({name: one}, {name: other[name]}, name).alike for other in others)
+    }
 
 
 def _shared(rows: pd.DataFrame, column: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from harness import fingerprint
 from harness.gate.baseline import Record
 from harness.gate.policy import Policy, Rule
 
@@ -79,7 +80,7 @@ def decide(
     pairs = [
         (label, name)
         for label, record in baseline.items()
-        if label in candidate and not differing(record, candidate[label], despite)
+        if label in candidate and not alike(record, candidate[label], despite).obstacles
         for name, rule in policy.metrics.items()
         if rule.concerns(label)
         and name in record.metrics
@@ -98,13 +99,47 @@ def decide(
     return found
 
 
-def differing(before: Record, after: Record, despite: Collection[str] = ()) -> list[str]:
-    """The digests that differ, each with both values; those of ``despite`` are left out."""
-    return [
-        f"{name} {before.digests.get(name, 'unknown')} → {after.digests.get(name, 'unknown')}"
-        for name in before.digests
-        if name not in despite and before.digests.get(name) != after.digests.get(name)
-    ]
+BEHAVES = {"evaluators": fingerprint.JUDGING, "base": fingerprint.BASE}
+"""Digests that hold code -> the fingerprints that tell whether other code does the same."""
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Whether two records may be compared.
+
+    Attributes:
+        obstacles: what differs, in words.
+        notes: what differs and was asked to be overlooked, or makes no difference.
+    """
+
+    obstacles: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def alike(before: Record, after: Record, despite: Collection[str] = ()) -> Alike:
+    """Hold the digests of two records against each other; where they hold code, what it does decides.
+
+    Args:
+        before: the baseline's.
+        after: the candidate's.
+        despite: digests that may differ.
+    """
+    obstacles, notes = [], []
+    for name in before.digests:
+        old, new = before.digests.get(name, "unknown"), after.digests.get(name, "unknown")
+        if old == new:
+            continue
+        other = f"other {name} {old} → {new}"
+        if name in despite:
+            notes.append(f"judged despite {other}")
+            continue
+        kind = BEHAVES.get(name)
+        found = None if kind is None else fingerprint.compare(before.fingerprints, after.fingerprints, kind)
+        if found is not None and found.alike:
+            notes.append(f"{other}, and {found.why}")
+        else:
+            obstacles.append(other if found is None else f"{other} ({found.why})")
+    return Alike(tuple(obstacles), tuple(notes))
 
 
 def _of_recipe(
@@ -121,11 +156,10 @@ def _of_recipe(
     found = []
     if unfinished:
         found.append(Finding(label, None, Outcome.MISSING, unfinished, fails=True))
-    if other := differing(before, after, despite):
-        note = f"other {'; other '.join(other)}"
-        return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, note, fails=True)]
-    if other := differing(before, after):
-        found.append(Finding(label, None, Outcome.SKIPPED, f"judged despite other {'; other '.join(other)}"))
+    compared = alike(before, after, despite)
+    if compared.obstacles:
+        return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, "; ".join(compared.obstacles), fails=True)]
+    found += [Finding(label, None, Outcome.SKIPPED, note) for note in compared.notes]
     for name, rule in policy.metrics.items():
         if not rule.concerns(label):
             continue

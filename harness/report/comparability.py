@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text
+from harness import fingerprint, text
 from harness.report.leaderboard import finished, value_of
 
 ALIKE = {
@@ -19,6 +19,7 @@ ALIKE = {
     "device_name": "device",
     "precision": "precision",
 }
+BEHAVES = {"evaluator_digest": fingerprint.JUDGING, "base_digest": fingerprint.BASE}
 MOST_NAMED = 4
 UNEQUAL_WORK = 2.0
 """Trials whose tokens differ by more than this factor are named."""
@@ -30,7 +31,9 @@ def differences(frame: pd.DataFrame) -> list[str]:
     """In what the finished trials did not do comparable work, a sentence each, with the rows concerned."""
     rows = finished(frame).to_dict("records")
     said = [
-        line for column, words in ALIKE.items() if (line := _unlike(words, [(_name(r), r.get(column)) for r in rows]))
+        line + _behaviour(rows, column)
+        for column, words in ALIKE.items()
+        if (line := _unlike(words, [(_name(r), r.get(column)) for r in rows]))
     ]
     kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
@@ -48,6 +51,19 @@ def _unlike(words: str, values: Sequence[tuple[str, Any]]) -> str | None:
         return None
     ordered = sorted(by_value.items(), key=lambda item: (-len(item[1]), item[0]))
     return f"{words}: " + "; ".join(f"{text.escape(value, 80)} in {_listed(labels)}" for value, labels in ordered) + "."
+
+
+def _behaviour(rows: Sequence[Mapping[Any, Any]], column: str) -> str:
+    """Of a digest that holds code, whether the rows' code behaves alike on its fixture; nothing where none is known."""
+    if column not in BEHAVES:
+        return ""
+    first, *others = {r[column]: fingerprint.of_row(r) for r in rows if isinstance(r.get(column), str)}.values()
+    if not all((first, *others)):
+        return ""
+    found = [fingerprint.compare(first, other, BEHAVES[column]) for other in others]
+    if all(one.alike for one in found):
+        return " Their code behaves alike on a fixture, so their figures can be compared."
+    return f" {text.escape(next(one.why for one in found if not one.alike)).capitalize()}."
 
 
 def _reference(row: Mapping[Any, Any]) -> str | None:

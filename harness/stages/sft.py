@@ -33,10 +33,11 @@ def embedded_base(
     }
     from harness.identity import digest
 
-    return cache.fetch("sft", digest(inputs), lambda folder: _build(model, task, folder, progress), inputs=inputs)
+    return cache.fetch("sft", digest(inputs), lambda folder: build(model, task, folder, progress), inputs=inputs)
 
 
-def _build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], object]) -> Mapping[str, Any]:
+def build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], object]) -> Mapping[str, Any]:
+    """Train the base into ``folder``; returns its last loss, and how many steps and rows it took."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer

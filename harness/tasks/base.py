@@ -106,7 +106,7 @@ class Task(ABC):
         """Read or make all rows; raises ``UserError`` naming file, line, field and fix."""
 
     def fingerprint(self) -> str:
-        """What stands for the content of the files that ``load`` reads, without parsing them; empty for none.
+        """What stands for the content of the files that ``load`` reads, without parsing them; empty without files.
 
         Rows are read once per process for equal tasks of equal fingerprints; keys hold the rows' own digest.
         """
