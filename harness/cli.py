@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from harness.errors import UserError
 from harness.streams import occupy_closed, unbreakable
 
 OK, NOT_FINISHED, USER_ERROR = 0, 1, 2
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk that is full, broken, or can only be read."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("harness.report.command", "markdown report with plots of a sweep, from MLflow alone"),
@@ -74,6 +77,11 @@ def _run(arguments: list[str]) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        return NOT_FINISHED
+    except OSError as error:
+        if error.errno not in DISK:
+            raise  # a fault of ours, which its traceback tells
+        print(f"error: {error}; what was written by then is kept", file=sys.stderr)
         return NOT_FINISHED
 
 

@@ -50,6 +50,8 @@ def _run(options: Any, overrides: list[str]) -> int:
     sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it goes on; else the books are closed first
+        signal.signal(signal.SIGHUP, _as_interrupt)
     sweep = _without_invalid(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
     check_writable(sweep.folder)
     run = _track(sweep)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.sweep import Sweep
 
 
+TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
 BLOCK = 64
@@ -144,7 +145,7 @@ def _prompt_tokens(tokenizer: Any, prompt: Any, limit_s: float = TEMPLATE_S) -> 
 def _template_error(rule: str) -> UserError:
     return UserError(
         f"the tokenizer's chat template {rule}",
-        key="model.chat_template",
+        key=TEMPLATE,
         fix="mend the template in the model's folder (chat_template.jinja), use rows in the form that it wants, or "
         "model.chat_template=off for rows of text",
     )

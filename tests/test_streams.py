@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from harness import errors
+from harness import cli, errors
 from harness.cli import main
 from harness.streams import Lossy, unbreakable
 
@@ -69,3 +70,18 @@ def test_the_exit_code_of_a_wrong_command_line_is_two_even_where_nobody_hears_wh
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)
     assert main(["cache", "--prune-to", "many"]) == 2
+
+
+def test_a_disk_that_is_full_is_one_line_and_other_faults_keep_their_traceback(monkeypatch, capsys):
+    def fail(number: int):
+        def command(arguments: list[str]) -> int:
+            raise OSError(number, os.strerror(number))
+
+        return lambda name: command
+
+    monkeypatch.setattr(cli, "_command", fail(errno.ENOSPC))
+    assert main(["cache"]) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device; what was written by then is kept\n"
+    monkeypatch.setattr(cli, "_command", fail(errno.ENOENT))
+    with pytest.raises(FileNotFoundError):
+        main(["cache"])

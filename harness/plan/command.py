@@ -9,10 +9,12 @@ from typing import Any
 from harness import forkserver
 from harness.config import compose, hydra_config
 from harness.display import say
+from harness.errors import UserError, UserErrors
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
 from harness.plan.predict import Prediction, Target, predict
 from harness.plan.render import Row, as_json, render
+from harness.preflight import TEMPLATE, check
 from harness.sweep import Point, Sweep, named, plan_sweep
 from harness.text import short_id, without_shared_seed
 from harness.trial import Setup, assemble
@@ -26,6 +28,8 @@ def main(argv: list[str]) -> int:
     forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
     try:
         sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=options.config_dir)
+        if endless := _template_problems(sweep):
+            raise UserErrors(endless)
         gpu, cuda = _place(options.gpu, sweep)
         target = Target(cuda, fill=options.lengths == "limit")
         rows = planned(sweep.points, gpu, target, options.config_dir)
@@ -43,6 +47,11 @@ def main(argv: list[str]) -> int:
     for overrides, errors in sweep.invalid:
         say(f"skipped (invalid): {' '.join(overrides)}: {errors}")
     return 0
+
+
+def _template_problems(sweep: Sweep) -> list[UserError]:
+    """Chat templates that a rehearsal, which renders the longest rows, would hang or fail at."""
+    return [e for found in check(sweep).values() for e in found.errors if e.key == TEMPLATE]
 
 
 def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
