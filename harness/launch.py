@@ -199,14 +199,16 @@ def _conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
 
 
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
-    """Where recipes were trained with several seeds, a row for each of them."""
+    """Where recipes were trained with several seeds, a row for each of them; then what follows from it."""
     from harness import results
-    from harness.report import recipes
+    from harness.report import markdown, recipes
     from harness.report.findings import find
 
     found = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))
     if recipes.several_seeds(found.recipes):
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
+    if said := markdown.advice(found):
+        print("\nadvice:  " + " ".join(said))
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> None:

@@ -42,6 +42,7 @@ ORDER = (
     "projection",
     "results",
     "forecast",
+    "spread",
     "stats",
     "report",
     # Components.
