@@ -31,7 +31,10 @@ def brier(predicted: Sequence[float], happened: Sequence[float]) -> float:
 
 
 def reliability(
-    predicted: Sequence[float], happened: Sequence[float], bins: int = 10, span: tuple[float, float] = (0.0, 1.0)
+    predicted: Sequence[float] | np.ndarray,
+    happened: Sequence[float] | np.ndarray,
+    bins: int = 10,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> list[Bin]:
     """Bins of equal width over ``span``, closed on the right, the first on both sides; empty ones are left out."""
     p, y = column(predicted), column(happened)
@@ -157,16 +160,21 @@ def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *
         clusters: what each belongs to; None: to itself.
         draws: independent draws of which each value is the mean.
     """
-    from scipy import stats
-
     sample = column(values)
     mean, error = float(sample.mean()), clustered_error(values, clusters)
     if error is None:
         return Share(mean, None, None, None)
     sizes = np.bincount(numbered(clusters, len(sample)))
     worth = mean * (1 - mean) / error**2 if error > 1e-12 else len(sample) ** 2 / float((sizes**2).sum())
-    low, high = wilson(mean, min(worth, draws * len(sample)), float(stats.t.ppf(0.975, len(sizes) - 1)))
+    low, high = wilson(mean, min(worth, draws * len(sample)), t_quantile(len(sizes) - 1))
     return Share(mean, error, low, high)
+
+
+def t_quantile(freedom: float) -> float:
+    """Student's, for a 95 % interval."""
+    from scipy import special
+
+    return float(special.stdtrit(freedom, 0.975))
 
 
 def wilson(mean: float, n: float, quantile: float) -> tuple[float, float]:

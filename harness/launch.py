@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import forkserver, identity
+from harness.audit import few_prompts
 from harness.config import hydra_application
+from harness.data import load_data
 from harness.display import say
 from harness.errors import UserError, UserErrors
 from harness.outcome import read_result
@@ -145,6 +147,9 @@ def _announce(sweep: Sweep) -> None:
         say(f"same trial: {' '.join(overrides)} is {twin}, runs once")
     if sweep.expanded:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
+    judged = [p.setup for p in sweep.points if p.setup.eval.active]
+    for note in dict.fromkeys(n for s in judged for n in few_prompts(load_data(s.task), s.eval.split)):
+        say(f"note: {note}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
         unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +12,9 @@ from scipy import stats as scipy_stats
 from harness import spread, stats
 from harness.spread import smallest_step, spread_of
 from harness.stats import Verdict
+from tests.toys import script
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "verdict_power.py"
-spec = importlib.util.spec_from_file_location("verdict_power", SCRIPT)
-assert spec is not None and spec.loader is not None
-verdict_power = importlib.util.module_from_spec(spec)
-sys.modules["verdict_power"] = verdict_power
-spec.loader.exec_module(verdict_power)
-
+verdict_power = script("verdict_power")
 RNG = np.random.default_rng(0)
 
 
