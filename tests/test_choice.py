@@ -98,6 +98,7 @@ def test_what_to_avoid_is_below_the_base_or_worse_for_certain():
     good, bad = seeds("good", [0.9, 0.91, 0.9]), seeds("bad", [0.2, 0.21, 0.2])
     assert "Avoid **bad**: 0.203" in (words := said(good, bad, base=0.4)) and "below the base" in words
     assert "Avoid **bad**: worse than the best by 0.7" in said(good, bad)
+    assert "Avoid" not in said(seeds("good", [0.9]), seeds("bad", [0.2]), base=0.4)  # one seed
     assert "Avoid" not in said(seeds("a", [0.9, 0.5, 0.8]), seeds("b", [0.6, 0.7, 0.6]))
 
 

@@ -256,4 +256,6 @@ def test_false_alarms_stay_below_5_of_100_for_every_metric_and_size_of_sweep(gri
 @pytest.mark.parametrize("kind", verdict_power.UNLIKE)
 def test_recipes_that_do_not_spread_alike_raise_at_most_twice_as_many(kind: str):
     for recipes, seeds in itertools.product((2, 5), (2, 3, 4)):
-        assert verdict_power.alarms(verdict_power.UNLIKE[kind](verdict_power.World(recipes, seeds)), 500) <= 0.135  # 10 and noise
+        assert (
+            verdict_power.alarms(verdict_power.UNLIKE[kind](verdict_power.World(recipes, seeds)), 500) <= 0.135
+        )  # 10 and noise

@@ -136,7 +136,8 @@ def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float
         if estimate is None:
             continue
         name = mark(recipe.label)
-        if base is not None and estimate.high is not None and estimate.high < base:
+        several = len(recipe.values(metric)) > 1  # one seed proves nothing, for a recipe or against it
+        if several and base is not None and estimate.high is not None and estimate.high < base:
             return f"Avoid {name}: {interval(estimate)} is below the base."
         if comparison is None:
             continue  # it was not among the recipes that were compared
