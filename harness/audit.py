@@ -15,12 +15,14 @@ from dataclasses import dataclass
 
 from harness import text
 from harness.tasks.annotators import ANNOTATIONS
-from harness.tasks.base import Row, TaskData, text_of
+from harness.tasks.base import Row, TaskData, prompt_key, text_of
 
 RUN = 8
 """Words of a run; shorter ones occur by chance."""
 SHARED = 0.5
 """Share of a prompt's runs that make it a copy."""
+FEW_PROMPTS = 30
+"""Different held-out prompts below which intervals are so wide that it is said."""
 LISTED = 50
 """Leaks that the card lists."""
 
@@ -192,3 +194,16 @@ def _agreement(rows: Sequence[Row]) -> dict[str, str]:
 
 def _share(count: int, n: int) -> str:
     return f"{count:,} ({count / n:.1%})"
+
+
+def few_prompts(data: TaskData, split: str) -> list[str]:
+    """A line for each kind of held-out row that comes from fewer than ``FEW_PROMPTS`` different prompts."""
+    said = []
+    for kind, rows in (("pairs", data.eval_pairs.get(split) or ()), ("prompts", data.eval_prompts.get(split) or ())):
+        distinct = len({prompt_key(row["prompt"]) for row in rows})
+        if 0 < distinct < FEW_PROMPTS:
+            said.append(
+                f"the {len(rows):,} held-out {kind} have {distinct} different prompts, and prompts are what intervals "
+                "count: figures will be wide (a limit of rows on a file that is sorted by prompt leaves few)"
+            )
+    return said

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import forkserver, identity
+from harness.audit import few_prompts
 from harness.config import hydra_application
+from harness.data import load_data
 from harness.display import say
 from harness.errors import UserError, UserErrors, without_login
 from harness.past import result_of, trial_folders
@@ -178,6 +180,9 @@ def _announce(sweep: Sweep) -> None:
         say(f"same trial: {' '.join(overrides)} is {twin}, runs once")
     if sweep.expanded:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
+    judged = [p.setup for p in sweep.points if p.setup.eval.active]
+    for note in dict.fromkeys(n for s in judged for n in few_prompts(load_data(s.task), s.eval.split)):
+        say(f"note: {note}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
         unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
@@ -255,14 +260,16 @@ def _fresh(folder: Path, result: TrialResult, started: float) -> bool:
 
 
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
-    """Where recipes were trained with several seeds, a row for each of them."""
+    """Where recipes were trained with several seeds, a row for each of them; then what follows from it."""
     from harness import results
-    from harness.report import recipes
+    from harness.report import markdown, recipes
     from harness.report.findings import find
 
     found = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))
     if recipes.several_seeds(found.recipes):
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
+    if said := markdown.advice(found):
+        print("\nadvice:  " + " ".join(said))
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:

@@ -15,6 +15,9 @@ from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 DELTA_FROM = ("baseline", "eval")
 SUMMED = ("time/train_s", "time/rollout_s", "energy/train_j")
 """Over the attempts of a trial that was continued from a checkpoint; of memory the highest counts."""
+SHARED = "time/shared_s"
+"""Seconds of stages that the trial built for all: part of its phases, and no cost of its own."""
+OF_NO_PHASE = ("time/total_s", "time/start_s", SHARED)
 NO_DELTA = (
     "preference_pairs",
     "preference_truncated",
@@ -73,7 +76,7 @@ def metrics_of(worker: Sequence[Event], runner: Sequence[Event]) -> dict[str, fl
                 found[name] = value
         for name in _not_numbers(events) - set(part):
             found.pop(name, None)  # the newest value is not a number: absent, not stale
-    phases = [v for k, v in found.items() if k.startswith("time/") and k not in ("time/total_s", "time/start_s")]
+    phases = [v for k, v in found.items() if k.startswith("time/") and k not in OF_NO_PHASE]
     if "time/total_s" in found and len(attempts) > 1:
         found["time/total_s"] = sum(phases)
     base, trained = DELTA_FROM
@@ -118,7 +121,11 @@ def _last_values(events: Sequence[Event]) -> dict[str, float]:
         if last.data.get("name"):  # the phase in which it ended
             name = f"time/{last.data['name']}_s"
             found[name] = found.get(name, 0.0) + events[-1].time - last.time
-        found["time/total_s"] = sum(v for k, v in found.items() if k.startswith("time/") and k != "time/start_s")
+        found["time/total_s"] = sum(v for k, v in found.items() if k.startswith("time/") and k not in OF_NO_PHASE)
+    stages = [e.data for e in events if e.kind == "stage"]
+    if stages:
+        built = (journal.number(data.get("seconds")) for data in stages if not data["hit"])
+        found[SHARED] = sum(seconds for seconds in built if seconds is not None)
     return found
 
 

@@ -138,7 +138,7 @@ def without_autocast(model: Any) -> Any:
     return model
 
 
-def optimizer_arguments(name: str) -> dict[str, str]:
+def optimizer_arguments(name: str) -> dict[str, Any]:
     """Transformers' arguments for an optimizer of this name."""
     if name == STOCHASTIC:
         return {"optim": "adamw_torch_8bit", "optim_args": "bf16_stochastic_round=True"}

@@ -34,12 +34,6 @@ def number(value: float | None, *, signed: bool = False, like: float | None = No
     return shown if shown.strip("+-0.,") else shown.lstrip("+-")  # no "-0.000"
 
 
-def with_error(value: float | None, stderr: float | None) -> str:
-    """``0.812 ± 0.020``, both to the same decimals; without the error where there is none."""
-    shown = number(value)
-    return shown if MISSING in (shown, number(stderr)) else f"{shown} ± {number(stderr, like=value)}"
-
-
 def seconds(value: float | None) -> str:
     """Seconds: one decimal below 100."""
     if value is None or not math.isfinite(value):

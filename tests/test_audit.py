@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.audit import audit, card, tight_key
+from harness.audit import audit, card, few_prompts, tight_key
 from harness.data import lengths
 from harness.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
@@ -170,3 +170,11 @@ def test_the_data_card_of_a_trial_says_how_long_its_rows_are(tmp_path, algo):
     page = (tmp_path / "t" / "artifacts" / "data_card.md").read_text()
     assert "training pairs beyond 96 tokens | 0 (0.0%); the longest has" in page
     assert "held-out pairs, test beyond 96 tokens" in page
+
+
+def test_few_held_out_prompts_are_told_however_many_pairs_they_have():
+    pairs = [{"prompt": f"p{i % 2}", "chosen": "a", "rejected": "b"} for i in range(6)]
+    prompts = [{"prompt": f"q{i}"} for i in range(30)]
+    (said,) = few_prompts(TaskData(eval_pairs={"test": pairs}, eval_prompts={"test": prompts}), "test")
+    assert "the 6 held-out pairs have 2 different prompts" in said
+    assert few_prompts(TaskData(), "test") == []

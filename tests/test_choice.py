@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.report import choice, effects
+from harness.report import choice, effects, yardsticks
 from harness.report.html import page
 from harness.report.recipes import compared, recipes
 from tests.test_report import trials
@@ -63,7 +63,9 @@ def test_the_front_is_never_empty_even_where_tolerances_form_a_ring():
 
 def said(*groups: list[dict[str, Any]], base: float | None = None) -> str:
     found, verdicts = of(*groups)
-    return " ".join(choice.sentences(found, METRIC, verdicts, "reward", base))
+    rows = [{**row, "baseline/true_reward": base} for group in groups for row in group]
+    before = None if base is None else yardsticks.base_of(trials(*rows), found, METRIC, {}, None)
+    return " ".join(choice.sentences(found, METRIC, verdicts, "reward", before))
 
 
 def test_the_cheapest_of_a_tie_is_named():
@@ -96,7 +98,60 @@ def test_what_to_avoid_is_below_the_base_or_worse_for_certain():
     good, bad = seeds("good", [0.9, 0.91, 0.9]), seeds("bad", [0.2, 0.21, 0.2])
     assert "Avoid **bad**: 0.203" in (words := said(good, bad, base=0.4)) and "below the base" in words
     assert "Avoid **bad**: worse than the best by 0.7" in said(good, bad)
+    assert "Avoid" not in said(seeds("good", [0.9]), seeds("bad", [0.2]), base=0.4)  # one seed
     assert "Avoid" not in said(seeds("a", [0.9, 0.5, 0.8]), seeds("b", [0.6, 0.7, 0.6]))
+
+
+def test_a_recipe_that_loses_to_the_base_is_never_recommended():
+    words = said(seeds("good", [0.139, 0.14, 0.138]), seeds("bad", [0.1, 0.11, 0.1]), base=0.141)
+    assert words.startswith("**good** is not shown to beat the base (0.141): true reward -0.002 [")
+    assert "Keep the base: no recipe has a higher reward. Highest reward: **good**" in words
+    assert "Best" not in words and "heapest" not in words
+
+
+def test_what_is_above_the_base_and_not_for_certain_is_the_highest_and_not_the_best():
+    words = said(seeds("a", [0.5, 0.7]), seeds("b", [0.4, 0.5]), base=0.45)
+    assert words.startswith("**a** is not shown to beat the base (0.450): true reward +0.150 [")
+    assert "over 2 seeds, needs more seeds" in words and "Highest reward: **a**" in words and "Best" not in words
+
+
+def test_of_recipes_the_best_that_is_shown_to_beat_the_base_is_recommended():
+    words = said(seeds("wild", [0.2, 0.9, 0.8]), seeds("sure", [0.60, 0.61, 0.60]), base=0.1)
+    assert words.startswith("**sure** is shown to beat the base (0.100): true reward +0.503 [")
+    assert "Best reward: **sure**" in words
+
+
+def test_one_seed_says_what_the_rows_show():
+    frame = trials(*({**row, "baseline/true_reward": 0.2} for row in seeds("a", [0.5])))
+    (found,) = recipes(frame, METRIC)
+    trial = str(found.frame["trial_id"].iloc[0])
+    rows = pd.DataFrame({"example": list("pqrs"), "true_reward": [0.4, 0.6, 0.4, 0.6]})
+    base = pd.DataFrame({"example": list("pqrs"), "true_reward": [0.1, 0.3, 0.2, 0.2]})
+    yard = yardsticks.base_of(frame, [found], METRIC, {trial: rows}, base)
+    assert yard is not None and yard.says(found, str) == (
+        "On the held-out rows of one seed a is above the base (0.200): true reward +0.300 [0.170, 0.430]."
+    )
+    other = yardsticks.base_of(frame, [found], METRIC, {trial: rows}, base.assign(example=list("wxyz")))
+    assert other is not None and "a is higher than the base (0.200): true reward +0.300." in other.says(found, str)
+
+
+def test_an_accuracy_below_length_alone_is_said_by_whichever_side_wins():
+    """N2: 0.667 from six pairs of two prompts, where preferring the shorter answer scores 0.833."""
+    accuracy = {"eval/preference_accuracy": 4 / 6, "eval/length_only_accuracy": 1 / 6}
+    frame = trials(*({**row, **accuracy} for row in seeds("a", [0.5])))
+    (found,) = recipes(frame, METRIC)
+    table = pd.DataFrame(
+        {
+            "example": list("abcdef"), "cluster": list("xxxyyy"), "preference_accuracy": [1, 1, 1, 0, 0, 1.0],
+            "length_only_accuracy": [0, 0, 0, 0, 0, 1.0],
+        }
+    )  # fmt: skip
+    yard = yardsticks.length_of(frame, [found], {str(found.frame["trial_id"].iloc[0]): table})
+    assert yard is not None and yard.value == pytest.approx(5 / 6)
+    said = yard.says(found, str)
+    assert "not told apart from length alone (0.833, shorter wins): preference accuracy -0.167 [" in said
+    gap = yard.verdicts["a"].interval  # differences 0, 0, 0 and -1, -1, 1 with a mean of -1/6: sums of residuals ±½
+    assert gap.high is not None and gap.high - gap.mean == pytest.approx(12.7062 * math.sqrt(2 * 0.5) / 6, rel=1e-4)
 
 
 # -- effects -------------------------------------------------------------------------------------------
@@ -118,7 +173,8 @@ def grid() -> pd.DataFrame:
 
 def test_the_effect_of_an_adapter_is_its_mean_over_algorithms_and_seeds():
     algo, adapter = effects.effects(grid(), METRIC)
-    assert (adapter.axis, adapter.before, adapter.after, adapter.cells) == ("adapter", "full", "lora", 6)
+    assert (adapter.axis, adapter.before, adapter.after) == ("adapter", "full", "lora")
+    assert (adapter.cells, adapter.seeds) == (6, 3)
     assert adapter.quality.mean == pytest.approx(-0.05) and adapter.memory == pytest.approx(0.25)
     assert (algo.axis, algo.cells) == ("algo", 6)
     assert algo.quality.mean == pytest.approx(0.3) and algo.memory == pytest.approx(2.0) and algo.time == 1.0
@@ -130,6 +186,24 @@ def test_beta_and_rank_that_follow_from_another_choice_are_no_axes_of_their_own(
     swept = pd.concat([swept, swept.assign(beta=0.7, **{METRIC: swept[METRIC] - 0.1})])
     found = {(e.axis, e.before, e.after): e for e in effects.effects(swept, METRIC)}
     assert found["beta", "0.05", "0.7"].quality.mean == pytest.approx(-0.1)
+
+
+def test_cells_of_one_seed_are_not_independent():
+    """Two algorithms times three seeds: the interval is over the three means of a seed, and not over six cells."""
+    frame = grid()
+    lora = frame["adapter"] == "lora"
+    frame.loc[lora, METRIC] += frame.loc[lora, "seed"].map({0: 0.0, 1: 0.03, 2: -0.03})
+    _, adapter = effects.effects(frame, METRIC)
+    assert adapter.quality.high is not None and adapter.quality.mean == pytest.approx(-0.05)
+    assert adapter.quality.high + 0.05 == pytest.approx(4.302653 * 0.03 / math.sqrt(3), abs=1e-6)
+    _, single = effects.effects(frame[frame["seed"] == 1], METRIC)
+    assert (single.cells, single.seeds, single.quality.low) == (2, 1, None)
+
+
+def test_differences_that_coincide_are_no_certain_effect():
+    _, adapter = effects.effects(grid(), METRIC)  # every cell says -0.05; the metric has steps of 0.001
+    assert adapter.quality.high is not None
+    assert adapter.quality.high + 0.05 == pytest.approx(4.302653 * 0.001 * math.sqrt(0.5 / 6), rel=1e-6)
 
 
 def test_one_pair_has_no_interval_and_a_sweep_of_one_trial_no_section():

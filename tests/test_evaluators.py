@@ -18,12 +18,12 @@ from harness.evaluators.lm_eval import EMBEDDED, LmEval, embedded_rows, plain_me
 from harness.evaluators.preference import Preference, wins
 from harness.evaluators.scoring import (
     completion_log_probs,
-    mean_and_stderr,
     pair_log_probs,
     sample,
     with_stderr,
 )
 from harness.evaluators.true_reward import TrueReward
+from harness.forecast import clustered_error, t_quantile, wilson
 from harness.models import PLAIN_TEMPLATE, character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
@@ -144,6 +144,19 @@ def test_ties_count_one_half():
     assert wins([1.0, 0.0, 2.0], [0.0, 1.0, 2.0]) == [1.0, 0.0, 0.5]
 
 
+def test_pairs_of_one_prompt_are_one_cluster_in_every_error(context):
+    """The same pairs, under six prompts and under two: other errors, and a column that says which belong together."""
+    pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": "9" * (i + 1)} for i in range(6)]
+    few = [{**pair, "prompt": pairs[i % 2]["prompt"]} for i, pair in enumerate(pairs)]
+    judged = Preference().evaluate(replace(context, data=TaskData(eval_pairs={"test": few})))
+    columns, metrics = judged.examples["pairs"], judged.metrics
+    assert list(columns["cluster"]) == [pair["prompt"] for pair in few]
+    for name in ("likelihood_margin", "likelihood_accuracy"):
+        assert metrics[f"{name}_stderr"] == pytest.approx(clustered_error(columns[name], columns["cluster"]))
+    assert 0 <= metrics["likelihood_accuracy_low"] <= metrics["likelihood_accuracy"]
+    assert metrics["likelihood_accuracy_high"] - metrics["likelihood_accuracy_low"] > 0.5  # two prompts tell little
+
+
 def test_an_untrained_policy_against_itself_ties_everywhere(context):
     metrics = Preference().evaluate(replace(context, reference=pair_log_probs(context))).metrics
     assert metrics["preference_accuracy"] == 0.5 and metrics["preference_accuracy_stderr"] == 0.0
@@ -202,8 +215,7 @@ def test_the_likelihood_is_normalised_by_length(context):
 
 def test_a_mean_has_the_standard_error_of_its_sample():
     # mean 2; squares 1 + 0 + 1 = 2; variance 2 / 2 = 1; standard error sqrt(1 / 3)
-    assert mean_and_stderr([1.0, 2.0, 3.0]) == (2.0, pytest.approx(math.sqrt(1 / 3)))
-    assert mean_and_stderr([5.0]) == (5.0, None)
+    assert with_stderr("x", [1.0, 2.0, 3.0]) == {"x": 2.0, "x_stderr": pytest.approx(math.sqrt(1 / 3))}
     assert with_stderr("x", []) == {} and with_stderr("x", [5.0]) == {"x": 5.0}
 
 
@@ -287,8 +299,11 @@ def test_true_reward_averages_within_a_prompt_first_so_that_prompts_are_the_unit
     #        right 0.98     wrong -0.02   right 0.98     never ends, wrong -0.08
     said = Parrot([*ids_of("2"), EOS], [*ids_of("3"), EOS], [*ids_of("5"), EOS], ids_of("5555"))
     judged = TrueReward(samples=2).evaluate(replace(context, model=said, data=TaskData(eval_prompts={"test": rows})))
+    bounds = {n: judged.metrics[n] for n in judged.metrics if n.endswith(("_low", "_high"))}
+    assert bounds.keys() == {f"{n}_{end}" for n in ("correct", "ended_by_eos") for end in ("low", "high")}
+    assert all(0 <= v <= 1 for v in bounds.values())
     # per prompt: 0.48 and 0.45; mean 0.465; standard error |0.48 - 0.45| / 2 = 0.015
-    assert judged.metrics == {
+    assert {n: v for n, v in judged.metrics.items() if n not in bounds} == {
         "true_reward": pytest.approx(0.465),
         "true_reward_stderr": pytest.approx(0.015),
         "correct": pytest.approx(0.5),
@@ -331,7 +346,7 @@ def test_lm_eval_runs_the_embedded_tasks_and_leaves_mode_and_torchs_random_state
     before = torch.get_rng_state()
     metrics = LmEval().evaluate(context).metrics
     assert context.model.training and torch.equal(torch.get_rng_state(), before)
-    assert {name for name in metrics if not name.endswith("_stderr")} == {
+    assert {name for name in metrics if not name.endswith(("_stderr", "_low", "_high"))} == {
         "arithmetic_generate/exact_match",
         "arithmetic_choice/acc",
         "arithmetic_choice/ece",
@@ -391,6 +406,9 @@ def test_metric_names_lose_the_comma_and_keep_the_filter():
         "letters": {"exact_match,none": 1.0, "perplexity,none": 7.5, "acc,none": math.nan, "bypass": True},
     }
     metrics = plain_metrics(results, {"gsm8k": 101, "letters": 1})
+    bounds = [metrics.pop(f"gsm8k/exact_match_strict-match_{end}") for end in ("low", "high")]
+    assert bounds == pytest.approx(wilson(0.25, 101, t_quantile(100)))
+    metrics = {name: v for name, v in metrics.items() if not name.endswith(("_low", "_high"))}
     assert metrics == {
         "gsm8k/exact_match_strict-match": 0.25,
         "gsm8k/exact_match_strict-match_stderr": pytest.approx(math.sqrt(0.25 * 0.75 / 100)),

@@ -5,7 +5,9 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from harness import forecast
+from tests.toys import script
 
+share_coverage = script("share_coverage")
 RNG = np.random.default_rng(0)
 
 
@@ -49,3 +51,52 @@ def test_the_length_controlled_rate_takes_out_what_length_alone_explains():
     assert forecast.length_controlled_rate([1, 1, 0, 1], [0, 0, 0, 0]) == pytest.approx(0.75, abs=1e-4)
     assert forecast.length_controlled_rate([1, 1, 0, 0], [5, 6, -5, -6]) == pytest.approx(0.5)
     assert forecast.length_controlled_rate([], []) is None
+
+
+# -- errors over groups ----------------------------------------------------------------------------------
+
+
+def test_values_of_one_cluster_count_as_one_by_hand():
+    assert forecast.clustered_error([1.0, 2.0, 3.0]) == pytest.approx((1 / 3) ** 0.5)
+    # clusters {1, 1} and {0, 0}: residuals sum to +1 and -1; sqrt(2 / 1 * 2) / 4
+    assert forecast.clustered_error([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(0.5)
+    assert forecast.clustered_error([1, 0], ["a", "a"]) is None and forecast.clustered_error([1.0]) is None
+    with pytest.raises(ValueError, match="2 clusters for 3 values"):
+        forecast.clustered_error([1, 2, 3], ["a", "b"])
+
+
+def test_copies_of_every_value_in_its_cluster_change_no_error():
+    values = RNG.random(30)
+    assert forecast.clustered_error(np.repeat(values, 4), np.repeat(np.arange(30), 4)) == pytest.approx(
+        forecast.clustered_error(values)
+    )
+
+
+def test_wilson_is_statsmodels_figure_for_15_of_20():
+    assert forecast.wilson(0.75, 20, 1.959964) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert forecast.wilson(1.0, 10, 1.959964) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_six_pairs_of_two_prompts_say_next_to_nothing_and_stay_between_0_and_1():
+    found = forecast.share([1, 1, 1, 0, 0, 1], list("aaabbb"))  # N2: it said 0.667 [0.253, 1.080]
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low < 0.1 and 0.9 < found.high <= 1 and found.mean == pytest.approx(2 / 3)
+    alone = forecast.share([1, 0], ["a", "a"])
+    assert (alone.mean, alone.error, alone.low, alone.high) == (0.5, None, None, None)
+
+
+def test_where_all_agree_each_cluster_is_one_witness():
+    found = forecast.share([1.0] * 12, [i // 3 for i in range(12)])
+    assert (found.low, found.high) == pytest.approx(forecast.wilson(1.0, 4, forecast.t_quantile(3)))
+
+
+def test_the_interval_of_a_share_holds_the_truth():
+    for prompts, most, correlation in ((5, 8, 0.5), (30, 1, 0.0), (30, 8, 1.0), (100, 8, 0.5)):
+        assert share_coverage.coverage(prompts, most, correlation, 0.8, 400) > 0.9
+
+
+def test_the_bootstrap_of_whole_clusters_gives_the_error_of_a_mean():
+    values, clusters = RNG.random(200), np.repeat(np.arange(50), 4).tolist()
+    found = forecast.bootstrap_error(lambda places: float(values[places].mean()), 200, clusters)
+    assert found == pytest.approx(forecast.clustered_error(values, clusters), rel=0.12)
+    assert forecast.bootstrap_error(lambda _: 0.0, 3, ["a"] * 3) is None

@@ -100,15 +100,86 @@ def test_a_relative_tolerance_is_a_share_of_the_baselines_mean():
         Rule("up", relative=0.1, absolute=0.1)
 
 
-def test_values_without_spread_are_decided_on_the_tolerance_alone():
+def test_values_that_coincide_are_as_uncertain_as_their_step():
+    """They had an error of 0, and any difference was certain. Two levels, 0.1 apart: that is all the step one knows."""
     level = (0.5, 0.5, 0.5)
     assert decided(record(*level), record(*level), policy()).outcome is Outcome.SAME
-    assert decided(record(*level), record(0.4, 0.4), policy(absolute=0.05)).outcome is Outcome.REGRESSED
+    found = decided(record(*level), record(0.4, 0.4), policy(absolute=0.05))
+    reach = student.ppf(0.95, 3) * math.sqrt(0.1**2 / 4 * (1 / 3 + 1 / 2))
+    assert found.outcome is Outcome.INCONCLUSIVE and found.high == pytest.approx(-0.1 + reach)
+    fine = decided(record(0.5, 0.5, 0.501), record(0.4, 0.4), policy(absolute=0.05))
+    assert fine.outcome is Outcome.REGRESSED  # now the step is known to be small
 
 
-def test_one_seed_against_one_is_inconclusive_and_says_why():
-    found = decided(record(0.5), record(0.1), policy())
+def test_a_step_that_all_values_share_raises_few_false_alarms():
+    """Equal sides in multiples of 1/8 with a spread of half a step; at most 5 in 100 fail."""
+    rng, failed = np.random.default_rng(0), 0
+    for _ in range(1000):
+        values = np.round(rng.normal(0.5, 1 / 16, 8) * 8) / 8
+        failed += decided(record(*values[:4]), record(*values[4:]), policy()).fails
+    assert failed <= 65
+
+
+@pytest.mark.parametrize(("before", "after"), [((0.5,), (0.1,)), (STEADY, (0.1,)), ((0.5,), STEADY)])
+def test_one_seed_on_either_side_is_inconclusive_blind_and_says_why(before, after):
+    found = decided(record(*before), record(*after), policy())
     assert found.outcome is Outcome.INCONCLUSIVE and "one seed" in found.note and found.low is None
+    assert found.blind and found.detectable is None and not found.fails
+    assert decided(record(*before), record(*after), replace(policy(), fail_if_blind=True)).fails
+
+
+# -- what could not have been seen, and what changed -----------------------------------------------------
+
+
+def test_the_loss_that_would_have_been_seen_is_found_in_80_of_100_gates():
+    rng, caught, gates = np.random.default_rng(0), 0, 400
+    told = []
+    for _ in range(gates):
+        before, after = rng.normal(0.5, 0.02, 20), rng.normal(0.5, 0.02, 4)
+        told.append(decided(record(*before), record(*after), policy()).detectable)
+    loss = float(np.mean(told))
+    for _ in range(gates):
+        before, after = rng.normal(0.5, 0.02, 20), rng.normal(0.5 - loss, 0.02, 4)
+        caught += decided(record(*before), record(*after), policy()).outcome is Outcome.REGRESSED
+    assert 0.72 <= caught / gates <= 0.88
+
+
+def test_an_open_question_is_blind_only_where_the_loss_that_matters_would_go_unseen():
+    wide, narrow = (0.3, 0.7, 0.5, 0.45), STEADY
+    for values, blind in ((wide, True), (narrow, False)):
+        found = decided(record(*values), record(*values), policy())
+        assert found.outcome is Outcome.INCONCLUSIVE and found.blind is blind
+    assert decided(record(*narrow), record(*narrow), policy(must_see=0.005)).blind
+    assert Rule("up", relative=0.1).matters(200.0) == 40.0 and Rule("up", absolute=0.02).matters(1.0) == 0.1
+
+
+def test_a_gate_that_saw_nothing_says_so_in_its_first_line():
+    one = decide({"dpo": record(0.5)}, {"dpo": record(0.1)}, policy())
+    first = as_text(one, "sweep a against b").splitlines()[0]
+    assert first == "passed, but could not have seen any loss in 1 of 1 metrics: 1 inconclusive"
+    own = decide({"dpo": record(0.5, 0.9, name="eval/x")}, {"dpo": record(0.5, 0.9, name="eval/x")}, policy())
+    assert verdict(own) == "passed, but could not have seen any loss in 1 of 1 metrics: 1 skipped"
+    wide = decide({"dpo": record(0.3, 0.7, 0.5)}, {"dpo": record(0.3, 0.7, 0.5)}, policy())
+    error = 0.2 * math.sqrt(2 / 3)
+    least = (student.ppf(0.95, 4) + student.ppf(0.8, 4)) * error
+    assert (
+        verdict(wide) == f"passed, but could not have seen a loss below {least:.3f} in 1 of 1 metrics: 1 inconclusive"
+    )
+    assert (
+        verdict(decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, policy(absolute=0.03))) == "passed: 1 same"
+    )
+
+
+def test_what_changed_in_a_recipe_under_the_same_name_is_named():
+    """N9: "0.385 → 0.139", and not that the learning rate was another one."""
+    before = record(*STEADY, config={"train.learning_rate": "0.001", "train.steps": "150", "old.only": "1"})
+    after = record(*STEADY, config={"train.learning_rate": "0.1", "train.steps": "150", "new.only": "2"})
+    told, found = decide({"dpo": before}, {"dpo": after}, policy(absolute=0.03))
+    assert (told.outcome, told.fails) == (Outcome.CHANGED, False)
+    assert told.note == "another recipe under this name: train.learning_rate 0.001 → 0.1"
+    assert found.outcome is Outcome.SAME
+    told, _ = decide({"dpo": replace(before, config={})}, {"dpo": after}, policy(absolute=0.03))
+    assert "cannot be told" in told.note
 
 
 def test_a_recipe_or_metric_that_is_gone_fails():
@@ -274,7 +345,8 @@ def test_every_format_tells_the_failures_and_takes_names_as_data():
     found = findings()
     assert verdict(found) == "FAILED: 1 regressed, 1 inconclusive, 1 missing"
     text = as_text(found, "sweep a against b")
-    assert len(text.splitlines()) == 6 and "✗" in text
+    lines = text.splitlines()  # the verdict stands first and last
+    assert len(lines) == 7 and lines[0] == lines[-1] == verdict(found) and "✗" in text
     markdown = as_markdown(found, "a|b")
     assert "<script>" not in markdown
     (row,) = [line for line in markdown.splitlines() if line.startswith("| ✗ | dpo")]

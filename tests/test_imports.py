@@ -51,6 +51,7 @@ ORDER = (
     "projection",
     "results",
     "forecast",
+    "spread",
     "stats",
     "report",
     # Components.

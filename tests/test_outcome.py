@@ -265,3 +265,19 @@ def test_a_journalled_infinity_never_reaches_the_result(tmp_path):
     with closing(Journal(tmp_path / "worker.jsonl")) as book:
         book.write("metrics", values={"train/loss": float("inf"), "train/kl": 0.5})
     assert write_result(tmp_path, Outcome.FAILED, "diverged", TRIAL).metrics == {"train/kl": 0.5}
+
+
+def test_seconds_of_stages_that_a_trial_built_stand_apart_and_are_no_phase():
+    def at(time: float, kind: str, **data):
+        return Event(time, kind, data)
+
+    events = [
+        at(1.0, "phase", name="prepare", previous=None),
+        at(2.0, "stage", stage="sft", hit=False, seconds=40.0),
+        at(3.0, "stage", stage="baseline-preference", hit=False, seconds=2.5),
+        at(4.0, "stage", stage="reward_model", hit=True, seconds=99.0),
+        at(5.0, "phase", name=None, previous="prepare", previous_s=60.0),
+    ]
+    found = metrics_of(events, [])
+    assert found["time/shared_s"] == 42.5 and found["time/total_s"] == 60.0
+    assert "time/shared_s" not in metrics_of(events[:1], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,9 +16,11 @@ from harness.errors import UserError
 from harness.report.command import main, price_of
 from harness.report.findings import find
 from harness.report.gather import write_report
+from harness.report.intervals import interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.provenance import shown_command
+from harness.stats import Interval
 from tests.test_results import INJECTION, STUDY, study_root
 
 GOLDEN_REPORT = Path(__file__).parent / "golden" / "report.md"
@@ -27,12 +30,12 @@ RUN = {"base_digest": "b", "dataset_digest": "d", "algo": "dpo", "adapter": "lor
 GOLDEN = """\
 | trial | outcome | pref. acc. | true reward | Δ true reward | correct | peak MB | train s | tokens/s | hours | note |
 | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- |
-| base (before training) | – | – | 0.125 ± 0.021 | – | 0.250 ± 0.020 | – | – | – | – |  |
-| length alone (longer wins) | – | 0.360 ± 0.022 | – | – | – | – | – | – | – |  |
-| grpo-qlora-b0.1-r16-s0 | finished | 0.625 ± 0.019 | 0.500 ± 0.026 | +0.375 | 0.500 ± 0.030 | 640 | 25.0 | 5,109 \
-| 0.036 |  |
-| dpo-lora-b0.1-r16-s0 | finished | 0.812 ± 0.019 | 0.375 ± 0.026 | +0.250 | 0.500 ± 0.030 | 577 | 25.0 | 5,109 \
-| 0.036 |  |
+| base (before training) | – | – | 0.125 [0.084, 0.166] | – | 0.250 [0.213, 0.291] | – | – | – | – |  |
+| length alone (longer wins) | – | 0.360 [0.317, 0.405] | – | – | – | – | – | – | – |  |
+| grpo-qlora-b0.1-r16-s0 | finished | 0.625 [0.588, 0.661] | 0.500 [0.449, 0.551] | +0.375 | \
+0.500 [0.442, 0.558] | 640 | 25.0 | 5,109 | 0.036 |  |
+| dpo-lora-b0.1-r16-s0 | finished | 0.812 [0.773, 0.846] | 0.375 [0.324, 0.426] | +0.250 | \
+0.500 [0.442, 0.558] | 577 | 25.0 | 5,109 | 0.036 |  |
 | kto-lora-b0.1-r16-s0 | failed | – | – | – | – | – | – | – | – | ValueError: no rows |
 | dpo-full-b0.1-s0 | oom | – | – | – | – | 79,900 | – | – | – | \
 OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB &#124; &lt;b&gt;now&lt;/b&gt; |"""
@@ -123,14 +126,14 @@ def test_the_terminal_table_fits_100_columns_and_has_no_colours_in_a_pipe(study)
     assert "\x1b" not in shown
     table, _, notes = shown.partition("\nfailed: ")
     assert max(map(len, table.splitlines())) <= 100
-    assert re.search(r"^grpo-qlora-b0.1-r16-s0 +finished +0.625±0.019 +0.500±0.026 +\+0.375", table, re.M)
+    assert re.search(r"^grpo-qlora-b0.1-r16-s0 +finished +0.625±0.037 +0.500±0.051 +\+0.375", table, re.M)
     assert notes.startswith("kto-lora-b0.1-r16-s0: ValueError: no rows\noom: dpo-full-b0.1-s0: OutOfMemoryError")
 
 
 def test_a_narrow_terminal_drops_columns_and_never_the_trial(study):
     shown = render_terminal(study, width=60)
     assert max(map(len, shown.splitlines())) <= 60
-    assert "grpo-qlora-b0.1" in shown and "0.500±0.026" in shown and "tokens" not in shown
+    assert "grpo-qlora-b0.1" in shown and "0.500±0.051" in shown and "tokens" not in shown
 
 
 def test_the_terminal_shows_control_characters_and_markup_of_names_as_text():
@@ -149,9 +152,21 @@ def test_numbers_have_as_many_decimals_as_matter(value, shown):
     assert text.number(value) == shown
 
 
-def test_value_and_error_have_the_same_decimals():
-    assert text.with_error(11.26, 0.317) == "11.3 ± 0.3"
-    assert text.with_error(0.5, None) == "0.500"
+def test_an_interval_has_the_decimals_of_its_mean_and_plus_minus_is_half_of_it():
+    found, alone = Interval(11.26, 10.9, 11.5, 1, "t"), Interval(0.5, None, None, 1, "one value")
+    assert interval(found) == "11.3 [10.9, 11.5]" and short_interval(found) == "11.3±0.4"  # of the wider side
+    assert interval(alone) == short_interval(alone) == "0.500"
+
+
+def test_a_share_stays_between_0_and_1_and_other_figures_do_not():
+    row = {"eval/correct": 0.95, "eval/correct_stderr": 0.05, "eval/true_reward": 0.95, "eval/true_reward_stderr": 0.05}
+    share, reward = measured(row, "eval/correct"), measured(row, "eval/true_reward")
+    n, z = 0.95 * 0.05 / 0.05**2, 1.96  # Wilson by hand, for 19 independent values
+    centre, reach = (0.95 + z**2 / 2 / n) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(0.0475 / n + z**2 / 4 / n**2)
+    assert share is not None and (share.low, share.high) == pytest.approx((centre - reach, centre + reach))
+    assert reward is not None and reward.high == pytest.approx(0.95 + 1.96 * 0.05)
+    told = measured(row | {"eval/correct_low": 0.7, "eval/correct_high": 0.99}, "eval/correct")
+    assert told is not None and (told.low, told.high) == (0.7, 0.99)
 
 
 def test_escaped_text_is_one_line_without_anything_that_markdown_acts_on():
@@ -198,10 +213,13 @@ def head_of(frame: pd.DataFrame) -> str:
 
 def test_the_head_names_the_best_the_cheapest_and_the_limits(study):
     assert head_of(study) == (
-        "2 of 4 trials finished. Best mean true reward: **grpo-qlora-b0.1-r16** with 0.500 [0.449, 0.551] "
-        "(base: 0.125). The runner-up, **dpo-lora-b0.1-r16** (0.375 [0.324, 0.426]), is 0.125 behind; the two were not "
-        "compared row by row. Lowest peak memory: **dpo-lora-b0.1-r16** with 577 MB. Each recipe was trained with one "
-        "seed: no proof of a difference, since held-out rows say nothing of the luck of a seed."
+        "2 of 4 trials finished. On the held-out rows of one seed **grpo-qlora-b0.1-r16** is higher than the base "
+        "(0.125): true reward +0.375. On the held-out rows of one seed **grpo-qlora-b0.1-r16** is lower than length "
+        "alone (0.640, shorter wins): preference accuracy -0.015. Highest mean true reward: **grpo-qlora-b0.1-r16** "
+        "with 0.500 [0.449, 0.551]. The runner-up, **dpo-lora-b0.1-r16** (0.375 [0.324, 0.426]), is 0.125 behind; the "
+        "two were not compared row by row. Lowest peak memory: **dpo-lora-b0.1-r16** with 577 MB. Each recipe was "
+        "trained with one seed: no proof of a difference, since held-out rows say nothing of the luck of a seed. A "
+        "second is missing."
     )
 
 
@@ -229,7 +247,7 @@ def test_memory_and_time_are_split_by_phase(report):
 def test_other_evaluations_show_the_change(report):
     written = report.read_text(encoding="utf-8")
     assert "| base (before training) | 1.000 |\n" in written
-    assert "| dpo-lora-b0.1-r16-s0 | 0.975 ± 0.011 (-0.025) |\n" in written
+    assert "| dpo-lora-b0.1-r16-s0 | 0.975 [0.943, 0.989] (-0.025) |\n" in written
 
 
 def test_unfinished_trials_environment_and_commands_are_there(report):
@@ -406,3 +424,39 @@ def test_the_example_of_reading_results_runs_as_it_is_written(uri, tmp_path, mon
     exec(compile(example.replace('"monday"', '"older"'), "extending.md", "exec"), {})
     said = capsys.readouterr().out
     assert said.startswith("# What we did today\n") and said.splitlines()[-1] == "[]"  # one seed fails nothing
+
+
+# -- what ranks, and what is charged to whom -------------------------------------------------------------
+
+
+def test_another_metric_ranks_where_it_is_asked_for_and_has_a_column(study):
+    found = find(study, rank_by="preference_accuracy")
+    assert [r.label for r in found.recipes][:1] == ["dpo-lora-b0.1-r16"] and found.ranked_by
+    by_task = find(study, rank_by="eval/letters/exact_match")
+    written = compose(Material("x", by_task, "a DataFrame"))
+    assert "| trial | outcome | letters/exact_match |" in written and "Highest letters/exact match" in written
+
+
+def test_a_metric_that_cannot_rank_is_refused_with_those_that_can(study, uri, tmp_path):
+    for wrong in ("nonsense", "eval/length_only_accuracy", "memory/peak_mb"):
+        with pytest.raises(UserError, match="is no metric of a finished trial") as refused:
+            main(["--sweep", "study", "--rank-by", wrong, "--tracking-uri", uri, "--out", str(tmp_path)])
+        assert refused.value.key == "--rank-by" and "eval/true_reward" in str(refused.value.fix)
+
+
+def test_what_a_trial_built_for_all_is_charged_to_nobody():
+    rows = [
+        {"trial_id": "a-s0", "eval/true_reward": 0.5, "time/total_s": 3600.0, "time/shared_s": 1800.0},
+        {"trial_id": "b-s0", "eval/true_reward": 0.4, "time/total_s": 1800.0, "time/shared_s": 0.0},
+    ]
+    board = leaderboard(trials(*rows), Price(2.0, "EUR"))
+    assert list(board["hours"]) == ["0.500", "0.500"] and list(board["cost (EUR)"]) == ["1.000", "1.000"]
+    written = compose(Material("x", find(trials(*rows)), "a DataFrame", price=Price(2.0, "EUR")))
+    assert "All trials together had the device for 1.000 hours, 2.000 EUR." in written
+    assert "charged to no recipe: 0.500 hours, 1.000 EUR." in written
+
+
+def test_a_trial_that_did_not_finish_is_not_held_against_its_prediction():
+    died = {"trial_id": "a", "outcome": "failed", "memory/predicted_peak_mb": 902.0, "memory/peak_mb": 100.0}
+    whole = {"trial_id": "b", "eval/true_reward": 0.5, "memory/predicted_peak_mb": 110.0, "memory/peak_mb": 100.0}
+    assert list(leaderboard(trials(died, whole))["predicted MB"]) == ["110 (+10 %)", "902"]

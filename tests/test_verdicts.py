@@ -54,12 +54,14 @@ def test_a_model_trained_on_flipped_labels_is_worse(sandbox: Sandbox) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = (sandbox.cwd / "reports" / "planted" / "report.md").read_text()
-    assert re.search(r"Avoid \*\*dpo[^*]*flipped=1\.0\*\*: (worse than the best|.* below the base)", report)
+    assert re.search(r"On the held-out rows of one seed \*\*dpo[^*]*flipped=0\.0\*\* is above the base", report)
+    assert "Avoid" not in report  # one seed proves nothing
     assert "Not alike" in report and "data" in report  # other labels are other data, and that is said
     good, bad = (next(f for f in sandbox.folders("planted") if flipped(f) == share) for share in (0.0, 1.0))
     for metric, margin in MARGINS.items():
-        verdict = stats.compare({0: examples(bad, metric)}, {0: examples(good, metric)}, margin=margin).verdict
-        assert verdict is Verdict.WORSE, metric
+        found = stats.compare({0: examples(bad, metric)}, {0: examples(good, metric)}, margin=margin)
+        assert found.interval.high is not None and found.interval.high < -margin, metric
+        assert found.verdict is Verdict.ONE_SEED
 
 
 def flipped(folder: Path) -> float:
@@ -69,14 +71,16 @@ def flipped(folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_two_seeds_of_one_recipe_are_a_tie(sandbox: Sandbox) -> None:
+def test_the_rows_of_two_seeds_of_one_recipe_differ_by_less_than_the_margin(sandbox: Sandbox) -> None:
     done = sandbox.run("-m", "algo=ppo", "seed=0,1", "sweep=luck", "eval.evaluators.lm_eval=null", quick=False,
                        timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr
     one, other = sandbox.folders("luck")
     for metric, margin in MARGINS.items():
         found = stats.compare({0: examples(one, metric)}, {0: examples(other, metric)}, margin=margin)
-        assert found.verdict is Verdict.TIE, (metric, found)
+        low, high = found.interval.low, found.interval.high
+        assert low is not None and high is not None and -margin < low and high < margin, (metric, found)
+        assert found.verdict is Verdict.ONE_SEED
 
 
 # -- the planted regression ----------------------------------------------------------------------------

@@ -17,6 +17,19 @@ CHAT = (
 )
 
 
+def script(name: str) -> Any:
+    """A module of ``scripts/``, which is no package."""
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def random_llama(seed: int, *, context: int = 96) -> Any:
     """Two layers over the embedded alphabet, with weights so large that two seeds disagree by several nats."""
     import torch

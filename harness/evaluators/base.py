@@ -75,10 +75,12 @@ class Evaluation:
     """What an evaluator found.
 
     Attributes:
-        metrics: name without prefix -> value; ``<name>_stderr`` beside it where it is a mean.
+        metrics: name without prefix -> value; ``<name>_stderr`` beside it where it is a mean, or ``<name>_low`` and
+            ``<name>_high`` (95 %).
         tables: name -> rows, kept as artifacts.
-        examples: unit (``pairs``, ``prompts``) -> columns, a value per example; ``example`` names it, the others bear
-            the names of the metrics that are their means. Two trials are compared example by example.
+        examples: unit (``pairs``, ``prompts``) -> columns, a value per example; ``example`` names it, ``cluster`` the
+            prompt where several share one, the others bear the names of the metrics that are their means. Two trials
+            are compared example by example.
         absent: metric -> reason why it could not be measured.
         notes: what a reader of the figures should know, a line each.
     """

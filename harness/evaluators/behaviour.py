@@ -75,8 +75,9 @@ class Behaviour(Evaluator):
             if context.task.has_reward:
                 rewards = [context.task.score(rows[d.row], d.text).reward for d in drawn]
                 columns[f"best_of_{k}_true_reward"] = best_of(rewards, ratios, k)
-        metrics |= {name: v for column, values in columns.items() for name, v in with_stderr(column, values).items()}
         names = [prompt_key(row["prompt"]) for row in rows]
+        for column, values in columns.items():
+            metrics |= with_stderr(column, values, names)
         return Evaluation(metrics, examples={"behaviour": {"example": names, **columns}}, absent=absent)
 
 

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
+import numpy as np
 from annotated_types import Gt
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import Task, TaskData, prompt_key
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Calibration(Evaluator):
 
     def _pairs(self, context: EvalContext) -> Evaluation:
         from harness import forecast
-        from harness.evaluators.scoring import pair_log_probs
+        from harness.evaluators.scoring import pair_log_probs, with_stderr
 
         why = None
         if not context.data.eval_pairs.get(context.split):
@@ -58,17 +59,26 @@ class Calibration(Evaluator):
         scores, reference = pair_log_probs(context), context.reference
         margins = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).tolist()
         chosen = [_sigmoid(context.beta * margin) for margin in margins]
-        bins = forecast.reliability(*forecast.confidence(chosen), bins=self.bins, span=(0.5, 1.0))
+        sure, right = map(np.array, forecast.confidence(chosen))
+
+        def bins(places: np.ndarray | slice) -> list[forecast.Bin]:
+            return forecast.reliability(sure[places], right[places], bins=self.bins, span=(0.5, 1.0))
+
+        def ece(places: np.ndarray | slice) -> float:
+            return forecast.expected_calibration_error(bins(places))
+
+        prompts = [prompt_key(pair["prompt"]) for pair in context.data.eval_pairs[context.split]]
+        metrics = dict(with_stderr("preference_brier", [(1 - p) ** 2 for p in chosen], prompts))
+        metrics["preference_ece"] = ece(slice(None))
+        if (error := forecast.bootstrap_error(ece, len(chosen), prompts)) is not None:
+            metrics["preference_ece_stderr"] = error
         return Evaluation(
-            metrics={
-                "preference_brier": forecast.brier(chosen, [1.0] * len(chosen)),
-                "preference_ece": forecast.expected_calibration_error(bins),
-            },
-            tables={"reliability": [asdict(b) for b in bins]},
+            metrics,
+            tables={"reliability": [asdict(b) for b in bins(slice(None))]},
         )
 
     def _declining(self, context: EvalContext) -> Evaluation:
-        from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
+        from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds
 
         if not context.task.knows_declining or not context.data.eval_prompts.get(context.split):
             return Evaluation({})
@@ -76,9 +86,11 @@ class Calibration(Evaluator):
         declined = grouped([float(context.task.declines(d.text)) for d in drawn], self.samples)
         metrics: dict[str, float] = {}
         for name, answerable in (("declined_answerable", True), ("declined_unanswerable", False)):
-            metrics |= with_stderr(
-                name, [d for row, d in zip(rows, declined, strict=True) if context.task.answerable(row) is answerable]
-            )
+            kept = [
+                (row, d) for row, d in zip(rows, declined, strict=True) if context.task.answerable(row) is answerable
+            ]
+            prompts = [prompt_key(row["prompt"]) for row, _ in kept]
+            metrics |= share_with_bounds(name, [d for _, d in kept], prompts, draws=self.samples)
         return Evaluation(metrics)
 
 

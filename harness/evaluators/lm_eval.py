@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from annotated_types import Ge, Gt
 
 from harness import closure
@@ -20,6 +21,7 @@ from harness.audit import copies
 from harness.conversation import prepare_rows
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.forecast import t_quantile, wilson
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Task, TaskData
 
@@ -218,16 +220,25 @@ def choice_calibration(samples: Samples) -> dict[str, float]:
     prediction the most likely choice, right where lm-eval's ``acc`` says so. Ten equal bins from 0 to 1; ``brier``
     is the mean squared difference of that confidence and being right.
     """
-    from harness import forecast
-
     metrics: dict[str, float] = {}
     for name, own in samples.items():
         judged = [(_confidence(s["filtered_resps"]), float(s["acc"])) for s in own if _is_choice(s)]
         if judged and len(judged) == len({_document(s) for s in own}):
             sure, right = [c for c, _ in judged], [r for _, r in judged]
-            metrics[f"{name}/ece"] = forecast.expected_calibration_error(forecast.reliability(sure, right, bins=BINS))
-            metrics[f"{name}/brier"] = forecast.brier(sure, right)
+            metrics |= _errors_of_choices(name, np.array(sure), np.array(right))
     return metrics
+
+
+def _errors_of_choices(name: str, sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    from harness import forecast
+
+    def ece(places: np.ndarray | slice) -> float:
+        return forecast.expected_calibration_error(forecast.reliability(sure[places], right[places], bins=BINS))
+
+    found = {"ece": ece(slice(None)), "ece_stderr": forecast.bootstrap_error(ece, len(sure))}
+    squares = (sure - right) ** 2
+    found |= {"brier": float(squares.mean()), "brier_stderr": forecast.clustered_error(squares)}
+    return {f"{name}/{tail}": value for tail, value in found.items() if value is not None}
 
 
 def _is_choice(sample: Mapping[str, Any]) -> bool:
@@ -291,7 +302,7 @@ def plain_metrics(results: dict[str, dict[str, Any]], documents: dict[str, int])
     """lm-eval's ``exact_match,none`` as ``<task>/exact_match``; MLflow refuses the comma.
 
     A filter other than ``none`` stays in the name. The standard error of a mean of zeros and ones is computed
-    here, since lm-eval leaves it out without bootstrapping for some metrics.
+    here, and Wilson's interval, since lm-eval leaves it out without bootstrapping for some metrics.
     """
     metrics: dict[str, float] = {}
     for task, values in results.items():
@@ -306,6 +317,8 @@ def plain_metrics(results: dict[str, dict[str, Any]], documents: dict[str, int])
             n = documents.get(task, 0)
             if n > 1 and 0 <= value <= 1 and name in ("acc", "acc_norm", "exact_match"):
                 metrics[f"{label}_stderr"] = math.sqrt(value * (1 - value) / (n - 1))
+                low, high = wilson(float(value), n, t_quantile(n - 1))
+                metrics |= {f"{label}_low": low, f"{label}_high": high}
     return metrics
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, digest_of
+from harness.tasks.base import Task, TaskData, digest_of, prompt_key
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Preference(Evaluator):
 
     Four rankings: the implicit reward log(policy / reference) (trained models only; an untrained policy ties
     everywhere by construction), the log-likelihood of the whole completion, the same per token, and length alone,
-    which a good figure must beat. Ties count one half.
+    which a good figure must beat. Ties count one half. Pairs of one prompt are one cluster, in every error.
     """
 
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
@@ -24,7 +24,7 @@ class Preference(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """One forward pass over both sides of every pair."""
-        from harness.evaluators.scoring import pair_log_probs, with_stderr
+        from harness.evaluators.scoring import pair_log_probs, share_with_bounds, with_stderr
 
         scores = pair_log_probs(context)
         if len(scores.chosen) == 0:
@@ -56,10 +56,15 @@ class Preference(Evaluator):
                 columns["preference_margin"] = [context.beta * m for m in margins]
             else:
                 absent["preference_margin"] = "the algorithm has no beta to scale it by"
-        metrics = {k: v for name, values in columns.items() for k, v in with_stderr(name, values).items()}
+        pairs = context.data.eval_pairs[context.split]
+        prompts = [prompt_key(pair["prompt"]) for pair in pairs]
+        metrics: dict[str, float] = {}
+        for name, values in columns.items():
+            told = share_with_bounds if name.endswith("accuracy") else with_stderr
+            metrics |= told(name, values, prompts)
         metrics |= {"preference_pairs": float(len(chosen)), "preference_truncated": float(scores.truncated)}
-        names = [digest_of(dict(pair)) for pair in context.data.eval_pairs[context.split]]
-        return Evaluation(metrics, examples={"pairs": {"example": names, **columns}}, absent=absent)
+        names = [digest_of(dict(pair)) for pair in pairs]
+        return Evaluation(metrics, examples={"pairs": {"example": names, "cluster": prompts, **columns}}, absent=absent)
 
 
 def wins(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:

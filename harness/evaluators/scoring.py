@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from harness.conversation import encode
 from harness.evaluators.base import EvalContext
+from harness.forecast import clustered_error, share
 from harness.generation import own_distribution, sampling_options, stop_ids
 from harness.tasks.base import Row
 
@@ -192,21 +193,27 @@ def grouped(values: Sequence[float], size: int) -> list[float]:
     return [math.fsum(values[i : i + size]) / size for i in range(0, len(values), size)]
 
 
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error from the sample variance (None below two values)."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-
-
-def with_stderr(name: str, values: Sequence[float]) -> Mapping[str, float]:
-    """``{name: mean, name_stderr: ...}``; nothing for no values."""
+def with_stderr(name: str, values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mapping[str, float]:
+    """``{name: mean, name_stderr: ...}``, values of one cluster (a prompt) counted as one; nothing for no values."""
     if not values:
         return {}
-    mean, error = mean_and_stderr(values)
+    error = clustered_error(values, clusters)
+    mean = math.fsum(values) / len(values)
     return {name: mean} if error is None else {name: mean, f"{name}_stderr": error}
+
+
+def share_with_bounds(
+    name: str, values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, draws: int = 1
+) -> Mapping[str, float]:
+    """The same of values between 0 and 1, with ``name_low`` and ``name_high`` within these bounds (``forecast.share``).
+
+    ``draws`` is how many independent draws each value is the mean of.
+    """
+    if not values:
+        return {}
+    found = share(values, clusters, draws=draws)
+    bounds = {f"{name}_low": found.low, f"{name}_high": found.high}
+    return {**with_stderr(name, values, clusters), **{n: v for n, v in bounds.items() if v is not None}}
 
 
 def ratio_with_stderr(name: str, above: Sequence[float], below: Sequence[float]) -> Mapping[str, float]:

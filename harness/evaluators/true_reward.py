@@ -35,7 +35,7 @@ class TrueReward(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample, score, and average first within a prompt, so that prompts are the unit of the error."""
-        from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
+        from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds, with_stderr
 
         rows, drawn = held_out_samples(
             context, per_prompt=self.samples, temperature=self.temperature, max_prompts=self.max_prompts
@@ -58,8 +58,11 @@ class TrueReward(Evaluator):
             }
             for d, s in zip(drawn, scores, strict=True)
         ][:: max(1, self.samples)][: self.table_rows]
-        return Evaluation(
-            metrics={k: v for name, values in columns.items() for k, v in with_stderr(name, values).items()},
-            tables={"samples": table},
-            examples={"prompts": {"example": [prompt_key(row["prompt"]) for row in rows], **columns}},
-        )
+        prompts = [prompt_key(row["prompt"]) for row in rows]
+        metrics: dict[str, float] = {}
+        for name, values in columns.items():
+            if name in ("correct", "ended_by_eos"):
+                metrics |= share_with_bounds(name, values, prompts, draws=self.samples)
+            else:
+                metrics |= with_stderr(name, values, prompts)
+        return Evaluation(metrics, tables={"samples": table}, examples={"prompts": {"example": prompts, **columns}})

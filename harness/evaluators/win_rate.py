@@ -53,7 +53,7 @@ class WinRate(Evaluator):
         """Sample on either side and compare sample by sample."""
         from harness import forecast
         from harness.evaluators.preference import wins
-        from harness.evaluators.scoring import grouped, held_out_samples, with_stderr
+        from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds
 
         if context.before_training is None:
             return Evaluation({}, absent={"win_rate": "there is no other model to win against"})
@@ -67,10 +67,10 @@ class WinRate(Evaluator):
             won, [float(a.tokens - b.tokens) for a, b in zip(mine, theirs, strict=True)]
         )
         per_prompt = grouped(won, k)
-        metrics = dict(with_stderr("win_rate", per_prompt))
+        names = [prompt_key(row["prompt"]) for row in rows]
+        metrics = dict(share_with_bounds("win_rate", per_prompt, names, draws=k))
         if controlled is not None:
             metrics["win_rate_length_controlled"] = controlled
-        names = [prompt_key(row["prompt"]) for row in rows]
         return Evaluation(metrics, examples={"wins": {"example": names, "win_rate": per_prompt}})
 
     def _score(self, context: EvalContext) -> Callable[[Sequence[Row], Sequence[Sample]], list[float]]:

@@ -3,6 +3,7 @@
 The difference of the means carries a t interval with the spread of both sides pooled: a candidate of four seeds knows
 its own spread badly, and the baseline's twenty know it well. Pooling supposes that a recipe's seeds spread alike
 before and after; a candidate that spreads more widens the interval, and then the gate says `inconclusive`.
+Values that coincide have no spread to show, and the metric's own step stands in for it (``spread``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from enum import StrEnum
 from harness import fingerprint
 from harness.gate.baseline import Record
 from harness.gate.policy import Policy, Rule
+from harness.spread import smallest_step
+
+POWER = 0.8
+"""Chance of being found that makes a loss detectable."""
+MOST_CHANGES = 8
+"""Settings that are named."""
 
 
 class Outcome(StrEnum):
@@ -28,6 +35,7 @@ class Outcome(StrEnum):
     NOT_COMPARABLE = "not comparable"
     SKIPPED = "skipped"
     NEW = "new"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Finding:
         low, high: interval of the change.
         tolerance: loss that does not matter.
         fails: whether it fails the gate.
+        detectable: the smallest loss that such a gate finds in 80 of 100 cases; None where it would find none.
+        blind: whether a loss that the rule is for (``Rule.matters``) would mostly have gone unseen.
     """
 
     recipe: str
@@ -58,6 +68,8 @@ class Finding:
     high: float | None = None
     tolerance: float | None = None
     fails: bool = False
+    detectable: float | None = None
+    blind: bool = False
 
 
 def decide(
@@ -160,18 +172,21 @@ def _of_recipe(
     if compared.obstacles:
         return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, "; ".join(compared.obstacles), fails=True)]
     found += [Finding(label, None, Outcome.SKIPPED, note) for note in compared.notes]
+    if note := changed(before, after):
+        found.append(Finding(label, None, Outcome.CHANGED, note))
     for name, rule in policy.metrics.items():
         if not rule.concerns(label):
             continue
         if name not in before.metrics:
             here = name in after.metrics
             note = "not in the baseline; gate --update takes it in" if here else "neither side has it"
-            found.append(Finding(label, name, Outcome.NEW if here else Outcome.SKIPPED, note))
+            outcome, fails = Outcome.NEW if here else Outcome.SKIPPED, policy.fail_if_blind
+            found.append(Finding(label, name, outcome, note, fails=fails, blind=True))
             continue
         if name not in after.metrics:
             found.append(Finding(label, name, Outcome.MISSING, "in the baseline and not in the candidate", fails=True))
         elif why := _skipped(rule, before, after):
-            found.append(Finding(label, name, Outcome.SKIPPED, why))
+            found.append(Finding(label, name, Outcome.SKIPPED, why))  # by the rule's own wish: not blind
         else:
             found.append(_decided(label, name, rule, before.metrics[name], after.metrics[name], policy, alpha))
     return found
@@ -188,26 +203,51 @@ def _decided(
 ) -> Finding:
     mean_before, mean_after = math.fsum(before) / len(before), math.fsum(after) / len(after)
     change, tolerance = mean_after - mean_before, rule.tolerance(mean_before)
-    reach = _reach(before, after, alpha)
+    reach, detectable = _reach(before, after, alpha)
     low, high = (None, None) if reach is None else (change - reach, change + reach)
     gain = change if rule.direction == "up" else -change
     outcome = _outcome(gain, reach, tolerance)
+    detectable = None if detectable is None else max(detectable, tolerance)
+    unseen = detectable is None or detectable > rule.matters(mean_before)
+    blind = unseen and outcome is Outcome.INCONCLUSIVE
     fails = outcome is Outcome.REGRESSED or (outcome is Outcome.INCONCLUSIVE and policy.inconclusive == "fail")
     note = "one seed on either side says nothing of the spread" if reach is None else ""
-    seeds = (len(before), len(after))
-    return Finding(label, name, outcome, note, mean_before, mean_after, seeds, change, low, high, tolerance, fails)
+    return Finding(
+        label, name, outcome, note, mean_before, mean_after, (len(before), len(after)), change, low, high, tolerance,
+        fails or (blind and policy.fail_if_blind), detectable, blind,
+    )  # fmt: skip
 
 
-def _reach(before: Sequence[float], after: Sequence[float], alpha: float) -> float | None:
-    """Half-width of the interval of the difference, each side of which errs with probability ``alpha``."""
+def changed(before: Record, after: Record) -> str:
+    """Which settings of a recipe are others under the same name, with both values; empty where none is.
+
+    Settings that one side alone knows are left out: a newer harness may have more of them.
+    """
+    if not before.config:
+        return "the baseline holds no settings: whether the recipe is another one under this name cannot be told"
+    both = before.config.keys() & after.config.keys()
+    found = [f"{k} {before.config[k]} → {after.config[k]}" for k in sorted(both) if before.config[k] != after.config[k]]
+    more = f" and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
+    return f"another recipe under this name: {'; '.join(found[:MOST_CHANGES])}{more}" if found else ""
+
+
+def _reach(before: Sequence[float], after: Sequence[float], alpha: float) -> tuple[float | None, float | None]:
+    """Half-width of the difference's interval, and the loss that lies beyond it in 80 of 100 cases.
+
+    Each side of the interval errs with probability ``alpha``. The spread is at least what the metric's step allows:
+    values that coincide, or nearly do, are certain of nothing.
+    """
     from scipy.stats import t
 
     n, m = len(before), len(after)
     freedom = n + m - 2
-    if freedom < 1:
-        return None
+    if freedom < 1 or min(n, m) < 2:
+        return None, None
     squares = sum((v - math.fsum(side) / len(side)) ** 2 for side in (before, after) for v in side)
-    return float(t.ppf(1 - alpha, freedom)) * math.sqrt(squares / freedom * (1 / n + 1 / m))
+    variance = max(squares / freedom, smallest_step([*before, *after]) ** 2 / 4)
+    error = math.sqrt(variance * (1 / n + 1 / m))
+    reach = float(t.ppf(1 - alpha, freedom)) * error
+    return reach, reach + float(t.ppf(POWER, freedom)) * error
 
 
 def _outcome(gain: float, reach: float | None, tolerance: float) -> Outcome:

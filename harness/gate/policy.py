@@ -13,6 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from harness.config import build, conf_dir
 from harness.errors import UserError
 
+SEEN = 0.05
+"""Five points: the loss that a gate is there to find, where its rule does not say."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -22,6 +25,8 @@ class Rule:
         direction: ``up`` where higher is better.
         absolute: loss that does not matter, in the metric's own unit.
         relative: the same as a share of the baseline's mean; one of the two at most.
+        must_see: loss that the gate is there to find, in the metric's unit; None is 0.05, or five times ``absolute`` or
+            twice ``relative`` where that is more.
         same_device: look only where candidate and baseline ran on the same device and number of threads say little
             elsewhere (memory, speed); otherwise the metric is skipped, and that is said.
         only: patterns of recipes' labels (``dpo-*``); the rule says nothing about others. None given: about all.
@@ -32,6 +37,7 @@ class Rule:
     direction: Literal["up", "down"]
     absolute: Annotated[float, Ge(0)] | None = None
     relative: Annotated[float, Ge(0)] | None = None
+    must_see: Annotated[float, Gt(0)] | None = None
     same_device: bool = False
     only: tuple[str, ...] = ()
 
@@ -54,6 +60,14 @@ class Rule:
             return self.relative * abs(mean)
         return self.absolute or 0.0
 
+    def matters(self, mean: float) -> float:
+        """The loss that the gate is there to find, for a baseline of this mean."""
+        if self.must_see is not None:
+            return self.must_see
+        if self.relative is not None:
+            return 2 * self.relative * abs(mean)
+        return max(SEEN, 5 * (self.absolute or 0.0))
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -63,6 +77,7 @@ class Policy:
         metrics: name of a metric -> its rule.
         false_alarms: chance that a gate fails where nothing changed, over all its metrics and recipes together.
         inconclusive: whether a metric fails for which a loss beyond the tolerance is neither shown nor ruled out.
+        fail_if_blind: whether a metric fails for which the gate could not have seen the loss that it is there to find.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -70,6 +85,7 @@ class Policy:
     metrics: dict[str, Rule] = field(default_factory=dict)
     false_alarms: Annotated[float, Gt(0), Lt(1)] = 0.01
     inconclusive: Literal["pass", "fail"] = "pass"
+    fail_if_blind: bool = False
 
 
 def read_policy(name: str) -> Policy:

@@ -17,27 +17,44 @@ MARKS = {
     Outcome.INCONCLUSIVE: "?",
     Outcome.SKIPPED: "-",
     Outcome.NEW: "+",
+    Outcome.CHANGED: "≠",
 }
 COLUMNS = ("recipe", "metric", "baseline", "candidate", "change", "interval", "tolerated loss", "seeds", "outcome")
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """One sentence."""
+    """One sentence; a gate that could not have seen what it is for says so before it counts."""
     failed = [f for f in findings if f.fails]
     counts: dict[str, int] = {}
     for finding in findings:
         counts[finding.outcome] = counts.get(finding.outcome, 0) + 1
     told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
-    return f"{'FAILED' if failed else 'passed'}: {told or 'nothing to decide'}"
+    return f"{'FAILED' if failed else 'passed'}{_blind(findings)}: {told or 'nothing to decide'}"
+
+
+def _blind(findings: Sequence[Finding]) -> str:
+    """What could not have been seen, in how many of the metrics."""
+    unseen = [f for f in findings if f.blind]
+    if not unseen:
+        return ""
+    asked = sum(f.metric is not None for f in findings)
+    losses = sorted(f.detectable for f in unseen if f.detectable is not None)
+    below = f"a loss below {text.number(losses[0])}" if losses else ""
+    if len(losses) > 1 and text.number(losses[-1]) != text.number(losses[0]):
+        below += f" (the worst: {text.number(losses[-1])})"
+    none = len(unseen) - len(losses)
+    what = " or ".join([below] * bool(losses) + [f"any loss at all (in {none})" if losses else "any loss"] * bool(none))
+    return f", but could not have seen {what} in {len(unseen)} of {asked} metrics"
 
 
 def as_text(findings: Sequence[Finding], title: str) -> str:
-    """Lines of aligned columns; control characters shown as text."""
+    """The verdict, lines of aligned columns, the verdict again for who reads the end; control characters as text."""
     rows = [[MARKS[f.outcome], *map(text.printable, _cells(f))] for f in findings]
     head = ["", *COLUMNS]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
-    return "\n".join([title, *lines, verdict(findings)]) + "\n"
+    said = verdict(findings)
+    return "\n".join([said, title, *lines, said]) + "\n"
 
 
 def as_markdown(findings: Sequence[Finding], title: str) -> str:

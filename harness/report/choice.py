@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from harness import text
-from harness.report.recipes import Recipe, interval
+from harness.report.intervals import interval
+from harness.report.recipes import Recipe
+from harness.report.yardsticks import Mark, Yardstick
 from harness.stats import Comparison, Verdict
 
 ALIKE = 1.05
@@ -57,22 +59,60 @@ def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np
     return np.array([math.nan if (v := of(r)) is None else v for r in found])
 
 
-def sentences(found: Sequence[Recipe], metric: str, verdicts: Verdicts, words: str, base: float | None) -> list[str]:
-    """The best recipe, the cheapest that ties with it, and what to avoid; each says how sure it is."""
-    best = found[0]
-    against = "" if base is None else f" (base: {text.number(base)})"
-    said = [f"Best {words}: **{text.escape(best.label)}** with {interval(best.estimate(metric))}{against}."]
+def bold(label: str) -> str:
+    """A recipe's name in markdown, where it is data."""
+    return f"**{text.escape(label)}**"
+
+
+def sentences(
+    found: Sequence[Recipe],
+    metric: str,
+    verdicts: Verdicts,
+    words: str,
+    base: Yardstick | None = None,
+    length: Yardstick | None = None,
+    mark: Mark = bold,
+) -> list[str]:
+    """Against the base and length alone first; then what is recommended, what is cheaper, and what to avoid.
+
+    Nothing is recommended that has not a higher mean than the base; what is not shown to be above it is called the
+    highest, and no more.
+
+    Args:
+        found: recipes, the best first.
+        metric: that ranks.
+        verdicts: of every two that were compared.
+        words: for the metric.
+        base: the yardstick, where there is one.
+        length: likewise.
+        mark: how a recipe's name is written.
+    """
+    best = _shown_best(found, base)
+    estimate = best.estimate(metric)
+    said = [y.says(best, mark) for y in (base, length) if y is not None]
+    above = base is None or (estimate is not None and estimate.mean > base.value)
+    if not above and base is not None:
+        said.append(f"Keep the base: no recipe has a higher {words}.")
+    first = "Best" if base is None or base.beaten_by(best.label) else "Highest"
+    said.append(f"{first} {words}: {mark(best.label)} with {interval(estimate)}.")
     if len(found) > 1:
-        said += [_cheapest(found, verdicts), _worst(found, metric, verdicts, base)]
+        said += [_cheapest(found, verdicts, mark)] if above and best is found[0] else []
+        said += [_worst(found, metric, verdicts, None if base is None else base.value, mark)]
     return [s for s in said if s]
 
 
-def _cheapest(found: Sequence[Recipe], verdicts: Verdicts) -> str:
+def _shown_best(found: Sequence[Recipe], base: Yardstick | None) -> Recipe:
+    """The best of those that are shown to beat the base; of all, where none is."""
+    return next((r for r in found if base is not None and base.beaten_by(r.label)), found[0])
+
+
+def _cheapest(found: Sequence[Recipe], verdicts: Verdicts, mark: Mark) -> str:
     best = found[0]
     if not any((r.label, best.label) in verdicts for r in found[1:]):
         return ""
-    ties = [r for r in found[1:] if (c := verdicts.get((r.label, best.label))) and c.verdict is Verdict.TIE]
-    open_ = [r for r in found[1:] if (c := verdicts.get((r.label, best.label))) and c.verdict is Verdict.OPEN]
+    against = [(r, c.verdict) for r in found[1:] if (c := verdicts.get((r.label, best.label)))]
+    ties = [r for r, verdict in against if verdict is Verdict.TIE]
+    open_ = [r for r, verdict in against if verdict in (Verdict.OPEN, Verdict.ONE_SEED)]
     costs = [(s, r) for r in [best, *ties] if (s := r.training_s()) is not None]
     if not costs:
         return ""
@@ -80,7 +120,7 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts) -> str:
     memory = cheap.mean("memory/peak_mb")
     price = f"{text.seconds(seconds)} s of training" + ("" if memory is None else f" and {text.whole(memory)} MB")
     if ties and cheap is not best:
-        return f"Cheapest within a tie of it: **{text.escape(cheap.label)}**, {price}."
+        return f"Cheapest within a tie of it: {mark(cheap.label)}, {price}."
     if ties:
         return f"It is also the cheapest of the {len(ties) + 1} that were compared and tie, {price}."
     if open_:
@@ -89,14 +129,15 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts) -> str:
     return f"Nothing ties with it; it takes {price}."
 
 
-def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float | None) -> str:
+def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float | None, mark: Mark) -> str:
     """The recipe that is worst for certain: below the base, else the last that is shown worse than the best."""
     for recipe in reversed(found[1:]):
         estimate, comparison = recipe.estimate(metric), verdicts.get((recipe.label, found[0].label))
         if estimate is None:
             continue
-        name = f"**{text.escape(recipe.label)}**"
-        if base is not None and estimate.high is not None and estimate.high < base:
+        name = mark(recipe.label)
+        several = len(recipe.values(metric)) > 1  # one seed proves nothing, for a recipe or against it
+        if several and base is not None and estimate.high is not None and estimate.high < base:
             return f"Avoid {name}: {interval(estimate)} is below the base."
         if comparison is None:
             continue  # it was not among the recipes that were compared

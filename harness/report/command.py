@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--price", metavar="PRICE", help="of an hour of the device, such as '2.50 EUR': adds what each trial cost"
     )
+    parser.add_argument(
+        "--rank-by", metavar="METRIC", help="of an evaluator; default: true reward, else preference accuracy"
+    )
     parser.add_argument("--format", metavar="LIST", default="md", help="of md,html,csv,parquet; default: md")
     parser.add_store(None, "alone: all of its sweeps; with another choice: where they are (default: harness)")
     given = {a for a in argv if a.partition("=")[0] in OVERRIDES}  # --runs would take them for ids
@@ -54,13 +57,13 @@ def main(argv: list[str]) -> int:
     from harness.report.gather import write_report, write_report_from_folder
 
     if options.from_folder:
-        path = write_report_from_folder(options.from_folder, options.out, formats, price=price)
+        path = write_report_from_folder(options.from_folder, options.out, formats, price=price, rank_by=options.rank_by)
     else:
         experiment = options.experiment or Tracking().experiment
         whole = options.experiment is not None and not selected
         path = write_report(
             options.tracking_uri, options.sweep, options.out, experiment, formats,
-            runs=options.runs, whole=whole, price=price,
+            runs=options.runs, whole=whole, price=price, rank_by=options.rank_by,
         )  # fmt: skip
     print(path)
     return 0

@@ -35,6 +35,12 @@ QUALITY_AXIS = {
 """Metric -> its words, the metric to hold it against, and what that is called."""
 
 
+def quality_axis(metric: str) -> tuple[str, str, str]:
+    """The same for any metric that ranks; what is not listed is held against the base."""
+    tail = metric.partition("/")[2]
+    return QUALITY_AXIS.get(metric, (tail.replace("_", " "), f"baseline/{tail}", BASE_LABEL))
+
+
 def styled(plot: Callable[..., bool]) -> Callable[..., bool]:
     """Draw in our style, without touching anybody else's settings."""
 

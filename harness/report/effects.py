@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from harness import stats, text
+from harness.report.intervals import LEGEND, interval
 from harness.report.leaderboard import finished, training_s
-from harness.report.recipes import interval
+from harness.spread import smallest_step
 from harness.stats import Interval
 
 AXES = {
@@ -43,7 +45,8 @@ class Effect:
 
     Attributes:
         cells: combinations of all other axes, seeds included, that have both levels.
-        quality: mean difference, with a t interval over the cells.
+        seeds: among them; cells of one seed share its luck, so seeds are what the interval is over.
+        quality: mean difference, with a t interval; without bounds of a single seed.
         memory, time: geometric mean of the ratios of peak memory and of training time; None where not measured.
     """
 
@@ -51,6 +54,7 @@ class Effect:
     before: str
     after: str
     cells: int
+    seeds: int
     quality: Interval
     memory: float | None
     time: float | None
@@ -94,6 +98,7 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
             e.axis,
             f"{text.escape(e.before)} → {text.escape(e.after)}",
             str(e.cells),
+            str(e.seeds),
             interval(e.quality),
             _ratio(e.memory),
             _ratio(e.time),
@@ -101,11 +106,12 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
         for e in found
     ]
     words = metric.partition("/")[2].replace("_", " ")
-    table = text.table(["axis", "change", "pairs", f"Δ {words}", "peak memory", "train time"], rows, left=2)
+    table = text.table(["axis", "change", "pairs", "seeds", f"Δ {words}", "peak memory", "train time"], rows, left=2)
     told = (
         "Each pair of trials differs in one axis and in what goes with it (an algorithm's β, an adapter's rank, the "
         "recipe's settings of training). "
-        "Mean difference with its 95 % interval over the pairs; memory and time as geometric means of ratios."
+        f"Mean difference. {LEGEND} over the seeds, since pairs of one seed share its luck; a single seed has none. "
+        "They hold for the settings of this table. Memory and time are geometric means of ratios."
     )
     return ["## What each choice costs", table, told]
 
@@ -158,12 +164,13 @@ def _effect(axis: str, before: str, after: str, tables: Mapping[str, pd.DataFram
     both = quality[[before, after]].dropna()
     if both.empty:
         return None
-    differences = (both[after] - both[before]).tolist()
-    gain = (
-        stats.t_interval(differences) if len(differences) > 1 else Interval(differences[0], None, None, 1, "one pair")
-    )
+    differences = both[after] - both[before]
+    seeds = [str(seed) for seed in both.index.get_level_values("seed")]
+    steps = smallest_step([float(v) for v in np.ravel(quality) if not math.isnan(v)])
+    least = steps * math.sqrt(0.5 / len(both))  # two values of a quarter of a step squared each, in every cell
+    gain = stats.rows_interval(differences.tolist(), seeds, least=least)
     ratios = [_geometric(tables[name], before, after) for name in ("memory", "time")]
-    return Effect(axis, before, after, len(both), gain, *ratios)
+    return Effect(axis, before, after, len(both), len(set(seeds)), gain, *ratios)
 
 
 def _geometric(table: pd.DataFrame, before: str, after: str) -> float | None:

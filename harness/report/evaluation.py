@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness import text
-from harness.report.leaderboard import BASE_LABEL, known, shared_value, value_of
+from harness.report.intervals import LEGEND, interval, known, measured, shared, value_of
+from harness.report.leaderboard import BASE_LABEL
 
 SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}
 GROUPS = {
@@ -41,22 +42,22 @@ def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
     }.items():
         if group:
             tables.append(f"### {title}\n\n{_table(frame, group, 'recipe' if averaged else 'trial')}")
-    words = "In brackets: the difference to the base."
-    if averaged:
-        words = f"Means over seeds, ± one standard error of them. {words}"
+    over = (
+        "means over seeds, and the wider of their interval and that of the held-out rows"
+        if averaged
+        else "held-out rows"
+    )
+    words = f"{LEGEND} ({over}); in parentheses is the difference to the base."
     return ["## Evaluation", words, *tables] if tables else []
 
 
 def _table(frame: pd.DataFrame, tails: Sequence[str], kind: str) -> str:
     rows = []
-    base = [
-        text.with_error(shared_value(frame, f"baseline/{t}"), shared_value(frame, f"baseline/{t}_stderr"))
-        for t in tails
-    ]
+    base = [interval(shared(frame, f"baseline/{t}")) for t in tails]
     if any(c != text.MISSING for c in base):
         rows.append([BASE_LABEL, *base])
     for row in frame.to_dict("records"):
-        cells = [text.with_error(value_of(row, f"eval/{t}"), value_of(row, f"eval/{t}_stderr")) for t in tails]
+        cells = [interval(measured(row, f"eval/{t}")) for t in tails]
         changes = [text.number(value_of(row, f"delta/{t}"), signed=True) for t in tails]
         if any(c != text.MISSING for c in cells):
             pairs = zip(cells, changes, strict=True)

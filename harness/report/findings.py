@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from harness.report import choice, recipes
-from harness.report.leaderboard import quality_name, ranked
+from harness.errors import UserError
+from harness.report import choice, recipes, yardsticks
+from harness.report.leaderboard import quality_name, rankable, ranked
 from harness.report.recipes import Recipe
+from harness.report.yardsticks import Yardstick
 from harness.stats import Comparison
 
 Load = Callable[[pd.DataFrame, str | None], recipes.Examples]
@@ -26,6 +28,9 @@ class Findings:
         recipes: of the finished trials, the best first.
         verdicts: of every two recipes that were compared, by their labels.
         front: labels of recipes that no other beats on quality, memory and time together.
+        ranked_by: whether the metric was chosen, and is not the usual one.
+        base: the base before training, by the metric that ranks; None where it has no such figure.
+        length: length alone, by preference accuracy.
     """
 
     frame: pd.DataFrame
@@ -33,20 +38,47 @@ class Findings:
     recipes: Sequence[Recipe] = ()
     verdicts: Mapping[tuple[str, str], Comparison] = field(default_factory=dict)
     front: frozenset[str] = frozenset()
+    ranked_by: bool = False
+    base: Yardstick | None = None
+    length: Yardstick | None = None
 
 
-def find(frame: pd.DataFrame, load: Load | None = None) -> Findings:
-    """Rank trials, gather recipes, compare the best of them.
+def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = None) -> Findings:
+    """Rank trials, gather recipes, compare the best of them with one another, the base, and length alone.
 
     Args:
         frame: as ``results.from_mlflow`` or ``from_folder`` gives it.
         load: gives results per example; without it recipes are compared by the means of their seeds.
+        rank_by: a metric, with or without ``eval/``; None is true reward, else preference accuracy.
+
+    Raises:
+        UserError: no finished trial has the metric, or more of it is not better.
     """
-    ordered = ranked(frame)
-    metric = quality_name(ordered)
+    metric = quality_name(frame) if rank_by is None else _known(frame, rank_by)
+    ordered = ranked(frame, None if rank_by is None else metric)
     found = recipes.recipes(ordered, metric)
-    rows = [r.frame for r in found[: recipes.MOST_COMPARED]]
-    examples = load(pd.concat(rows), recipes.UNITS.get(metric or "")) if load and rows and metric else {}
+    if metric is None or not found:
+        return Findings(ordered, metric, found)
+    best = found[: recipes.MOST_COMPARED]
+    rows, table = pd.concat([r.frame for r in best]), recipes.table_of(metric)
+    examples = load(rows, table) if load else {}
     verdicts = recipes.compared(found, metric, examples)
-    front = choice.front(found, metric, verdicts) if metric else frozenset[str]()
-    return Findings(ordered, metric, found, verdicts, frozenset(front))
+    own = None if table is None else table.replace("eval_", "baseline_", 1)
+    before = next(iter(load(best[0].frame.head(1), own).values()), None) if load and own else None
+    base = yardsticks.base_of(ordered, best, metric, examples, before)
+    pairs = examples
+    if metric != yardsticks.PREFERENCE:
+        best = best[:1]
+        pairs = load(best[0].frame, recipes.table_of(yardsticks.PREFERENCE)) if load else {}
+    length = yardsticks.length_of(ordered, best, pairs)
+    front = frozenset(choice.front(found, metric, verdicts))
+    return Findings(ordered, metric, found, verdicts, front, rank_by is not None, base, length)
+
+
+def _known(frame: pd.DataFrame, name: str) -> str:
+    known = rankable(frame)
+    metric = name if name.startswith("eval/") else f"eval/{name}"
+    if metric not in known:
+        rule = "is no metric of a finished trial of which more is better"
+        raise UserError(rule, key="--rank-by", value=name, fix=f"known: {', '.join(known) or 'none'}")
+    return metric

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from harness import text
+from harness.report.intervals import interval
 from harness.report.leaderboard import BASE_LABEL, shared_value
-from harness.report.recipes import Recipe, interval
+from harness.report.recipes import Recipe
 from harness.stats import Interval
 
 SCORES = ("acc_norm", "acc", "exact_match")

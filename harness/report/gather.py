@@ -38,6 +38,7 @@ def write_report(
     runs: Sequence[str] = (),
     whole: bool = False,
     price: Price | None = None,
+    rank_by: str | None = None,
 ) -> Path:
     """Write ``report.md`` and its plots from MLflow alone.
 
@@ -51,6 +52,7 @@ def write_report(
         runs: MLflow run ids of trials, in place of a sweep.
         whole: every trial of the experiment, in place of a sweep.
         price: of an hour of the device.
+        rank_by: the metric that ranks; None is the usual one.
 
     Returns:
         the path of ``report.md``.
@@ -65,7 +67,7 @@ def write_report(
     else:
         frame = results.from_mlflow(uri, sweep, experiment)
         selected = ["--sweep", str(frame["sweep"].iloc[0])]
-    findings = find(frame, lambda rows, name: results.examples(uri, rows, name))
+    findings = find(frame, lambda rows, name: results.examples(uri, rows, name), rank_by)
     name = _runs_named(frame) if runs else f"experiment {experiment}" if whole else f"sweep {frame['sweep'].iloc[0]}"
     best = findings.recipes[0].frame["run_id"].iloc[0] if findings.recipes else findings.frame["run_id"].iloc[0]
     document = results.result_document(uri, best)
@@ -77,7 +79,7 @@ def write_report(
         samples={row["label"]: results.tables(uri, row["run_id"]) for row in _best_and_last(findings.frame)},
         environment=document.get("environment", {}),
         command=results.sweep_command(uri, sweeps[0], experiment) if len(sweeps) == 1 else None,
-        again=_again(uri, selected, experiment, price),
+        again=_again(uri, selected, experiment, price, rank_by),
         card=results.artifact_text(uri, best, DATA_CARD),
         price=price,
     )
@@ -98,10 +100,11 @@ def write_report_from_folder(
     formats: Sequence[str] = ("md",),
     *,
     price: Price | None = None,
+    rank_by: str | None = None,
 ) -> Path:
     """Write a report from the ``result.json`` files below ``outputs/<sweep>``, without series and samples."""
     frame = results.from_folder(folder)
-    findings = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))
+    findings = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name), rank_by)
     first = Path(folder) / str(findings.frame["trial_id"].iloc[0])
     found, card = read_result(first), first / "artifacts" / DATA_CARD
     environment = {} if found is None else found.environment
@@ -195,7 +198,7 @@ def _folder(name: str) -> str:
     return name.removeprefix("sweep ") if name.startswith("sweep ") else re.sub(r"[^\w.+=-]+", "_", name)
 
 
-def _again(uri: str, selected: Sequence[str], experiment: str, price: Price | None) -> str:
+def _again(uri: str, selected: Sequence[str], experiment: str, price: Price | None, rank_by: str | None = None) -> str:
     """The command for this report; a store's password stays out of it."""
     default, words = Tracking(), ["python", "-m", "harness", "report", *selected]
     if uri not in (default.uri, default.resolved_uri):
@@ -204,4 +207,6 @@ def _again(uri: str, selected: Sequence[str], experiment: str, price: Price | No
         words += ["--experiment", experiment]
     if price is not None:
         words += ["--price", str(price)]
+    if rank_by is not None:
+        words += ["--rank-by", rank_by]
     return shlex.join(words)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -15,7 +15,21 @@ from typing import Any
 import pandas as pd
 
 from harness import text
+from harness.outcome import SHARED
 from harness.records import Outcome
+from harness.report.intervals import (
+    SHORT_LEGEND,
+    interval,
+    known,
+    measured,
+    shared,
+    shared_value,
+    short_interval,
+    value_of,
+)
+from harness.stats import Interval
+
+__all__ = ["SHARED", "known", "shared_value", "value_of"]
 
 COLUMNS = (
     "trial",
@@ -51,7 +65,15 @@ DROPPED_FIRST = (
     "peak MB",
     "true reward",
 )
+SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/correct")
+"""Metrics that have a column in any case."""
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
+NOT_BETTER = (
+    "preference_brier", "preference_ece", "ece", "brier", "perplexity", "word_perplexity", "byte_perplexity",
+    "bits_per_byte", "declined_answerable", "repetition", "self_similarity", "kl_per_sequence", "kl_per_token",
+    "entropy_per_token", "preference_pairs", "length_only_accuracy",
+)  # fmt: skip
+"""Figures of which more is worse, or says nothing (docs/metrics.md): they rank no recipe."""
 STYLES = {"finished": "green", "reused": "green", "oom": "magenta", "failed": "red", "timeout": "yellow"}
 
 
@@ -83,12 +105,17 @@ class Price:
 
 
 def leaderboard(
-    frame: pd.DataFrame, price: Price | None = None, most: int | None = None, marked: Collection[str] = ()
+    frame: pd.DataFrame,
+    price: Price | None = None,
+    most: int | None = None,
+    marked: Collection[str] = (),
+    metric: str | None = None,
+    form: Callable[[Interval | None], str] = interval,
 ) -> pd.DataFrame:
     """The display columns of ``results.from_mlflow`` or ``from_folder``, as text, best trial first.
 
     Two rows of reference stand on top where the trials agree on their figures: the base before training, and
-    what preferring the longer completion would score. Missing cells are ``–``; ``± `` is the standard error over
+    what preferring the longer completion would score. Missing cells are ``–``; brackets are 95 % intervals over
     held-out pairs or prompts. The column ``note`` with the reasons is there only if a row has one, a cost only with a
     price.
 
@@ -97,26 +124,31 @@ def leaderboard(
         price: of an hour of the device.
         most: rows of trials; None is all.
         marked: ids of trials that get the mark of the front.
+        metric: that ranks; None is the usual one.
+        form: of figures that have an interval.
     """
-    shown = ranked(frame).head(len(frame) if most is None else most)
+    shown = ranked(frame, metric).head(len(frame) if most is None else most)
     trials = zip(shown.to_dict("records"), training_s(shown), strict=True)
-    rows = _reference_rows(frame) + [_row(trial, seconds, price) for trial, seconds in trials]
+    more = {} if metric is None or metric in SHOWN else {metric.partition("/")[2]: metric}
+    rows = _reference_rows(frame, form, more) + [_row(trial, seconds, price, form, more) for trial, seconds in trials]
     for row, trial_id in zip(rows[-len(shown) :], shown["trial_id"], strict=True):
         row["trial"] += f" {FRONT}" * (trial_id in marked)
     columns = [*COLUMNS, *([price.heading] if price else []), *([NOTE] if any(row[NOTE] for row in rows) else [])]
     if known(frame, "memory/predicted_peak_mb"):
         columns.insert(columns.index("peak MB") + 1, PREDICTED)
+    columns[2:2] = more
     return pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
 
 
-def ranked(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in order: successful trials by true reward, else preference accuracy, then the rest by outcome and id.
+def ranked(frame: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+    """Rows in order: successful trials by the metric, then true reward, then preference accuracy; the rest by outcome.
 
     Adds the column ``label`` (see ``labels``).
     """
     ordered = frame.assign(label=labels(frame)).reset_index(drop=True)
     outcomes, ids = [str(o) for o in ordered["outcome"]], [str(t) for t in ordered["trial_id"]]
-    values = [[-v if v == v else math.inf for v in _numbers(ordered, name)] for name in QUALITY]
+    names = [*([metric] if metric else []), *QUALITY]
+    values = [[-v if v == v else math.inf for v in _numbers(ordered, name)] for name in names]
 
     def key(position: int) -> tuple[Any, ...]:
         if not succeeded(outcomes[position]):
@@ -168,30 +200,26 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(frame[[succeeded(o) for o in frame["outcome"]]])
 
 
-def known(frame: pd.DataFrame, name: str) -> list[Any]:
-    """The values of a column that are not missing; none where there is no such column."""
-    column: Any = frame[name] if name in frame else pd.Series(dtype=float)
-    return column.dropna().tolist()
+def rankable(frame: pd.DataFrame) -> list[str]:
+    """Metrics of the successful trials that can rank them: what an evaluator measured, where higher is better."""
+    done, tails = finished(frame), ("_stderr", "_low", "_high")
+    return [
+        str(name)
+        for name in done.columns
+        if str(name).startswith("eval/") and not str(name).endswith(tails) and _higher_is_better(str(name))
+        if known(done, str(name))
+    ]
+
+
+def _higher_is_better(name: str) -> bool:
+    tail = name.rpartition("/")[2]
+    return tail not in NOT_BETTER and not tail.startswith(("preference_truncated", "completion_tokens", "distinct_"))
 
 
 def quality_name(frame: pd.DataFrame) -> str | None:
     """The metric that ranks: true reward where any successful trial has it, else preference accuracy."""
     done = finished(frame)
     return next((n for n in QUALITY if known(done, n)), None)
-
-
-def value_of(row: Any, name: str) -> float | None:
-    """A number of a row (or of a mapping); None where it is missing."""
-    value = row.get(name)
-    return None if value is None or bool(pd.isna(value)) else float(value)
-
-
-def shared_value(frame: pd.DataFrame, name: str) -> float | None:
-    """The one value that every trial which has ``name`` agrees on, if all have the same base and data; else None."""
-    values = known(frame, name)
-    if not values or any(len(set(known(frame, d))) != 1 for d in ("base_digest", "dataset_digest")):
-        return None
-    return float(values[0]) if max(values) - min(values) <= 1e-6 * max(1.0, abs(max(values))) else None
 
 
 def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
@@ -208,7 +236,7 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
 
     tty = sys.stdout.isatty()
     width = width or (shutil.get_terminal_size((WIDTH, 24)).columns if tty else WIDTH)
-    board = leaderboard(frame).map(lambda c: text.printable(c).replace(" ± ", "±"))
+    board = leaderboard(frame, form=short_interval).map(text.printable)
     shown = _columns_that_fit(board, width)
     roomy = board["trial"].str.len().max() + 80 <= width  # two spaces between columns, else one
     grid = Table(box=box.SIMPLE, padding=(0, int(roomy), 0, 0), pad_edge=False, show_edge=False)
@@ -226,6 +254,8 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
         no_color=True if not tty or "NO_COLOR" in os.environ else None,
     )
     console.print(grid)
+    if any("±" in cell for column in shown for cell in board[column]):
+        console.print(Text(f"{SHORT_LEGEND}, over held-out rows"))
     if NOTE in board:
         for row in filter(lambda r: r[NOTE], board.to_dict("records")):
             console.print(Text(f"{row['outcome']}: {row['trial']}: {row[NOTE]}"))
@@ -233,11 +263,19 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
 
 
 def render_markdown(
-    frame: pd.DataFrame, price: Price | None = None, most: int | None = None, marked: Collection[str] = ()
+    frame: pd.DataFrame,
+    price: Price | None = None,
+    most: int | None = None,
+    marked: Collection[str] = (),
+    metric: str | None = None,
 ) -> str:
     """The leaderboard as a markdown table; nothing in a name or a reason is markup."""
-    board = leaderboard(frame, price, most, marked).rename(columns={HOURS: hours_heading(frame)})
-    rows = [[text.escape(c, limit=200) for c in row] for row in board.itertuples(index=False)]
+    board = leaderboard(frame, price, most, marked, metric).rename(columns={HOURS: hours_heading(frame)})
+    foreign = [name in ("trial", "outcome", NOTE) for name in board.columns]  # the rest is numbers of our own making
+    rows = [
+        [text.escape(c, limit=200) if f else c for c, f in zip(row, foreign, strict=True)]
+        for row in board.itertuples(index=False)
+    ]
     table = text.table([text.escape(c) for c in board.columns], rows, left=2)
     if NOTE in board:  # the last column is prose
         head, rule, *body = table.split("\n")
@@ -261,18 +299,25 @@ def _columns_that_fit(board: pd.DataFrame, width: int) -> list[str]:
     return shown
 
 
-def _row(trial: dict[Any, Any], training: float, price: Price | None) -> dict[str, str]:
-    def measured(name: str) -> str:
-        return text.with_error(value_of(trial, name), value_of(trial, f"{name}_stderr"))
+def _row(
+    trial: dict[Any, Any],
+    training: float,
+    price: Price | None,
+    form: Callable[[Interval | None], str],
+    more: Mapping[str, str],
+) -> dict[str, str]:
+    def figure(name: str) -> str:
+        return form(measured(trial, name))
 
     reason, hours = trial.get("reason"), hours_of(trial)
     return {
         "trial": trial["label"],
         "outcome": str(trial["outcome"]),
-        "pref. acc.": measured("eval/preference_accuracy"),
-        "true reward": measured("eval/true_reward"),
+        **{heading: figure(name) for heading, name in more.items()},
+        "pref. acc.": figure("eval/preference_accuracy"),
+        "true reward": figure("eval/true_reward"),
         "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
-        "correct": measured("eval/correct"),
+        "correct": figure("eval/correct"),
         "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
         PREDICTED: predicted(trial),
         "train s": text.seconds(training),
@@ -284,16 +329,20 @@ def _row(trial: dict[Any, Any], training: float, price: Price | None) -> dict[st
 
 
 def predicted(row: Any) -> str:
-    """Predicted peak memory, and how far it is off the measured one: ``1,234 (+5 %)``."""
-    said, measured = value_of(row, "memory/predicted_peak_mb"), value_of(row, "memory/peak_mb")
-    off = f" ({said / measured - 1:+.0%})".replace("%", " %") if said and measured else ""
+    """Predicted peak memory, and how far it is off the measured one: ``1,234 (+5 %)``.
+
+    A trial that did not finish never came to its peak: a difference to where it stopped would mean nothing.
+    """
+    said, peak = value_of(row, "memory/predicted_peak_mb"), value_of(row, "memory/peak_mb")
+    whole = said and peak and succeeded(row.get("outcome", Outcome.FINISHED))
+    off = f" ({said / peak - 1:+.0%})".replace("%", " %") if whole and said and peak else ""
     return text.whole(said) + off
 
 
 def hours_of(row: Any) -> float | None:
-    """Hours that a trial had the device, from its start to its end."""
+    """Hours that a trial had the device, from its start to its end, less what it built for all trials."""
     seconds = value_of(row, "time/total_s")
-    return None if seconds is None else seconds / 3600
+    return None if seconds is None else max(0.0, seconds - (value_of(row, SHARED) or 0.0)) / 3600
 
 
 def hours_heading(frame: pd.DataFrame) -> str:
@@ -313,12 +362,13 @@ def _numbers(frame: pd.DataFrame, name: str) -> list[float]:
     return [float(v) for v in frame[name]] if name in frame else [math.nan] * len(frame)
 
 
-def _reference_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
-    def measured(name: str) -> str:
-        return text.with_error(shared_value(frame, name), shared_value(frame, f"{name}_stderr"))
-
+def _reference_rows(
+    frame: pd.DataFrame, form: Callable[[Interval | None], str], more: Mapping[str, str]
+) -> list[dict[str, str]]:
     empty = {**dict.fromkeys(COLUMNS, text.MISSING), NOTE: ""}
-    base = {"true reward": measured("baseline/true_reward"), "correct": measured("baseline/correct")}
-    length = {"pref. acc.": measured("eval/length_only_accuracy")}
+    figures = {"true reward": "baseline/true_reward", "correct": "baseline/correct"}
+    figures |= {heading: name.replace("eval/", "baseline/", 1) for heading, name in more.items()}
+    base = {heading: form(shared(frame, name)) for heading, name in figures.items()}
+    length = {"pref. acc.": form(shared(frame, "eval/length_only_accuracy"))}
     rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, "trial": LENGTH_LABEL, **length}]
     return [row for row in rows if any(row[c] != text.MISSING for c in COLUMNS[1:])]

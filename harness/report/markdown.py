@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,17 +16,17 @@ from harness.report import choice, effects, forgetting, lenses, provenance, reci
 from harness.report.comparability import differences
 from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
+from harness.report.intervals import LEGEND, known, value_of
 from harness.report.leaderboard import (
     BASE_LABEL,
+    SHARED,
     Price,
     finished,
     hours_heading,
-    known,
+    hours_of,
     predicted,
     render_markdown,
-    shared_value,
     succeeded,
-    value_of,
 )
 
 SHOWN = 100
@@ -92,7 +93,7 @@ def compose(material: Material) -> str:
             hours=hours_heading(frame),
         ),
         "## Trials" if several else "## Leaderboard",
-        render_markdown(frame, material.price, SHOWN, marked),
+        render_markdown(frame, material.price, SHOWN, marked, found.metric if found.ranked_by else None),
         _legend(frame, bool(marked), bool(found.verdicts), material.rest),
         *effects.section(effects.effects(frame, found.metric), found.metric),
         plot("quality_against_memory", "Quality against peak memory", "no finished trial has both"),
@@ -146,9 +147,15 @@ def _warnings(lines: list[str]) -> list[str]:
 
 def _legend(frame: pd.DataFrame, marked: bool, compared: bool, rest: str) -> str:
     said = (
-        "± is one standard error over held-out pairs or prompts. Δ is the difference to the base before training. "
-        f"MB are 10⁶ bytes; train s includes rollouts; {hours_heading(frame)} are those of the device, start to end."
+        f"{LEGEND}, over held-out pairs or prompts. Δ is the difference to the base before training. MB are 10⁶ bytes; "
+        f"train s includes rollouts; {hours_heading(frame)} are those of the device, start to end, less what was built "
+        "for all trials (below)."
     )
+    if known(frame, "eval/true_reward"):
+        said += (
+            " True reward is what the task's own rule gives to completions that the model samples; a task of your own "
+            "has one where it scores completions (docs/metrics.md)."
+        )
     if marked:
         by = "the 95 % interval of each pair" if compared else "the means"
         said += f" {recipes.FRONT}: no other beats it on quality, memory and time together, by {by}."
@@ -158,12 +165,23 @@ def _legend(frame: pd.DataFrame, marked: bool, compared: bool, rest: str) -> str
 
 
 def _spent(frame: pd.DataFrame, price: Price | None) -> str:
-    """Device hours of all trials together."""
-    hours = sum(known(frame, "time/total_s")) / 3600
+    """Device hours of all trials together, and of what they built for one another."""
+    built = math.fsum(known(frame, SHARED)) / 3600
+    hours = math.fsum(h for row in frame.to_dict("records") if (h := hours_of(row)) is not None)
     if not hours:
         return ""
-    cost = f", {price.of(hours)} {text.escape(price.currency)}".rstrip() if price else ""
-    return f"All trials together had the device for {text.number(hours)} hours{cost}."
+
+    def with_cost(amount: float) -> str:
+        cost = f", {price.of(amount)} {text.escape(price.currency)}".rstrip() if price else ""
+        return f"{text.number(amount)} hours{cost}"
+
+    said = f"All trials together had the device for {with_cost(hours)}."
+    if built:
+        said += (
+            " Shared stages (embedded base, baselines, reward models, reference log-probabilities), built once and "
+            f"charged to no recipe: {with_cost(built)}. The phases below hold them, in the trial that came first."
+        )
+    return said
 
 
 def summary(findings: Findings) -> str:
@@ -173,9 +191,8 @@ def summary(findings: Findings) -> str:
     counted = f"{len(done)} of {len(frame)} trials finished." if len(frame) > 1 else "One trial, which finished."
     if name is None:
         return counted if len(done) else f"No trial finished (of {len(frame)})."
-    base = shared_value(frame, name.replace("eval/", "baseline/", 1))
-    first, *others = choice.sentences(found, name, verdicts, QUALITY_WORDS[name], base)
-    said = [counted, first, recipes.runner_up(found, name, verdicts) or "", *others]
+    told = choice.sentences(found, name, verdicts, quality_words(name), findings.base, findings.length)
+    said = [counted, *told, recipes.runner_up(found, name, verdicts) or ""]
     weights = [(mb, r) for r in found if (mb := r.mean("memory/peak_mb")) is not None]
     if weights:
         least, cheap = min(weights, key=lambda pair: pair[0])
@@ -184,9 +201,28 @@ def summary(findings: Findings) -> str:
     if min(seeds) == 1:
         said.append(
             ("Each recipe was trained with one seed" if max(seeds) == 1 else "Some recipes were trained with one seed")
-            + ": no proof of a difference, since held-out rows say nothing of the luck of a seed."
+            + ": no proof of a difference, since held-out rows say nothing of the luck of a seed. A second is missing."
         )
     return " ".join(s for s in said if s)
+
+
+def quality_words(metric: str) -> str:
+    """What a metric that ranks is called in a sentence."""
+    return QUALITY_WORDS.get(metric, metric.partition("/")[2].replace("_", " "))
+
+
+def advice(findings: Findings) -> list[str]:
+    """What a terminal says below its table: the base and length alone first, then the choice; plain text."""
+    name = findings.metric
+    if name is None or not findings.recipes:
+        return []
+    words = quality_words(name)
+    said = choice.sentences(
+        findings.recipes, name, findings.verdicts, words, findings.base, findings.length, text.printable
+    )
+    if len(findings.recipes[0].frame) == 1:
+        said.append("One seed proves nothing of a recipe: a second is missing.")
+    return said
 
 
 def _phases(

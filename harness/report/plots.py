@@ -20,12 +20,12 @@ from harness.report.drawing import (
     FAINT,
     GREY,
     MARKERS,
-    QUALITY_AXIS,
     cycle,
     figure,
     handle,
     legend,
     one_line,
+    quality_axis,
     reach,
     save,
     styled,
@@ -81,7 +81,7 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
         handles.append(handle(label="nothing beats it", **ring))
     _reference(axes, findings, handles)
     axes.set_xlabel("peak memory of the trial (MB)")
-    axes.set_ylabel(f"{QUALITY_AXIS[name][0]} (95 % interval)")
+    axes.set_ylabel(f"{quality_axis(name)[0]} (95 % interval)")
     axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     if len(points) > NAMED:
@@ -123,7 +123,7 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("KL to the reference (nats per sequence, log scale)")
-    axes.set_ylabel(f"{QUALITY_AXIS[findings.metric][0]} (95 % interval)")
+    axes.set_ylabel(f"{quality_axis(findings.metric)[0]} (95 % interval)")
     _reference(axes, findings, handles)
     numbered = any(1 < len(own) <= MOST_TICKS for own in curves.values())
     said = ["numbers at the points: β"] * numbered + _left_out(points)
@@ -169,7 +169,7 @@ def responses(findings: Findings, path: Path) -> bool:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{KNOBS[knob][0]} (log scale)")
-        axes.set_ylabel(f"{QUALITY_AXIS[findings.metric][0]} (95 % interval)")
+        axes.set_ylabel(f"{quality_axis(findings.metric)[0]} (95 % interval)")
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return save(drawn, path)
 
@@ -277,7 +277,7 @@ def _reference(axes: Axes, findings: Findings, handles: list[Any]) -> None:
     """A line at the figure that quality is held against, where all trials agree on it."""
     if findings.metric is None:
         return
-    _, name, label = QUALITY_AXIS[findings.metric]
+    _, name, label = quality_axis(findings.metric)
     if (value := shared_value(findings.frame, name)) is not None:
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
         handles.append(handle(color=GREY, linestyle="--", linewidth=1, label=label))

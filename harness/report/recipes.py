@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from harness import stats, text
-from harness.report.leaderboard import FRONT, HOURS, Price, finished, known, told_apart, training_s
+from harness.report.intervals import LEGEND, SHORT_LEGEND, interval, is_share, known, measured, short_interval
+from harness.report.leaderboard import FRONT, HOURS, Price, finished, hours_of, told_apart, training_s
 from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -25,6 +26,8 @@ COLUMNS = {
     "correct": "eval/correct",
     "KL": "eval/kl_per_sequence",
 }
+CLUSTER = "cluster"
+"""Column of results per example: examples of one prompt share it."""
 VERDICT = "vs. best"
 WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
 DROPPED_FIRST = (HOURS, "tokens/s", "Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
@@ -54,16 +57,27 @@ class Recipe:
         return [float(v) for v in known(self.frame, metric)]
 
     def estimate(self, metric: str) -> Interval | None:
-        """Mean over seeds with a t interval; of one seed its own value, with the interval of its examples."""
-        values = self.values(metric)
-        if not values:
-            return None
-        if len(values) > 1:
-            return stats.t_interval(values)
-        error = next(iter(self.values(f"{metric}_stderr")), None)
-        reach = None if error is None else 1.96 * error
-        low, high = (None, None) if reach is None else (values[0] - reach, values[0] + reach)
-        return Interval(values[0], low, high, 1, "standard error over examples")
+        """Mean over seeds with a t interval; never narrower than that of the held-out rows, which all seeds share.
+
+        Two seeds that coincide have no spread, and are not certain for that. Of one seed its own figure.
+        """
+        values, rows = self.values(metric), [found for r in self.rows() if (found := measured(r, metric)) is not None]
+        if len(values) < 2:
+            return rows[0] if rows else None
+        found = stats.t_interval(values)
+        if found.low is None or found.high is None:
+            return found
+        below = [r.mean - r.low for r in rows if r.low is not None]
+        above = [r.high - r.mean for r in rows if r.high is not None]
+        low = min(found.low, found.mean - math.fsum(below) / max(1, len(below)))
+        high = max(found.high, found.mean + math.fsum(above) / max(1, len(above)))
+        if is_share(metric):
+            low, high = max(0.0, low), min(1.0, high)
+        return Interval(found.mean, low, high, len(values), "t")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of its trials."""
+        return [{str(k): v for k, v in row.items()} for row in self.frame.to_dict("records")]
 
     def mean(self, metric: str) -> float | None:
         """Over the seeds that have it."""
@@ -76,9 +90,9 @@ class Recipe:
         return float(found.mean()) if len(found) else None
 
     def hours(self) -> float | None:
-        """Mean hours that a trial had the device."""
-        seconds = self.mean("time/total_s")
-        return None if seconds is None else seconds / 3600
+        """Mean hours that a trial had the device, less what it built for all trials."""
+        found = [h for row in self.rows() if (h := hours_of(row)) is not None]
+        return math.fsum(found) / len(found) if found else None
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
         """Per known seed the results per example, or the mean alone where ``examples`` has none."""
@@ -86,7 +100,7 @@ class Recipe:
             return {}
         rows = pd.DataFrame(self.frame[["seed", "trial_id", metric]]).dropna(subset=["seed", metric])
         return {
-            int(seed): [float(value)] if (kept := examples.get(trial_id)) is None else list(kept[_column(metric)])
+            int(seed): [float(value)] if (kept := examples.get(trial_id)) is None else list(kept[column_of(metric)])
             for seed, trial_id, value in rows.itertuples(index=False)
         }
 
@@ -111,7 +125,8 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
 def averages(found: Sequence[Recipe]) -> pd.DataFrame:
     """A row per recipe, in the columns of its trials: numbers are means over seeds, texts those of the first seed.
 
-    With several seeds ``…_stderr`` is the standard error of that mean, and no longer that of the held-out rows.
+    With several seeds ``…_stderr`` is the standard error of that mean, and no longer that of the held-out rows;
+    ``…_low`` and ``…_high`` are the bounds of ``Recipe.estimate``.
     """
     rows = []
     for recipe in found:
@@ -120,6 +135,9 @@ def averages(found: Sequence[Recipe]) -> pd.DataFrame:
         if len(recipe.frame) > 1:
             errors = numbers.std(ddof=1) / numbers.count() ** 0.5
             row |= {name: errors[name.removesuffix("_stderr")] for name in numbers if _is_error(name, numbers)}
+            for name in {n.removesuffix("_stderr") for n in numbers if _is_error(n, numbers)}:
+                if (bounds := recipe.estimate(name)) is not None:
+                    row |= {f"{name}_low": bounds.low, f"{name}_high": bounds.high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -151,33 +169,45 @@ def recipe_keys(frame: pd.DataFrame) -> list[str]:
 
 
 def compared(found: Sequence[Recipe], metric: str | None, examples: Examples) -> dict[tuple[str, str], Comparison]:
-    """Every two of the best recipes (``MOST_COMPARED``) on the seeds that all of them have, by their labels.
+    """Every two of the best recipes (``MOST_COMPARED``), each by all of its seeds, by their labels.
 
-    Nothing where they share no seed, or share one and were not judged on the same examples.
+    Nothing where there are no two with several seeds, and they were not judged on the same examples either.
     """
-    if metric not in MARGINS:
+    if metric is None:
         return {}
     found = found[:MOST_COMPARED]
-    paired = _same_examples(found, metric, examples)
-    scores = {r.label: seeds for r in found if (seeds := r.scores(metric, examples if paired else {}))}
-    shared = set.intersection(*map(set, scores.values())) if scores else set()
-    if len(scores) < 2 or len(shared) < (1 if paired else 2):
+    table = aligned(found, metric, examples)
+    scores = {r.label: seeds for r in found if (seeds := r.scores(metric, {} if table is None else examples))}
+    several = [label for label, seeds in scores.items() if len(seeds) > 1]
+    if len(scores) < 2 or (table is None and len(several) < 2):
         return {}
-    return stats.compare_all(
-        {label: {seed: seeds[seed] for seed in sorted(shared)} for label, seeds in scores.items()},
-        margin=MARGINS[metric],
-    )
+    return stats.compare_all(scores, margin=MARGINS.get(metric, 0.0), clusters=clusters_of(table))
 
 
-def _same_examples(found: Sequence[Recipe], metric: str, examples: Examples) -> bool:
-    """Whether every trial has results per example, of the same examples."""
+def aligned(found: Sequence[Recipe], metric: str, examples: Examples) -> pd.DataFrame | None:
+    """One trial's results per example, where every trial has them of the same examples; else None."""
     tables = [examples.get(str(trial_id)) for recipe in found for trial_id in recipe.frame["trial_id"]]
-    kept = [t for t in tables if t is not None and _column(metric) in t]
-    return len(kept) == len(tables) and len({tuple(t["example"]) for t in kept}) == 1
+    kept = [t for t in tables if t is not None and column_of(metric) in t]
+    alike = len(kept) == len(tables) and len({tuple(t["example"]) for t in kept}) == 1
+    return kept[0] if alike else None
 
 
-def _column(metric: str) -> str:
+def clusters_of(table: pd.DataFrame | None) -> list[str] | None:
+    """The prompt of each example; None where results are older than that column: each is then its own."""
+    return None if table is None or CLUSTER not in table else [str(c) for c in table[CLUSTER]]
+
+
+def column_of(metric: str) -> str:
+    """A metric's name without its side, as in tables of results per example."""
     return metric.partition("/")[2]
+
+
+def table_of(metric: str | None) -> str | None:
+    """Name of the table that holds a metric's results per example; None where none is known to."""
+    if metric is None or metric in UNITS:
+        return UNITS.get(metric or "")
+    task, _, score = column_of(metric).rpartition("/")
+    return f"eval_lm_eval_{task}" if task and score else None
 
 
 def table(
@@ -206,23 +236,6 @@ def table(
     board = pd.DataFrame(rows)
     empty = [c for c in COLUMNS if set(board[c]) == {text.MISSING}]
     return board.drop(columns=empty)
-
-
-def interval(found: Interval | None, *, signed: bool = False) -> str:
-    """``0.43 [0.40, 0.46]``; the mean alone where there are no bounds."""
-    if found is None:
-        return text.MISSING
-    shown = text.number(found.mean, signed=signed)
-    if found.low is None or found.high is None:
-        return shown
-    return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
-
-
-def short_interval(found: Interval | None) -> str:
-    """``0.43±0.03``, half the width of the interval; its bounds are symmetric where seeds or rows gave a t interval."""
-    if found is None or found.high is None:
-        return interval(found)
-    return f"{text.number(found.mean)}±{text.number(found.high - found.mean, like=found.mean)}"
 
 
 def several_seeds(found: Sequence[Recipe]) -> bool:
@@ -255,16 +268,14 @@ def section(
         return []
     board = table(found[:most], verdicts, front=front, price=price).rename(columns={HOURS: hours})
     body = [[text.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
-    words = "Means over seeds with 95 % intervals (Student's t); of a single seed its held-out rows give the interval."
+    words = f"{LEGEND}: of means over seeds (Student's t), at least as wide as those of the rows that all seeds share."
     if len(board) < len(found):
         words += f" The best {len(board)} of {len(found):,} recipes are shown."
     if verdicts and metric:
         one = next(iter(verdicts.values()))
-        seeds, pairs = text.count(one.seeds, "seed"), text.count(len(verdicts) // 2, "comparison")
-        words += (
-            f" The verdict is on {_column(metric).replace('_', ' ')}, over the {seeds} that all compared recipes have, "
-            f"corrected for {pairs} (Holm). A tie lies inside ± {one.margin}."
-        )
+        pairs = text.count(sum(c.seeds > 1 for c in verdicts.values()) // 2, "comparison")
+        words += f" The verdict is on {column_of(metric).replace('_', ' ')}, corrected for {pairs} (Holm)."
+        words += f" A tie lies between -{one.margin} and {one.margin}." if one.margin else ""
         if len(found) > MOST_COMPARED:
             words += f" Of the {len(found):,} recipes the best {MOST_COMPARED} were compared."
     if front:
@@ -284,14 +295,14 @@ def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str,
         return f"{said} {text.number(best.mean - second.mean)} behind; the two were not compared row by row."
     gap = comparison.interval
     bounds = "" if gap.low is None else f" (95 %: {text.number(gap.low)} to {text.number(gap.high)})"
-    over = (
-        text.count(comparison.seeds, "seed") if comparison.seeds > 1 else f"{comparison.examples} held-out rows, paired"
-    )
+    rows = f"{comparison.examples} held-out rows, paired"
+    over = text.count(comparison.seeds, "seed") if comparison.seeds > 1 else rows
     verdict = {
         Verdict.BETTER: "the best is better",
         Verdict.WORSE: "the best is worse",
-        Verdict.TIE: f"a tie inside ± {comparison.margin}",
-        Verdict.OPEN: str(comparison) if comparison.seeds > 1 else "that settles nothing",
+        Verdict.TIE: f"a tie, between -{comparison.margin} and {comparison.margin}",
+        Verdict.OPEN: str(comparison),
+        Verdict.ONE_SEED: "one seed settles nothing",
     }[comparison.verdict]
     return f"{said} {text.number(gap.mean)} behind{bounds} over {over}: {verdict}."
 
@@ -320,5 +331,7 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     for row in board.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
-    Console(file=stream, width=width, no_color=True).print(grid)
+    console = Console(file=stream, width=width, no_color=True)
+    console.print(grid)
+    console.print(Text(f"{SHORT_LEGEND}, over seeds and held-out rows"))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")

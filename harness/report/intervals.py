@@ -1,0 +1,92 @@
+"""What is known of a figure, and how it is written: brackets hold 95 % intervals, ± is half of one. Pure.
+
+Every table of a report uses these functions, so that no mark means two things.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from harness import text
+from harness.forecast import wilson
+from harness.stats import Interval
+
+NORMAL = 1.96
+SHARES = (
+    "preference_accuracy", "likelihood_accuracy", "sequence_likelihood_accuracy", "length_only_accuracy", "correct",
+    "ended_by_eos", "win_rate", "acc", "acc_norm", "exact_match",
+)  # fmt: skip
+ENDS = ("", "_stderr", "_low", "_high")
+LEGEND = "Brackets hold 95 % intervals"
+SHORT_LEGEND = "±: half of the 95 % interval, its wider side"
+
+
+def known(frame: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column that are not missing; none where there is no such column."""
+    column: Any = frame[name] if name in frame else pd.Series(dtype=float)
+    return column.dropna().tolist()
+
+
+def value_of(row: Any, name: str) -> float | None:
+    """A number of a row (or of a mapping); None where it is missing."""
+    value = row.get(name)
+    return None if value is None or bool(pd.isna(value)) else float(value)
+
+
+def shared_value(frame: pd.DataFrame, name: str) -> float | None:
+    """The one value that every trial which has ``name`` agrees on, if all have the same base and data; else None."""
+    values = known(frame, name)
+    if not values or any(len(set(known(frame, d))) != 1 for d in ("base_digest", "dataset_digest")):
+        return None
+    return float(values[0]) if max(values) - min(values) <= 1e-6 * max(1.0, abs(max(values))) else None
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric lies between 0 and 1 by its nature, and its interval with it; a difference does not."""
+    tail = name.rpartition("/")[2]
+    return not name.startswith("delta/") and (tail in SHARES or tail.startswith(("declined_", "exact_match_")))
+
+
+def measured(row: Any, name: str) -> Interval | None:
+    """A figure of one trial with the interval of its held-out rows; of a row of ``averages`` that of its seeds.
+
+    ``<name>_low`` and ``_high`` where they are there; else from ``_stderr``, for a share by Wilson.
+    """
+    value = value_of(row, name)
+    if value is None:
+        return None
+    low, high, error = (value_of(row, f"{name}{end}") for end in ("_low", "_high", "_stderr"))
+    if low is not None and high is not None:
+        return Interval(value, low, high, 1, "as recorded")
+    if error is None:
+        return Interval(value, None, None, 1, "one value")
+    if not is_share(name):
+        return Interval(value, value - NORMAL * error, value + NORMAL * error, 1, "standard error")
+    if error == 0 or not 0 < value < 1:  # all rows agree: how many they are is not known here
+        return Interval(value, None, None, 1, "one value")
+    return Interval(value, *wilson(value, value * (1 - value) / error**2, NORMAL), 1, "Wilson")
+
+
+def shared(frame: pd.DataFrame, name: str) -> Interval | None:
+    """The same for a figure that all trials of a table agree on; None where they do not."""
+    return measured({name + end: shared_value(frame, name + end) for end in ENDS}, name)
+
+
+def interval(found: Interval | None, *, signed: bool = False) -> str:
+    """``0.43 [0.40, 0.46]``; the mean alone where there are no bounds."""
+    if found is None:
+        return text.MISSING
+    shown = text.number(found.mean, signed=signed)
+    if found.low is None or found.high is None:
+        return shown
+    return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
+
+
+def short_interval(found: Interval | None) -> str:
+    """``0.43±0.03``, half the width of the interval; of a lopsided one its wider side."""
+    if found is None or found.low is None or found.high is None:
+        return interval(found)
+    reach = max(found.high - found.mean, found.mean - found.low)
+    return f"{text.number(found.mean)}±{text.number(reach, like=found.mean)}"
