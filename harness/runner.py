@@ -20,9 +20,10 @@ from harness.display import Display
 from harness.job import Job
 from harness.journal import Journal, Tail
 from harness.outcome import read_result, since_attempt, write_json, write_result
-from harness.peaks import MOST_STRETCHES, Expected, memory_metrics, out_of_memory, phase_rows, summary_from
+from harness.peaks import MOST_STRETCHES, Expected, lens_of, memory_metrics, out_of_memory, phase_rows, summary_from
 from harness.projection import Projector
 from harness.records import Event, Outcome, Trial, TrialResult
+from harness.saved import kept_policy
 from harness.telemetry.nvml import device_levels
 from harness.telemetry.sampler import MemorySummary
 from harness.trial import Setup, folder_of
@@ -139,7 +140,7 @@ def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan
         if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
             return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
         return Plan("train", False, False, f"trains again; changed: {changed}")
-    if same_training and (folder / "artifacts" / "model").is_dir() and _trained_once(folder):
+    if same_training and kept_policy(folder) is not None and _trained_once(folder):
         return Plan("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
     if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
         return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
@@ -149,7 +150,9 @@ def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan
 def _trained_once(folder: Path) -> bool:
     """Whether the chain of attempts that the latest one belongs to holds a finished training."""
     chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    return any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain)
+    if any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain):
+        return True
+    return any(e.kind == "trained" for e in since_attempt(journal.read(folder / "worker.jsonl"), chain))
 
 
 def close_open_attempt(folder: Path) -> bool:
@@ -277,7 +280,7 @@ def _close_books(
     if summary is not None:
         book.write(
             "memory",
-            lens=summary.lens,
+            lens=lens_of(worker, summary),
             samples=summary.samples,
             missed=summary.missed,
             reason=summary.reason,
