@@ -129,12 +129,24 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "model": {k: v for k, v in config["model"].items() if k != "seed"},
         "train": train,
         "reward": config.get("reward"),
-        "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
+        "saves": setup.train.save == "full",  # then an adapter is merged
+        "eval": {
+            "names": sorted(setup.eval.active),
+            "judges": _judges(setup),
+            **{k: getattr(setup.eval, k) for k in _EVAL},
+        },
         "data": None if target.fill else data.digest,
         "target": asdict(target),
         "code": identity.code_digest(CODE, identity.modules_of([setup.algo, setup.adapter, setup.model, setup.reward])),
         "versions": identity.library_versions(),
     }
+
+
+def _judges(setup: Setup) -> dict[str, Any]:
+    """What evaluators hold beside the trained model."""
+    active = setup.eval.active.items()
+    judges = {name: asdict(judge) for name, e in active if (judge := e.judge_model) is not None}
+    return {"compare": sorted(name for name, e in active if e.compares), **judges}
 
 
 _EVAL = ("split", "batch_size", "max_length", "max_completion_length")
