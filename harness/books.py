@@ -11,7 +11,7 @@ from harness import identity, journal
 from harness.journal import Journal
 from harness.outcome import document, replace_text, write_json, write_result
 from harness.past import description, past_of, result_of, settled
-from harness.peaks import MOST_STRETCHES, memory_metrics, phase_rows, summary_from
+from harness.peaks import MOST_STRETCHES, lens_of, memory_metrics, phase_rows, summary_from
 from harness.records import Event, Outcome, Trial, TrialResult
 from harness.telemetry.sampler import MemorySummary
 
@@ -83,7 +83,7 @@ def close_books(
     if summary is not None:
         book.write(
             "memory",
-            lens=summary.lens,
+            lens=lens_of(worker, summary),
             samples=summary.samples,
             missed=summary.missed,
             reason=summary.reason,

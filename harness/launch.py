@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import tempfile
 import threading
@@ -70,6 +71,8 @@ def _run(options: Any, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
     code = _conclude(sweep, run, started)
+    if interrupted:
+        print(f"resume:  {resume_command(options, overrides)}")
     return 1 if interrupted else code
 
 
@@ -95,6 +98,16 @@ def _without_credentials(overrides: Sequence[str], tracking: Tracking) -> list[s
         return list(overrides)
     kept = [o for o in overrides if not o.lstrip("+").startswith("tracking.uri=")]
     return [*kept, f"tracking.uri='{tracking.resolved_uri}'"]
+
+
+def resume_command(options: Any, overrides: Sequence[str]) -> str:
+    """The line that goes on with a sweep that was interrupted, as a shell takes it."""
+    flags = ["-m"] if options.multirun else []
+    for flag in ("config_dir", "config_path", "config_name"):
+        if value := getattr(options, flag, None):
+            flags += [f"--{flag.replace('_', '-')}", value]
+    kept = [o for o in overrides if not o.lstrip("+").startswith("resume=")]  # resume=false would start over
+    return shlex.join(["python", "-m", "harness", *flags, *kept])
 
 
 def job(config: Any) -> None:

@@ -12,6 +12,8 @@ from harness.records import Event
 from harness.telemetry.host import MB
 from harness.telemetry.sampler import MemorySummary
 
+TORCH = "torch"
+"""The lens of what torch's allocator held, as the worker reports it at the end of each phase."""
 PEAKS = ("host_peak_mb", "allocated_peak_mb", "reserved_peak_mb")
 """What the worker tells of a stretch of a phase (``telemetry.clock``)."""
 MOST_STRETCHES = 2_000
@@ -85,11 +87,17 @@ def phase_rows(worker: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[str, float]:
-    """Peaks per phase, in MB: the sampler's, raised to the kernel's own high-water mark where there is no GPU."""
-    peaks = dict(summary.phase_peak_mb) if summary is not None else {}
-    if summary is None or summary.lens == "private":
+    """Peaks per phase, in MB: the sampler's, raised to the kernel's own high-water mark where there is no GPU.
+
+    Of a trial on a GPU of which the driver tells nothing (a MIG slice), they are what torch's allocator held: the
+    host's memory is another thing.
+    """
+    lens = lens_of(worker, summary)
+    peaks = dict(summary.phase_peak_mb) if summary is not None and lens != TORCH else {}
+    if lens in (None, "private", TORCH):
+        own = "reserved_peak_mb" if lens == TORCH else "host_peak_mb"
         for event in worker:
-            previous, mark = event.data.get("previous"), journal.number(event.data.get("host_peak_mb"))
+            previous, mark = event.data.get("previous"), journal.number(event.data.get(own))
             if event.kind == "phase" and previous and mark is not None:
                 peaks[previous] = max(peaks.get(previous, 0.0), mark)
     metrics = {f"memory/{phase}_peak_mb": mb for phase, mb in peaks.items()}
@@ -97,6 +105,13 @@ def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[s
         own = [mb for phase, mb in peaks.items() if phase not in _shared_work(worker)]
         metrics["memory/peak_mb"] = max(own or peaks.values())
     return metrics
+
+
+def lens_of(worker: list[Event], summary: MemorySummary | None) -> str | None:
+    """Through which the memory of a trial was seen: the sampler's, or torch's where that saw only the host's."""
+    sampled = None if summary is None else summary.lens
+    on_gpu = any(e.kind == "device" and e.data.get("device") == "cuda" for e in worker)
+    return TORCH if on_gpu and sampled in (None, "private") else sampled
 
 
 def _shared_work(worker: list[Event]) -> set[str]:

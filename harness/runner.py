@@ -19,10 +19,12 @@ from harness.cache import default_dir
 from harness.display import Display
 from harness.job import Job
 from harness.journal import Tail
+from harness.outcome import since_attempt
 from harness.past import description, result_of
 from harness.peaks import Expected, out_of_memory
 from harness.projection import Projector
 from harness.records import Outcome, Trial, TrialResult
+from harness.saved import kept_policy
 from harness.telemetry.nvml import device_levels
 from harness.trial import Setup, folder_of
 
@@ -138,7 +140,7 @@ def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan
         if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
             return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
         return Plan("train", False, False, f"trains again; changed: {changed}")
-    if same_training and (folder / "artifacts" / "model").is_dir() and _trained_once(folder):
+    if same_training and kept_policy(folder) is not None and _trained_once(folder):
         return Plan("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
     if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
         return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
@@ -148,7 +150,9 @@ def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan
 def _trained_once(folder: Path) -> bool:
     """Whether the chain of attempts that the latest one belongs to holds a finished training."""
     chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    return any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain)
+    if any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain):
+        return True
+    return any(e.kind == "trained" for e in since_attempt(journal.read(folder / "worker.jsonl"), chain))
 
 
 def _attempt(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,28 +19,95 @@ if TYPE_CHECKING:
     from harness.ground import Ground
 
 DATA_CARD = "data_card.md"
+MODEL, MERGED = Path("artifacts") / "model", Path("artifacts") / "merged"
+UNJUDGED = Path("unjudged")
+"""Below a trial's folder: what was trained, its merged copy, and what is only there until it is judged."""
+
+
+def kept_policy(folder: Path) -> Path | None:
+    """Where a trial's folder holds a trained policy, whole; None where it holds none."""
+    return next((p for p in (folder / UNJUDGED, folder / MODEL) if p.is_dir()), None)
 
 
 def keep(ground: Ground, model: Any, journal: Journal) -> None:
-    """Save what was trained as safetensors: the adapter, or all weights; ``full`` adds a merged copy."""
-    save = ground.setup.train.save
-    if save == "none":
+    """Save what was trained, whole or not at all, and journal ``trained``: from there on no attempt trains again.
+
+    With ``train.save=none`` it lies beside the artifacts until it is judged. Where there is no room, judging goes
+    on with the policy in memory, and ``settle`` tries again.
+    """
+    none = ground.setup.train.save == "none"
+    for stale in (UNJUDGED, MODEL, MERGED):  # of another training
+        shutil.rmtree(ground.folder / stale, ignore_errors=True)
+    try:
+        save_whole(model, ground.tokenizer, ground.folder / (UNJUDGED if none else MODEL))
+    except cannot_write() as error:
+        journal.write("note", message=f"the trained policy cannot be saved yet ({error}); it is judged from memory")
         return
-    target = ground.folder / "artifacts" / "model"
-    model.save_pretrained(target)
-    ground.tokenizer.save_pretrained(target)
-    journal.write("artifact", path="model")
-    if save == "full" and ground.setup.adapter.peft_config() is not None:
-        if ground.setup.adapter.quantized:
-            journal.write(
-                "note",
-                message="train.save=full: 4-bit weights are not merged (it would cost precision); the adapter is kept",
-            )
-            return
-        merged = copy.deepcopy(model).merge_and_unload()
-        merged.save_pretrained(ground.folder / "artifacts" / "merged")
-        ground.tokenizer.save_pretrained(ground.folder / "artifacts" / "merged")
+    journal.write("trained")
+    if not none:
+        journal.write("artifact", path="model")
+
+
+def settle(ground: Ground, model: Any, journal: Journal) -> None:
+    """After judging: what is to be kept is in place, what is not is gone; ``train.save=full`` adds a merged copy.
+
+    The adapter is merged into the model itself, layer by layer, which needs no second copy; nothing is computed with
+    ``model`` afterwards.
+
+    Raises:
+        RuntimeError: it cannot be saved; its figures are in the journal by now.
+    """
+    setup, folder = ground.setup, ground.folder
+    if setup.train.save == "none":
+        shutil.rmtree(folder / UNJUDGED, ignore_errors=True)
+        return
+    try:
+        if (folder / UNJUDGED).is_dir():  # an earlier attempt was to keep nothing
+            shutil.rmtree(folder / MODEL, ignore_errors=True)
+            os.replace(folder / UNJUDGED, folder / MODEL)
+            journal.write("artifact", path="model")
+        elif not (folder / MODEL).is_dir():
+            save_whole(model, ground.tokenizer, folder / MODEL)
+            journal.write("trained")
+            journal.write("artifact", path="model")
+        if setup.train.save == "full" and setup.adapter.peft_config() is not None:
+            _keep_merged(ground, model, journal)
+    except cannot_write() as error:
+        kept = kept_policy(folder) is not None
+        then = "its policy is kept, and named again it is judged" if kept else "its policy is lost, and named again it"
+        raise RuntimeError(
+            f"what was trained cannot be saved in {folder} ({error}); make room there. The trial was judged, {then}"
+            f"{'' if kept else ' trains from its last checkpoint, or anew where there is none'}"
+        ) from error
+
+
+def _keep_merged(ground: Ground, model: Any, journal: Journal) -> None:
+    if ground.setup.adapter.quantized:
+        message = "train.save=full: 4-bit weights are not merged (it would cost precision); the adapter is kept"
+        journal.write("note", message=message)
+    elif not (ground.folder / MERGED).is_dir():
+        save_whole(model.merge_and_unload(), ground.tokenizer, ground.folder / MERGED)
         journal.write("artifact", path="merged")
+
+
+def save_whole(model: Any, tokenizer: Any, target: Path) -> None:
+    """Save model and tokenizer as the folder ``target``, which is there with all its files or not at all."""
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def cannot_write() -> tuple[type[Exception], ...]:
+    """What is raised where a disk is full or gone."""
+    from safetensors import SafetensorError
+
+    return OSError, SafetensorError
 
 
 def keep_examples(ground: Ground, name: str, columns: Mapping[str, Sequence[Any]], journal: Journal) -> None:
@@ -83,7 +151,7 @@ def _tokens(ground: Ground, rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def load_trained(ground: Ground, base: Any) -> Any:
     """The policy that an earlier attempt saved."""
-    folder = ground.folder / "artifacts" / "model"
+    folder = kept_policy(ground.folder)
     if ground.setup.adapter.peft_config() is None:
         from harness.loading import load_pretrained
 

@@ -25,7 +25,7 @@ from harness.ground import Ground, note_stage, prepare_ground
 from harness.job import Job
 from harness.journal import Journal
 from harness.keys import baseline_code
-from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained
+from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
@@ -71,6 +71,8 @@ def run(job: Job, journal: Journal) -> None:
     with clock.phase("evaluate"):
         seed_everything(setup.eval.seed)
         judge_trained(ground, model, reference, journal)
+        if setup.algo.trains:
+            settle(ground, model, journal)
     report_clock(clock, journal)
 
 

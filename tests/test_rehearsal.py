@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from harness.config import compose, hydra_config
 from harness.conversation import prepare_rows
+from harness.models import character_tokenizer
 from harness.precision import place_on
 from harness.rehearsal import standins
 from harness.rehearsal.rows import lengthened, longest
@@ -172,6 +174,48 @@ def test_shared_references_leave_no_second_model():
         and live["train"].owners["reference"] == live["train"].owners["weights"]
     )
     assert shared["reference"].total < shared["train"].total < live["train"].total
+
+
+# -- what is held beside the trained model -----------------------------------------------------------------
+
+JUDGED = ("algo=sft", "eval.batch_size=4", "eval.evaluators.lm_eval=null", "task.eval_pairs=8", "task.eval_prompts=8")
+
+
+def judged(*overrides: str) -> Any:
+    """The peak of ``evaluate``, with the evaluators that there are by default."""
+    with hydra_config():
+        setup = assemble(compose([*(o for o in SMALL if o != "eval=none"), *JUDGED, *overrides]))
+    return rehearsed(setup).peaks()["evaluate"]
+
+
+def test_after_full_fine_tuning_evaluators_that_compare_hold_the_base_again():
+    alone = judged("adapter=full", "eval.evaluators.win_rate=null", "eval.evaluators.behaviour=null")
+    beside = judged("adapter=full", "eval.evaluators.behaviour=null")
+    assert alone.owners["reference"] == 0
+    assert beside.owners["reference"] == pytest.approx(beside.owners["weights"], rel=0.01)
+    assert judged("adapter=lora").owners["reference"] == 0  # its adapter is switched off
+
+
+def test_a_win_rates_judge_is_a_model_beside_the_trained_one(tmp_path):
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=1024,
+        num_hidden_layers=2,
+        intermediate_size=2048,
+        num_attention_heads=4,
+        num_labels=1,
+    )
+    judge = LlamaForSequenceClassification(config)
+    judge.save_pretrained(tmp_path)
+    character_tokenizer(64).save_pretrained(tmp_path)
+    weights = sum(p.numel() * 4 for p in judge.parameters())
+    level = judged("adapter=lora", f"eval.evaluators.win_rate.judge={tmp_path}")
+    assert level.owners["reward"] == pytest.approx(weights, rel=0.01) and level.owners["weights"] > 0
+
+
+def test_merging_an_adapter_takes_one_layers_difference_and_no_second_base():
+    level = rehearsed(setup_of("algo=sft", "adapter=lora", "train.save=full"), layers=2).peaks()["evaluate"]
+    assert 0 < level.total - level.owners["weights"] < 0.2 * level.owners["weights"]
 
 
 # -- few layers against all ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from harness.child import describe, is_out_of_memory
 from harness.errors import UserError
 from harness.journal import Journal
 from harness.outcome import read_result, write_json
-from harness.peaks import Expected, memory_metrics, out_of_memory, phase_rows
+from harness.peaks import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
 from harness.records import Event, Outcome, Trial
 from harness.runner import Plan, Runner, close_open_attempt, make_plan, run_trial
 from harness.telemetry.sampler import MemorySummary
@@ -131,6 +131,43 @@ def test_a_trained_policy_whose_new_evaluation_was_killed_is_not_trained_again(t
         book.write("attempt", mode="evaluate", continues=True, train_key="t1", eval_key="e1")
         book.write("outcome", outcome="interrupted", reason="the runner was killed")
     assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "evaluate"
+
+
+def failed_after_training(folder: Path, outcome: str, *, where: str = "artifacts/model") -> Path:
+    """A trial whose only attempt had ended training when it ended so."""
+    past(folder, outcome)
+    (folder / where).mkdir(parents=True)
+    with closing(Journal(folder / "runner.jsonl")) as book, closing(Journal(folder / "worker.jsonl")) as worker:
+        book.write("attempt", mode="train", continues=False, train_key="t1", eval_key="e1")
+        worker.write("trained")
+        book.write("outcome", outcome=outcome, reason="judging failed")
+    return folder
+
+
+@pytest.mark.parametrize("outcome", ["failed", "oom", "timeout", "interrupted"])
+@pytest.mark.parametrize("where", ["artifacts/model", "unjudged"])
+def test_a_trial_whose_training_had_ended_goes_on_at_evaluate_whatever_ended_it(tmp_path, outcome, where):
+    folder = failed_after_training(tmp_path, outcome, where=where)
+    for trial in (TRIAL, NEW_EVALUATOR):
+        assert make_plan(folder, trial, TRAINS, resume=True) == Plan(
+            "evaluate", True, False, f"was {outcome} after training; evaluates without training"
+        )
+    assert make_plan(folder, NEW_CODE, TRAINS, resume=True).mode == "train"
+    assert make_plan(folder, TRIAL, TRAINS, resume=False).mode == "train"
+
+
+def test_a_trained_policy_that_is_gone_is_trained_again(tmp_path):
+    folder = failed_after_training(tmp_path, "failed")
+    (folder / "artifacts" / "model").rmdir()
+    assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "train"
+
+
+def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_did_not_end(tmp_path):
+    folder = failed_after_training(tmp_path, "failed")
+    with closing(Journal(folder / "runner.jsonl")) as book:
+        book.write("attempt", mode="train", continues=False, train_key="t1", eval_key="e1")
+        book.write("outcome", outcome="failed", reason="in training")
+    assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "train"
 
 
 # -- run_trial, with a process that is none ------------------------------------------------------------
@@ -329,6 +366,23 @@ def test_what_a_trial_built_for_the_cache_is_no_cost_of_its_own():
 
 def test_with_a_gpu_the_marks_of_host_memory_are_another_thing():
     assert memory_metrics([phase("train", 5000.0)], summary("nvml_process", {"train": 30.0}))["memory/peak_mb"] == 30.0
+
+
+@pytest.mark.parametrize("lens", ["private", None])
+def test_on_a_gpu_of_which_the_driver_tells_nothing_torchs_own_figures_stand_and_not_the_hosts(lens):
+    told = [
+        Event(0.0, "device", {"device": "cuda", "uuid": "MIG-1"}),
+        Event(1.0, "phase", {"previous": "train", "name": "evaluate", "host_peak_mb": 9000, "reserved_peak_mb": 700}),
+        Event(2.0, "phase", {"previous": "evaluate", "name": None, "host_peak_mb": 9500, "reserved_peak_mb": 300}),
+    ]
+    seen = None if lens is None else summary(lens, {"train": 8000.0, "evaluate": 8500.0})
+    assert memory_metrics(told, seen) == {
+        "memory/train_peak_mb": 700.0,
+        "memory/evaluate_peak_mb": 300.0,
+        "memory/peak_mb": 700.0,
+    }
+    assert lens_of(told, seen) == "torch"
+    assert lens_of(told, summary("nvml_process", {"train": 1.0})) == "nvml_process"
 
 
 def test_the_kernels_marks_stand_where_nothing_was_sampled():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from harness.cli import main
 from harness.errors import UserError, UserErrors
+from harness.launch import resume_command
 from harness.sweep import plan_sweep, write_manifest
 from harness.tracking import SweepRun
 
@@ -226,3 +229,12 @@ def test_the_manifest_holds_what_jobs_in_other_processes_need(tmp_path):
     assert SweepRun(**manifest["tracking"]) == SweepRun("sqlite:///x.db", "1", "parent")
     write_manifest(sweep, None)
     assert json.loads((tmp_path / "test" / "sweep.json").read_text())["tracking"] is None
+
+
+def test_the_line_that_goes_on_with_an_interrupted_sweep_is_the_users_with_its_name():
+    options = SimpleNamespace(multirun=True, config_dir="my conf", config_path=None, config_name=None)
+    said = resume_command(options, ["algo=dpo,ipo", "task.prompt_end=a b", "resume=false", "sweep=monday"])
+    assert shlex.split(said) == [
+        "python", "-m", "harness", "-m", "--config-dir", "my conf", "algo=dpo,ipo", "task.prompt_end=a b",
+        "sweep=monday",
+    ]  # fmt: skip

@@ -278,6 +278,35 @@ def test_mig_slices_are_refused_with_the_reason():
     assert driver.open == 0
 
 
+def test_of_a_sliced_gpu_the_slice_that_cuda_shows_is_what_there_is_room_in():
+    gpu, plain = Gpu("GPU-a", model="A100"), Gpu("GPU-b", model="A100")
+    gpu.mig = 1
+    slices = {1: ("MIG-x", 10 * GB), 3: ("MIG-y", 20 * GB)}  # places 0, 2 and 4 are not taken
+
+    class Sliced(Driver):
+        def nvmlDeviceGetMaxMigDeviceCount(self, handle):  # noqa: N802
+            return 5
+
+        def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):  # noqa: N802
+            if index not in slices:
+                raise NVMLError("Not Found")
+            return slices[index]
+
+        def nvmlDeviceGetUUID(self, handle):  # noqa: N802
+            return handle[0] if handle in slices.values() else super().nvmlDeviceGetUUID(handle)
+
+        def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+            if handle in slices.values():
+                return SimpleNamespace(used=0, total=handle[1])
+            return super().nvmlDeviceGetMemoryInfo(handle)
+
+    driver = Sliced(gpu, plain)
+    assert first_visible({}, driver) == ("MIG slice of A100", 10 * GB)
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "MIG-y"}, driver) == ("MIG slice of A100", 20 * GB)
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "MIG-z"}, driver) is None
+    assert first_visible({"CUDA_VISIBLE_DEVICES": "GPU-b"}, driver) == ("A100", 80 * GB)
+
+
 def test_no_driver_is_said_so():
     driver = Driver()
     driver.failing = "Driver Not Loaded"

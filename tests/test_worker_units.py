@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness import worker
+from harness import saved, worker
 from harness.adapters import Full, LoRA
 from harness.job import Job
 from harness.journal import Journal, read
@@ -68,6 +69,111 @@ def test_a_merged_copy_says_what_the_adapter_says(tmp_path, cache):
     ids = torch.tensor([ground.tokenizer("12+7=")["input_ids"]])
     with torch.no_grad():
         assert torch.allclose(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4)
+
+
+JUDGED_BY_PAIRS = tuple(
+    f"eval.evaluators.{name}=null" for name in ("true_reward", "win_rate", "calibration", "behaviour")
+)
+
+
+def fails_once(monkeypatch: Any, target: Any, name: str, error: Exception) -> None:
+    """The function ``name`` of ``target`` raises at its first call and is itself again afterwards."""
+    whole, left = getattr(target, name), [error]
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(target, name, once)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "save"), [("lora", "none"), ("lora", "full"), pytest.param("full", "adapter", marks=pytest.mark.slow)]
+)
+def test_judging_that_failed_goes_on_with_the_trained_policy_and_says_what_an_undisturbed_trial_says(
+    tmp_path, cache, monkeypatch, adapter, save
+):
+    options = ("algo=dpo", f"adapter={adapter}", f"train.save={save}", *JUDGED_BY_PAIRS)
+    whole = tell(tmp_path / "whole", cache, *options)
+    fails_once(monkeypatch, worker, "judge_trained", RuntimeError("the judge fell ill"))
+    folder = tmp_path / "ill"
+    with pytest.raises(RuntimeError, match="fell ill"):
+        tell(folder, cache, *options)
+    assert "trained" in {e.kind for e in read(folder / "worker-train.jsonl")}
+    again = tell(folder, cache, *options, mode="evaluate")
+    assert again.under("eval/") == pytest.approx(whole.under("eval/"), rel=1e-6, abs=1e-6)
+    assert not again.series and again.events[-1].kind == "done"
+    kept = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
+    assert (
+        kept
+        == {
+            "none": [],
+            "adapter": ["artifacts/model/model.safetensors"],
+            "full": ["artifacts/merged/model.safetensors", "artifacts/model/adapter_model.safetensors"],
+        }[save]
+    )
+
+
+def test_a_policy_that_cannot_be_saved_is_judged_from_memory_and_saved_when_there_is_room(tmp_path, cache, monkeypatch):
+    fails_once(monkeypatch, saved, "save_whole", OSError(28, "No space left on device"))
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", *JUDGED_BY_PAIRS)
+    (note,) = [e.data["message"] for e in told.events if e.kind == "note" and "No space" in e.data["message"]]
+    assert "judged from memory" in note and "eval/preference_accuracy" in told.metrics
+    assert [e.kind for e in told.events].count("trained") == 1 and told.events[-1].kind == "done"
+    assert (tmp_path / "artifacts" / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_where_there_is_no_room_at_all_the_figures_are_on_record_and_the_error_says_what_is_lost(
+    tmp_path, cache, monkeypatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved, "save_whole", full)
+    with pytest.raises(RuntimeError, match=r"make room there.*is lost.*from its last checkpoint, or anew"):
+        tell(tmp_path, cache, "algo=dpo", "adapter=lora", *JUDGED_BY_PAIRS)
+    events = read(tmp_path / "worker-train.jsonl")
+    assert "trained" not in {e.kind for e in events}
+    assert any("eval/preference_accuracy" in e.data["values"] for e in events if e.kind == "metrics")
+
+
+def test_a_policy_is_saved_whole_or_not_at_all(tmp_path):
+    class Half:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_text("half")
+            if self.dies:
+                raise OSError("disk full")
+
+        dies = True
+
+    target = tmp_path / "artifacts" / "model"
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+    with pytest.raises(OSError, match="disk full"):
+        saved.save_whole(Half(), tokenizer, target)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    target.mkdir(parents=True)
+    (target / "older").write_text("of another training")
+    whole = Half()
+    whole.dies = False
+    saved.save_whole(whole, tokenizer, target)
+    assert [p.name for p in target.iterdir()] == ["model.safetensors"] and len(list(target.parent.iterdir())) == 1
+
+
+def test_merging_makes_no_second_copy_of_the_weights(tmp_path, cache, monkeypatch):
+    copied: list[Any] = []
+    settle, whole = worker.settle, copy.deepcopy
+
+    def watched(*arguments: Any) -> None:
+        with monkeypatch.context() as during:
+            during.setattr(copy, "deepcopy", lambda x, *a, **o: copied.append(type(x)) or whole(x, *a, **o))
+            settle(*arguments)
+
+    monkeypatch.setattr(worker, "settle", watched)
+    tell(tmp_path, cache, "algo=dpo", "adapter=lora", "train.save=full", "eval=none")
+    assert (tmp_path / "artifacts" / "merged" / "model.safetensors").is_file()
+    assert not [kind for kind in copied if issubclass(kind, torch.nn.Module | torch.Tensor)]
 
 
 def test_a_trial_that_keeps_nothing_leaves_no_weights(tmp_path, cache):

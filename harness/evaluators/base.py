@@ -16,6 +16,8 @@ from harness.tasks.base import Task, TaskData
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.rewards.base import Reward
+
 
 @dataclass(frozen=True)
 class EvalContext:
@@ -97,6 +99,15 @@ class Evaluator(ABC):
     """Judges a model; a frozen description."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    compares: ClassVar[bool] = False
+    """Whether it asks for the model before training (``EvalContext.before_training``), which full fine-tuning then
+    holds beside the trained one; ``plan`` counts it."""
+
+    @property
+    def judge_model(self) -> Reward | None:
+        """A reward that it opens beside the models, so that ``plan`` counts that too."""
+        return None
 
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
         """Why this evaluator says nothing about the task, or None where it does."""

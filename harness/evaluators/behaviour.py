@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt
 
@@ -29,6 +29,8 @@ class Behaviour(Evaluator):
         samples: completions per prompt; at least two, or nothing can be said of diversity.
         max_prompts: at most this many prompts of the split; null takes all.
     """
+
+    compares: ClassVar[bool] = True
 
     samples: Annotated[int, Gt(1)] = 4
     max_prompts: Annotated[int, Gt(0)] | None = None

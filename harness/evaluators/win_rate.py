@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
 
@@ -15,6 +15,7 @@ from harness.tasks.base import Row, Task, TaskData, prompt_key
 
 if TYPE_CHECKING:
     from harness.evaluators.scoring import Sample
+    from harness.rewards.model import ModelReward
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class WinRate(Evaluator):
         judge: a sequence-classification model with one label, by directory or hub id; null is the task's own rule.
             A judge that the policy was trained against only tells how well it was exploited.
     """
+
+    compares: ClassVar[bool] = True
 
     samples: Annotated[int, Gt(0)] = 4
     max_prompts: Annotated[int, Gt(0)] | None = None
@@ -61,6 +64,7 @@ class WinRate(Evaluator):
         rows, mine = held_out_samples(context, per_prompt=k, max_prompts=self.max_prompts)
         with context.before_training() as before:
             _, theirs = held_out_samples(before, per_prompt=k, max_prompts=self.max_prompts)
+        del before  # a base that was loaded for the while goes before a judge comes
         score = self._score(context)
         won = wins(score([rows[d.row] for d in mine], mine), score([rows[d.row] for d in theirs], theirs))
         controlled = forecast.length_controlled_rate(
@@ -73,16 +77,23 @@ class WinRate(Evaluator):
             metrics["win_rate_length_controlled"] = controlled
         return Evaluation(metrics, examples={"wins": {"example": names, "win_rate": per_prompt}})
 
+    @property
+    def judge_model(self) -> ModelReward | None:
+        """The judge, where it is not the task's rule."""
+        from harness.rewards.model import ModelReward
+
+        return None if self.judge is None else ModelReward(path=self.judge)
+
     def _score(self, context: EvalContext) -> Callable[[Sequence[Row], Sequence[Sample]], list[float]]:
         """The task's rule, or the judge, loaded."""
-        if self.judge is None:
+        judge = self.judge_model
+        if judge is None:
             return lambda rows, drawn: [context.task.score(r, d.text).reward for r, d in zip(rows, drawn, strict=True)]
         from harness.rewards.base import Desk
-        from harness.rewards.model import ModelReward
 
         desk = Desk(None, context.tokenizer, context.rows, {}, context.device, context.frozen, context.precision)
         try:
-            score = ModelReward(path=self.judge, score_batch_size=context.batch_size).open(desk)
+            score = replace(judge, score_batch_size=context.batch_size).open(desk)
         except UserError as error:
             key = "eval.evaluators.win_rate.judge"
             raise UserError(error.rule, key=key, value=self.judge, fix=error.fix) from None

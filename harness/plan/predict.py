@@ -130,7 +130,12 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "train": train,
         "reward": config.get("reward"),
         "content": setup.reward.contents() if setup.reward is not None else {},
-        "eval": {"names": sorted(setup.eval.active), **{k: getattr(setup.eval, k) for k in _EVAL}},
+        "saves": setup.train.save == "full",  # then an adapter is merged
+        "eval": {
+            "names": sorted(setup.eval.active),
+            "judges": _judges(setup),
+            **{k: getattr(setup.eval, k) for k in _EVAL},
+        },
         "data": None if target.fill else data.digest,
         "target": asdict(target),
         "code": closure.code_digest(code_of(setup)),
@@ -142,6 +147,13 @@ def code_of(setup: Setup) -> dict[str, Path]:
     """The code that can change a prediction."""
     entries = identity.modules_of([setup.algo, setup.adapter, setup.model, setup.task, setup.reward])
     return closure.closure(["harness.plan.rehearsed", *entries], NO_MATTER_OF_CODE)
+
+
+def _judges(setup: Setup) -> dict[str, Any]:
+    """What evaluators hold beside the trained model."""
+    active = setup.eval.active.items()
+    judges = {name: asdict(judge) for name, e in active if (judge := e.judge_model) is not None}
+    return {"compare": sorted(name for name, e in active if e.compares), **judges}
 
 
 _EVAL = ("split", "batch_size", "max_length", "max_completion_length")

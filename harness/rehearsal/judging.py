@@ -71,3 +71,26 @@ def judge(
         arithmetic = computing(place.device, place.precision)
         with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), ends:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+
+
+def score(setup: Setup, reward: Any, scene: Any, tracker: Any) -> None:
+    """Open an evaluator's own judge and let it score a batch of the longest prompts with completions of full length."""
+    from dataclasses import replace
+
+    from harness.rewards.base import Desk
+
+    settings = setup.eval
+    place = scene.place
+    desk = Desk(None, scene.tokenizer, scene.rows, {}, place.device, place.frozen, place.precision)
+    judge = replace(reward.without_weights() if scene.fake else reward, score_batch_size=settings.batch_size)
+    asked = judge.open(desk)
+    tracker.own(desk.roles.get("reward", ()), "reward")
+    rows = sorted(scene.data.eval_prompts.get(settings.split, ()), key=lambda row: -len(str(row["prompt"])))
+    rows = rows[: settings.batch_size]
+    said = scene.tokenizer.decode([scene.tokenizer.eos_token_id + 2] * settings.max_completion_length)
+    asked(rows, [said] * len(rows), [True] * len(rows))
+
+
+def merges(setup: Setup) -> bool:
+    """Whether the trained adapter is merged into its base when all is judged."""
+    return setup.train.save == "full" and setup.adapter.peft_config() is not None and not setup.adapter.quantized

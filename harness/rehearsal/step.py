@@ -114,23 +114,52 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             del trainer
             gc.collect()  # of the cycles that a trainer is made of
         judge(model, "evaluate", *judged)
+        if any(judged) and setup.algo.trains:
+            _beside_the_trained(scene, config, tracker, judge)
+        if evaluation and setup.algo.trains and judging.merges(setup):
+            tracker.enter("evaluate")
+            model.merge_and_unload()
     return tracker.timeline()
 
 
-def _base(scene: Scene, config: Any, tracker: Tracker, quantization: Any | None) -> Any:
+def _beside_the_trained(scene: Scene, config: Any, tracker: Tracker, judge: Callable[..., None]) -> None:
+    """What evaluators hold beside the trained model: the base again (full fine-tuning), then judges of their own."""
+    setup = scene.setup
+    active = [e for e in setup.eval.active.values() if e.not_applicable(setup.task, scene.data) is None]
+    if setup.adapter.peft_config() is None and any(e.compares for e in active):
+        before = _base(scene, config, tracker, None, phase="evaluate", owner="reference")
+        judge(before, "evaluate", *scene.held_out)
+        del before
+        gc.collect()
+    for evaluator in active:
+        if (reward := evaluator.judge_model) is not None:
+            tracker.enter("evaluate")
+            judging.score(setup, reward, scene, tracker)
+            gc.collect()
+
+
+def _base(
+    scene: Scene,
+    config: Any,
+    tracker: Tracker,
+    quantization: Any | None,
+    *,
+    phase: str = "load",
+    owner: str = "weights",
+) -> Any:
     """The base, its weights booked and its layers marked."""
-    tracker.enter("load")
+    tracker.enter(phase)
     if scene.load is not None:
-        with tracker.creating("weights"):
+        with tracker.creating(owner):
             model = scene.load(quantization)
     else:
         with tracker.unseen():  # on the host
             model = made(config, scene.setup, scene.place, quantization)
-        tracker.own([*model.parameters(), *model.buffers()], "weights")
+        tracker.own([*model.parameters(), *model.buffers()], owner)
         if quantization is not None:  # each weight is whole on the device before it is quantized
             torch.empty(standins.largest(model), dtype=scene.place.dtype)
     watch.mark_layers(model, config, tracker)
-    tracker.enter("load")
+    tracker.enter(phase)
     return model.eval()
 
 

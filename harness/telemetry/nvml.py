@@ -27,6 +27,9 @@ PROCESS_LENS = "nvml_process"
 DELTA_LENS = "nvml_device_delta"
 
 
+NO_SLICES = "MIG slices are not supported by this lens, torch's own figures stand in"
+
+
 class LensUnavailable(Exception):
     """There is nothing to look at through this lens; the message says why."""
 
@@ -82,7 +85,7 @@ def visible_gpus(devices: Sequence[Device], env: Mapping[str, str]) -> Visible:
     certain = True
     for entry in (part.strip() for part in mask.split(",")):
         if entry.upper().startswith("MIG-"):
-            raise LensUnavailable(f"CUDA_VISIBLE_DEVICES={mask}: MIG slices are not supported")
+            raise LensUnavailable(f"CUDA_VISIBLE_DEVICES={mask}: {NO_SLICES}")
         if entry.isdecimal() and int(entry) < len(everything):
             uuids.append(everything[int(entry)])
             certain = certain and by_index
@@ -113,7 +116,8 @@ def device_levels(nvml: Any = None) -> dict[str, int]:
 def first_visible(env: Mapping[str, str] | None = None, nvml: Any = None) -> tuple[str, int] | None:
     """Name and memory in bytes of the first GPU that CUDA shows to this environment.
 
-    None without one, and where CUDA's numbering of several models is not known.
+    Of a sliced GPU (MIG) it is the slice that CUDA shows. None without one, and where CUDA's numbering of several
+    models is not known.
     """
     try:
         nvml = _started(nvml)
@@ -121,10 +125,15 @@ def first_visible(env: Mapping[str, str] | None = None, nvml: Any = None) -> tup
         return None
     try:
         devices = _devices(nvml)
-        visible = visible_gpus(devices, os.environ if env is None else env)
+        env = os.environ if env is None else env
+        if (name := env.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()).upper().startswith("MIG-"):
+            return _slice(nvml, devices, name)
+        visible = visible_gpus(devices, env)
         if not visible.certain:
             return None
         device = next(d for d in devices if d.uuid == visible.uuids[0])
+        if _sliced(nvml, device):
+            return _slice(nvml, [device])
         return device.model, int(nvml.nvmlDeviceGetMemoryInfo(device.handle).total)
     except (LensUnavailable, nvml.NVMLError):
         return None
@@ -163,7 +172,7 @@ class NvmlLens:
         try:
             devices = _devices(self._nvml)
             visible = visible_gpus(devices, env)
-            self._refuse_mig(device for device in devices if device.uuid in visible.uuids)
+            refuse_mig(self._nvml, [device for device in devices if device.uuid in visible.uuids])
             self._levels = {**_levels(self._nvml, devices), **(levels or {})}
         except BaseException:
             self.close()
@@ -302,11 +311,35 @@ class NvmlLens:
         except (self._nvml.NVMLError, SampleMissed):
             return []
 
-    def _refuse_mig(self, devices: Iterable[Device]) -> None:
-        for device in devices:
-            with suppress(self._nvml.NVMLError):  # not supported: not a device that can be sliced
-                if self._nvml.nvmlDeviceGetMigMode(device.handle)[0]:
-                    raise LensUnavailable(f"{device.uuid} is sliced by MIG, which is not supported")
+
+def refuse_mig(nvml: Any, devices: Iterable[Device]) -> None:
+    """The driver lists no process of a slice with its memory, and a device's level is that of all its slices.
+
+    Raises:
+        LensUnavailable: one of ``devices`` is sliced.
+    """
+    for device in devices:
+        if _sliced(nvml, device):
+            raise LensUnavailable(f"{device.uuid} is sliced by MIG: {NO_SLICES}")
+
+
+def _sliced(nvml: Any, device: Device) -> bool:
+    with suppress(nvml.NVMLError):  # not supported: not a device that can be sliced
+        return bool(nvml.nvmlDeviceGetMigMode(device.handle)[0])
+    return False
+
+
+def _slice(nvml: Any, devices: Sequence[Device], uuid: str | None = None) -> tuple[str, int] | None:
+    """Name and memory in bytes of a slice: the one of this UUID, or the first that there is; None without it."""
+    for device in devices:
+        if not _sliced(nvml, device):
+            continue
+        for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)):
+            with suppress(nvml.NVMLError):  # this place is not taken
+                handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(device.handle, index)
+                if uuid is None or _text(nvml.nvmlDeviceGetUUID(handle)).lower() == uuid.lower():
+                    return f"MIG slice of {device.model}", int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return None
 
 
 def _started(nvml: Any) -> Any:
