@@ -59,8 +59,8 @@ def test_figures_that_differ_by_rounding_are_the_same_and_others_are_named():
 
 
 def test_of_many_figures_that_moved_the_first_are_named():
-    many = {f"f{i}": 0.0 for i in range(7)}
-    found = compare(of(**many), of(**dict.fromkeys(many, 1.0)), JUDGING)
+    before, after = ({f"f{i}": value for i in range(7)} for value in (0.0, 1.0))
+    found = compare(of("s", **before), of("s", **after), JUDGING)
     assert found.why.endswith("length: f3 0 → 1 and 3 more")
 
 
