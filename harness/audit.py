@@ -202,8 +202,9 @@ def few_prompts(data: TaskData, split: str) -> list[str]:
     for kind, rows in (("pairs", data.eval_pairs.get(split) or ()), ("prompts", data.eval_prompts.get(split) or ())):
         distinct = len({prompt_key(row["prompt"]) for row in rows})
         if 0 < distinct < FEW_PROMPTS:
+            why = " (a limit of rows on a file that is sorted by prompt leaves few)" if distinct < len(rows) else ""
             said.append(
                 f"the {len(rows):,} held-out {kind} have {distinct} different prompts, and prompts are what intervals "
-                "count: figures will be wide (a limit of rows on a file that is sorted by prompt leaves few)"
+                f"count: they will be wide{why}"
             )
     return said

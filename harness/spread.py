@@ -6,7 +6,7 @@ Two seeds that coincide by chance give a spread of 0, and then any difference lo
   averaged with that of the whole sweep, whose weight is estimated from how alike the recipes spread.
 - No spread is below what the metric's step allows: a value that falls on one of two neighbouring steps has a
   variance of a quarter of a step squared at most.
-- No error is below that of the held-out examples, on which all seeds are judged alike.
+- The held-out examples, on which all seeds are judged alike, have an error of their own beside it (``stats``).
 
 Every floor can only raise the error, so it raises no false alarm. Sides are compared as two samples, not seed by seed:
 seeds of different recipes do not go together (correlations of -0.24 to -0.02 over 24 seeds in
@@ -114,7 +114,7 @@ def _inverse_trigamma(value: float) -> float:
     return found
 
 
-def error_of(sides: Sequence[Sequence[float] | np.ndarray], spread: Spread, least: float = 0.0) -> Error:
+def error_of(sides: Sequence[Sequence[float] | np.ndarray], spread: Spread) -> Error:
     """Of the mean of one side, or of the difference of the means of two.
 
     Degrees of freedom are Welch's, with each side's variance drawn half-way to their mean: at two or three seeds
@@ -124,7 +124,6 @@ def error_of(sides: Sequence[Sequence[float] | np.ndarray], spread: Spread, leas
     Args:
         sides: means of seeds, at least two on each side.
         spread: of the sweep.
-        least: standard error below which it cannot be, such as that of the examples.
     """
     values = [np.asarray(side, float) for side in sides]
     sizes, freedoms = np.array([len(v) for v in values]), np.array([len(v) - 1 for v in values])
@@ -135,7 +134,7 @@ def error_of(sides: Sequence[Sequence[float] | np.ndarray], spread: Spread, leas
     freedom = min(freedom, float(freedoms.sum()))
     shares = float((1 / sizes).sum())
     square = (spread.weight * spread.usual * shares + freedom * own) / (spread.weight + freedom)
-    size = math.sqrt(max(square, spread.least * shares, least**2))
+    size = math.sqrt(max(square, spread.least * shares))
     return Error(size, min(spread.weight + freedom, max(float(spread.freedom), freedom)))
 
 

@@ -152,8 +152,8 @@ def compare(
 ) -> Comparison:
     """Two recipes, each by all of its seeds.
 
-    With two seeds or more on both sides the difference of their means carries a t interval, whose error is that of the
-    seeds, and at least that of the examples. With one the differences on the examples are told, and no verdict.
+    With two seeds or more on both sides the difference of their means carries a t interval: the wider of that of the
+    seeds and that of the examples. With one the differences on the examples are told, and no verdict.
 
     Args:
         first: see ``Scores``.
@@ -260,10 +260,12 @@ def _compared(
     if seeds < 2:
         interval = rows_interval(differences, clusters)
         return Comparison(interval, 1.0, seeds, examples, margin, Verdict.ONE_SEED, None)
+    error, mean = error_of(means, spread), float(differences.mean())
     rows_error = clustered_error(differences, clusters) or 0.0
-    error = error_of(means, spread, rows_error)
-    mean = float(differences.mean())
-    interval, p = _around(mean, error, seeds), p_value(mean, error)
+    rows = Error(rows_error, max(1, int(numbered(clusters, examples).max())))
+    wider = max((error, rows), key=lambda e: quantile(e.freedom, LEVEL) * e.size)
+    p = max(p_value(mean, error), p_value(mean, rows) if rows_error else 0.0)  # both must say so
+    interval = _around(mean, wider, seeds)
     return Comparison(interval, p, seeds, examples, margin, Verdict.OPEN, None, error.freedom, rows_error)
 
 
