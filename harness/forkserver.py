@@ -5,13 +5,14 @@ Measured on 2 cores: a spawned child spends 10-11 s importing, a forked one is r
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def _tell_guard() -> None:
             start_new_session=True,
             text=True,
         )
+        atexit.register(_dismiss, _guard)
     server: Any = forkserver._forkserver
     assert _guard.stdin is not None
     pid = server._forkserver_pid
@@ -109,6 +111,14 @@ def _tell_guard() -> None:
         _guard.stdin.flush()
     except BrokenPipeError:
         return  # somebody killed it; the next start brings up another, and trials watch by themselves too
+
+
+def _dismiss(guard: subprocess.Popen[str]) -> None:
+    """Let a guard end with the process that it belongs to, which then leaves no open pipe."""
+    assert guard.stdin is not None
+    with suppress(BrokenPipeError):
+        guard.stdin.close()
+    guard.wait()
 
 
 @contextmanager
