@@ -100,13 +100,14 @@ class OnlineTrainer(GRPOTrainer):
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))
         self.beta = beta
+        settings: Any = self.args  # TRL's; transformers' own declaration knows less
         self.eos_token_ids = stop_ids(self.processing_class, self.model)
         self.generation_config = sampling_config(
             self.processing_class,
             self.model,
-            max_new_tokens=self.max_completion_length,
+            max_new_tokens=settings.max_completion_length,
             temperature=self.temperature,
-            cache_implementation=self.args.cache_implementation,
+            cache_implementation=settings.cache_implementation,
         )
         if reference is not None and beta:
             from trl.trainer.utils import add_fused_lm_head

@@ -142,9 +142,11 @@ class PPOTrainer(OnlineTrainer):
 
     def _next_prompts(self) -> list[Any]:
         """The rows of the next rollout, in the order in which TRL's loader would bring them without its repetitions."""
-        size, rows = self.args.generation_batch_size, self.train_dataset
+        size = self.args.generation_batch_size
+        rows: Any = self.train_dataset
         if self._prompts is None:
-            sampler = RepeatSampler(rows, 1, size, shuffle=self.shuffle_dataset, seed=self.args.seed)
+            shuffled = bool(self.shuffle_dataset)
+            sampler = RepeatSampler(rows, 1, size, shuffle=shuffled, seed=self.args.seed)
             passes = itertools.chain.from_iterable(iter(sampler) for _ in itertools.count())
             batches = iter(lambda: list(itertools.islice(passes, size)), [])
             self._prompts = itertools.islice(batches, self.rollouts, None)

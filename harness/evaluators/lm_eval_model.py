@@ -37,7 +37,11 @@ def length_for(context: EvalContext, asked: int | None) -> int:
     return asked
 
 
-class CountingModel(HFLM):  # pyright: ignore[reportUntypedBaseClass]
+Wrapper: Any = HFLM
+"""Its metaclass hides its signature from type checkers."""
+
+
+class CountingModel(Wrapper):
     """The model of ``context`` as lm-eval wants it.
 
     lm-eval cuts what is too long from the left and says so in a log. Here each document of which a token was cut is
@@ -50,8 +54,7 @@ class CountingModel(HFLM):  # pyright: ignore[reportUntypedBaseClass]
 
     def __init__(self, context: EvalContext, max_length: int):
         """Wrap; batches are as large as the evaluators' where their logits allow it."""
-        wrapped: Any = super()
-        wrapped.__init__(
+        super().__init__(
             pretrained=context.model,
             tokenizer=context.tokenizer,
             batch_size=context.batch_size,
@@ -93,7 +96,8 @@ class CountingModel(HFLM):  # pyright: ignore[reportUntypedBaseClass]
         fitting, longest = [], 1
         for request in requests:
             prompt, options = request.args
-            tokens = int(normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"])
+            given: Any = normalize_gen_kwargs(options, self.max_gen_toks)
+            tokens = int(given["max_gen_toks"])
             if tokens >= self.max_length:
                 tokens = self.max_length // 2
                 self.shortened[str(request.task_name)] = tokens
