@@ -32,6 +32,8 @@ from harness.tasks.base import Row, Task, TaskData, digest_of, prompt_key, text_
 FIXTURE = "1"
 """Changes where the fixture itself gives other figures: then old and new are not held against each other."""
 ROWS = 6
+LABELS = ("example", "cluster")
+"""Columns of results per example that name it and are no figures."""
 CONTEXT = 256
 SMALL_BASE = {"steps": 4, "batch_size": 8, "layers": 1, "hidden": 16, "intermediate": 32, "heads": 2}
 
@@ -174,6 +176,7 @@ def context_on_toys(task: Task, data: TaskData, *, chat: bool) -> EvalContext:
     before = EvalContext(
         model=toy(1), tokenizer=tokenizer, task=task, data=data, rows=lambda rows: prepare_rows(rows, chat=chat),
         split=split, batch_size=8, max_length=CONTEXT - 16, max_completion_length=12, seed=0, device="cpu", beta=0.1,
+        chat=chat,
     )  # fmt: skip
 
     @contextmanager
@@ -207,7 +210,7 @@ def figures_of(found: Evaluation) -> dict[str, float]:
     figures = dict(found.metrics)
     for unit, columns in found.examples.items():
         figures |= {
-            f"{name} by {unit}": by_order(values) for name, values in columns.items() if name != "example" and values
+            f"{name} by {unit}": by_order(values) for name, values in columns.items() if name not in LABELS and values
         }
     return figures | {f"absent {name}": 1.0 for name in found.absent}
 

@@ -183,7 +183,7 @@ def test_a_changed_expression_changes_the_keys_that_hold_the_module_and_a_commen
         ("harness.evaluators.scoring", {"eval", "baseline", "prediction"}),
         ("harness.evaluators.preference", {"eval"}),
         ("harness.evaluators.true_reward", {"eval", "baseline"}),
-        ("harness.forecast", {"eval", "reward model", "prediction", "train ppo"}),
+        ("harness.forecast", {"eval", "baseline", "reward model", "prediction", "train ppo"}),
         ("harness.tasks.arithmetic", {"train dpo", "train ppo", "base", "eval", "baseline", "prediction"}),
         ("harness.rehearsal.tracker", {"prediction"}),
     ],

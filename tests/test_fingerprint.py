@@ -105,7 +105,8 @@ def record(prints: dict[str, Fingerprint] | None = None, evaluators: str = "e1",
 
 def test_other_code_of_evaluators_that_does_the_same_is_judged_with_a_note():
     before, after = record(of(mean=1.0)), record(of(mean=1.0), "e2")
-    note, judged = decide({"dpo": before}, {"dpo": after}, ASKED)
+    note, told, judged = decide({"dpo": before}, {"dpo": after}, ASKED)
+    assert told.outcome is Outcome.CHANGED and not told.fails  # these baselines hold no settings to compare
     assert (note.outcome, note.fails) == (Outcome.SKIPPED, False)
     assert note.note == "other evaluators e1 → e2, and the same behaviour: all 1 figures of the fixture agree"
     assert judged.outcome is Outcome.SAME

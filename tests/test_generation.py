@@ -126,7 +126,7 @@ def trainer_of(model: Any, algo: Any, folder: Path, adapter: Any = None) -> Any:
         device="cpu",
         precision="fp32",
         clock=PhaseClock(lambda kind, data: None),
-        dtype=torch.float32,
+        frozen=torch.float32,
     )  # fmt: skip
     return algo.trainer(job)
 

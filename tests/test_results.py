@@ -103,7 +103,7 @@ class Fake:
         keys = {"train_key": trial["train_key"], "eval_key": trial["eval_key"]}
         runner = [(0.0, "attempt", {"mode": "train", "continues": False, **keys})]
         for i, used in enumerate(self.memory):
-            sample = {"t": self.began + i, "used_mb": used, "lens": "private", "phase": "train"}
+            sample = {"t": self.began + i, "used_mb": used, "lens": "private", "phase": "train", "n": 20}
             runner.append((float(i), "sample", sample))
         runner.append((end, "memory", {"lens": "private"}))
         runner.append((end + 1, "outcome", {"outcome": str(self.outcome), "reason": self.reason}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,7 @@ def test_a_trained_policy_that_is_gone_is_trained_again(tmp_path):
 
 def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_did_not_end(tmp_path):
     folder = failed_after_training(tmp_path, "failed")
+    time.sleep(0.01)  # attempts begin later than what was written before them, by more than clocks are rounded to
     with closing(Journal(folder / "runner.jsonl")) as book:
         book.write("attempt", mode="train", continues=False, train_key="t1", eval_key="e1")
         book.write("outcome", outcome="failed", reason="in training")
