@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from harness.peaks import Expected
 
 STOP = ".stopped"
+SERVER_BACK_S = 30.0
+"""For this long a sweep that is over waits for a tracking server that does not answer."""
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -287,15 +289,9 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
     """Catch up with MLflow, write the report, say where both are; whether MLflow has all trials."""
-    from harness.projection import project
     from harness.report.gather import write_report
 
-    behind: dict[str, str] = {}
-    for folder in trial_folders(sweep.folder):
-        try:
-            project(folder, run)
-        except Exception as error:  # of the store or the disk: the journals hold everything for the next try
-            behind[folder.name] = in_one_line(error)
+    behind = _catch_up(trial_folders(sweep.folder), run)
     try:
         close_sweep(run, succeeded=succeeded and not behind)
         path = write_report(run.uri, sweep.name, Path("reports") / sweep.name, experiment=sweep.tracking.experiment)
@@ -310,6 +306,27 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
         say(f"warning: MLflow lacks {len(late)} of the trials ({behind[late[0]]}); `harness sync` catches up")
     print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
     return not behind
+
+
+def _catch_up(folders: Sequence[Path], run: SweepRun) -> dict[str, str]:
+    """Project what MLflow lacks, and name the trials that it would not take, with the reason.
+
+    A server that is on its way back is waited for; a full disk or a database in a file is not.
+    """
+    from harness.projection import project
+
+    until = time.monotonic() + (SERVER_BACK_S if run.uri.startswith(("http://", "https://")) else 0)
+    while True:
+        behind: dict[str, str] = {}
+        for folder in folders:
+            try:
+                project(folder, run)
+            except Exception as error:  # of the store or the disk: the journals hold everything for the next try
+                behind[folder.name] = in_one_line(error)
+        if not behind or time.monotonic() >= until:
+            return behind
+        folders = [folder for folder in folders if folder.name in behind]
+        time.sleep(1)
 
 
 def ui_command(tracking: Tracking) -> str:
