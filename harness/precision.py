@@ -73,11 +73,11 @@ def place_on(model: Model, adapter: Adapter, train: Train, device: str, *, train
 
     bf16 = bf16 and model.follows_device
     asked = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    frozen = asked or (torch.bfloat16 if bf16 else torch.float32)
-    whole = asked or torch.float32
     precision = train.precision
     if precision == "auto":
         precision = "bf16" if bf16 or model.dtype == "bfloat16" else "fp32"
+    frozen = asked or (torch.bfloat16 if bf16 and precision == "bf16" else torch.float32)
+    whole = asked or torch.float32
     return Place(device, precision, whole if trains and adapter.trains_base else frozen, frozen, whole)
 
 

@@ -49,6 +49,11 @@ def test_a_reward_model_with_weights_of_its_own_is_trained_in_32_bits_beside_a_p
     assert (place.stored_for(True), place.stored_for(False)) == (torch.float32, torch.bfloat16)
 
 
+def test_whoever_asks_for_fp32_on_a_gpu_gets_it_for_frozen_weights_too():
+    place = place_on(Shape(), QLoRA(), Train(precision="fp32"), "cuda", trains=True, bf16=True)
+    assert (place.precision, place.frozen, place.unpacked) == ("fp32", torch.float32, torch.float32)
+
+
 def test_the_embedded_model_stays_in_32_bits_unless_it_is_told_otherwise():
     assert place_on(Tiny(), LoRA(), Train(), "cuda", trains=True, bf16=True).precision == "fp32"
     told = place_on(Tiny(), LoRA(), Train(precision="bf16"), "cpu", trains=True, bf16=False)
