@@ -28,11 +28,14 @@ class Past:
         began: its ``attempt`` event; None where no attempt is journalled.
         ended: its ``outcome`` event; None while it is open.
         about: what it is about, as ``trial.json`` holds it; empty where nothing tells.
+        since: when the first of the attempts began that it continues, in seconds since the epoch; its own start where
+            it builds on none.
     """
 
     began: Event | None
     ended: Event | None
     about: Mapping[str, Any]
+    since: float = 0.0
 
     @property
     def outcome(self) -> Outcome | None:
@@ -54,15 +57,17 @@ def trial_folders(sweep: Path) -> list[Path]:
 def past_of(folder: Path) -> Past:
     """The latest attempt at the trial of ``folder``, from the few lines of the journal that tell."""
     began = ended = None
+    since = 0.0
     for event in _landmarks(folder / "runner.jsonl"):
         if event.kind == "attempt":
+            since = since if since and event.data.get("continues") else event.time
             began, ended = event, None
         elif event.kind == "outcome" and event.data["outcome"] in set(Outcome):
             ended = event
             whose = event.data.get("attempt")
             if whose is not None and (began is None or whose != began.time):
                 began = ended = None  # the line of its attempt is damaged: whose outcome it is cannot be told
-    return Past(began, ended, _about(folder, began))
+    return Past(began, ended, _about(folder, began), since)
 
 
 def result_of(folder: Path) -> TrialResult | None:

@@ -126,8 +126,8 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
         state = _State(
             run_id=trial_run(api, sweep, trial, folder, began),
             attempt=began,
-            worker=_offset_at(folder / "worker.jsonl", began),
-            runner=_offset_at(folder / "runner.jsonl", began),
+            worker=_offset_at(folder / "worker.jsonl", past.since),
+            runner=_offset_at(folder / "runner.jsonl", past.since),
         )
         _save_state(state_path, state, sweep)
     if not state.described:
@@ -144,7 +144,7 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
         _log_event(api, sweep, state, event, trial, folder)
     for event in runner:
         _log_event(api, sweep, state, event, trial, folder)
-    closing = [e for e in runner if e.kind == "outcome"]
+    closing = [e for e in runner if e.kind == "outcome" and e.time >= began]  # not of an attempt that is continued
     if closing:
         kept = trial_run(api, sweep, trial, folder, began, known=state.run_id)  # nothing may stand beside it
         if kept != state.run_id:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Store:
 
     runs: dict[str, Any] = field(default_factory=dict)
     lost: int = 0
+    points: dict[str, Any] = field(default_factory=dict)
     numbers: Any = field(default_factory=lambda: itertools.count())
 
     def create_run(self, experiment_id: str, *, start_time: int, run_name: str, tags: dict[str, str]) -> Any:
@@ -68,9 +70,12 @@ class Store:
     def set_terminated(self, run_id: str, status: str = "FINISHED", end_time: int = 0) -> None:
         self.runs[run_id].info.status = status
 
-    def log_batch(self, *_: Any, **__: Any) -> None: ...
+    def log_batch(self, run_id: str, metrics: Any = (), **_: Any) -> None:
+        self.points.setdefault(run_id, []).extend((m.key, m.value) for m in metrics)
 
-    log_inputs = log_artifact = log_dict = log_batch
+    def log_inputs(self, *_: Any, **__: Any) -> None: ...
+
+    log_artifact = log_dict = log_inputs
 
 
 @pytest.fixture
@@ -126,6 +131,26 @@ def test_of_two_runs_of_an_attempt_the_one_that_ended_is_kept(store, finished):
     store.set_terminated("run1")
     assert project(finished, SWEEP) == "run1"
     assert [r.info.run_id for r in store.active] == ["run1"]
+
+
+def test_the_run_of_an_attempt_that_continues_has_what_was_measured_before(store, tmp_path):
+    folder = tmp_path / "trial"
+    book = begin(folder)
+    with closing(Journal(folder / "worker.jsonl")) as worker:
+        worker.write("series", step=1, values={"train/loss": 0.7})
+        worker.write("trained")
+    close_books(book, folder, [], None, Outcome.FAILED, "the judge fell ill")
+    first = project(folder, SWEEP)
+    time.sleep(0.01)
+    book = open_book(folder, TRIAL, (), {}, mode="evaluate", continues=True, why="")
+    second = project(folder, SWEEP)
+    assert second != first and one(store).info.status == "RUNNING"  # how the first attempt ended is not how this does
+    with closing(Journal(folder / "worker.jsonl")) as worker:
+        worker.write("metrics", values={"eval/correct": 0.5})
+        worker.write("done")
+    close_books(book, folder, [], None, Outcome.FINISHED, None)
+    assert project(folder, SWEEP) == second == one(store).info.run_id and one(store).info.status == "FINISHED"
+    assert {("train/loss", 0.7), ("eval/correct", 0.5)} <= set(store.points[str(second)])
 
 
 def test_a_run_that_another_projection_ended_meanwhile_replaces_the_one_at_hand(store, tmp_path):
