@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.peaks import Expected
 
 STOP = ".stopped"
-SERVER_BACK_S = 30.0
+SERVER_BACK_S = 60.0
 """For this long a sweep that is over waits for a tracking server that does not answer."""
 
 
@@ -315,6 +315,7 @@ def _catch_up(folders: Sequence[Path], run: SweepRun) -> dict[str, str]:
     """
     from harness.projection import project
 
+    said = False
     until = time.monotonic() + (SERVER_BACK_S if run.uri.startswith(("http://", "https://")) else 0)
     while True:
         behind: dict[str, str] = {}
@@ -325,6 +326,9 @@ def _catch_up(folders: Sequence[Path], run: SweepRun) -> dict[str, str]:
                 behind[folder.name] = in_one_line(error)
         if not behind or time.monotonic() >= until:
             return behind
+        if not said:
+            say(f"waiting for the store, {SERVER_BACK_S:.0f} s at most ({next(iter(behind.values()))})")
+            said = True
         folders = [folder for folder in folders if folder.name in behind]
         time.sleep(1)
 
