@@ -126,7 +126,8 @@ def test_a_budget_of_seconds_ends_training_soon_after_it(tmp_path, cache, algo):
 
 
 @pytest.mark.parametrize(
-    ("algo", "steps", "prompts"), [("dpo", 9, 72), ("kto", 9, 72), ("grpo", 78, 78), ("ppo", 36, 72)]
+    ("algo", "steps", "prompts"),
+    [("dpo", 9, 72), ("kto", 9, 72), ("ppo", 36, 72), pytest.param("grpo", 78, 78, marks=pytest.mark.slow)],
 )
 def test_a_budget_of_prompts_is_the_same_rows_for_all(tmp_path, cache, algo, steps, prompts):
     told = tell(tmp_path, cache, f"algo={algo}", *FAST, "train.budget.prompts=78")

@@ -24,7 +24,8 @@ def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
     return Sandbox(tmp_path, cache_dir)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt_neox"])
 def test_grpo_without_a_reward_is_refused_before_anything_runs_and_dpo_runs_alone(
     sandbox: Sandbox, architecture: str
 ) -> None:

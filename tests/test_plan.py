@@ -98,6 +98,7 @@ def test_a_plan_never_shows_a_figure_without_the_word_predicted_and_its_assumpti
 # -- the command ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_plans_caches_and_advises(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))

@@ -73,6 +73,7 @@ def test_a_command_that_trains_finishes(sandbox: Sandbox, command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_bare_mlflow_ui_opens_the_store(sandbox: Sandbox) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -188,6 +188,7 @@ def judged(*overrides: str) -> Any:
     return rehearsed(setup).peaks()["evaluate"]
 
 
+@pytest.mark.slow
 def test_after_full_fine_tuning_evaluators_that_compare_hold_the_base_again():
     alone = judged("adapter=full", "eval.evaluators.win_rate=null", "eval.evaluators.behaviour=null")
     beside = judged("adapter=full", "eval.evaluators.behaviour=null")
@@ -196,6 +197,7 @@ def test_after_full_fine_tuning_evaluators_that_compare_hold_the_base_again():
     assert judged("adapter=lora").owners["reference"] == 0  # its adapter is switched off
 
 
+@pytest.mark.slow
 def test_a_win_rates_judge_is_a_model_beside_the_trained_one(tmp_path):
     config = LlamaConfig(
         vocab_size=64,
@@ -223,7 +225,11 @@ def test_merging_an_adapter_takes_one_layers_difference_and_no_second_base():
 
 @pytest.mark.parametrize(
     ("algo", "adapter", "gpu"),
-    [("dpo", "lora", CPU), ("grpo", "qlora", GPU), pytest.param("ppo", "full", GPU, marks=pytest.mark.slow)],
+    [
+        ("dpo", "lora", CPU),
+        pytest.param("grpo", "qlora", GPU, marks=pytest.mark.slow),
+        pytest.param("ppo", "full", GPU, marks=pytest.mark.slow),
+    ],
 )
 def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, gpu):
     setup = setup_of(f"algo={algo}", f"adapter={adapter}")

@@ -16,6 +16,7 @@ def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
     return Sandbox(tmp_path, cache_dir)
 
 
+@pytest.mark.slow
 def test_a_named_sweep_resumes_reuses_and_evaluates_without_training(sandbox: Sandbox) -> None:
     first = sandbox.run("-m", "adapter=full,lora", "rank=8,16", "sweep=again")
     assert first.returncode == 0, first.stderr
@@ -43,6 +44,7 @@ def test_a_named_sweep_resumes_reuses_and_evaluates_without_training(sandbox: Sa
     assert len(sandbox.runs("again")) == 3, "a newer attempt replaces the older one's run"
 
 
+@pytest.mark.slow
 def test_sync_rebuilds_a_lost_database(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sandbox.run("algo=sft", "sweep=lost").returncode == 0
     (before,) = sandbox.runs("lost")

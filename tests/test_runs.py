@@ -109,6 +109,7 @@ def worker_pid_of_other(sandbox: Sandbox, sweep: str, done: str) -> int:
     return wait_for(look, what="the second worker")
 
 
+@pytest.mark.slow
 def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_missing(sandbox: Sandbox) -> None:
     steps = ("train.steps=4000", "train.checkpoint_steps=5")
     process = sandbox.start("-m", "algo=sft,dpo", "sweep=orphan", *steps)
@@ -145,6 +146,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_m
     assert [a["continues"] for a in attempts] == [False, True]
 
 
+@pytest.mark.slow
 def test_timeout_and_out_of_memory_are_rows_with_their_high_water_mark(sandbox: Sandbox) -> None:
     late = sandbox.run("sweep=late", *LONG, "runner.timeout_s=6", quick=True)
     assert late.returncode == 1

@@ -71,7 +71,7 @@ def flipped(folder: Path) -> float:
     return float(yaml.safe_load((folder / "config.yaml").read_text())["task"]["flipped"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_rows_of_two_seeds_of_one_recipe_differ_by_less_than_the_margin(sandbox: Sandbox) -> None:
     done = sandbox.run("-m", "algo=ppo", "seed=0,1", "sweep=luck", "eval.evaluators.lm_eval=null", quick=False,
                        timeout=900)  # fmt: skip
