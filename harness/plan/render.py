@@ -93,8 +93,8 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
     ]
     if cuda:
         lines += [
-            "Where train.precision and model.dtype are auto, on GPUs since Ampere: trained weights in fp32, frozen ones in "
-            "bf16, computation in bf16; PyTorch's fused attention.",
+            "Where train.precision and model.dtype are auto, on GPUs since Ampere: trained weights in fp32, frozen "
+            "ones in bf16, computation in bf16; PyTorch's fused attention.",
             f'"needs" adds to the peak {FRAGMENTED:.0%} for fragmentation and {gb(CONTEXT_BYTES)} GB for CUDA and '
             "cuBLAS; each request is rounded up to 512 bytes. Libraries' own workspaces are not known of.",
         ]
