@@ -47,7 +47,7 @@ def examples(folder: Path, metric: str) -> list[float]:
     return table.sort_values("example")[metric.removeprefix("eval/")].to_list()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_trained_on_flipped_labels_is_worse(sandbox: Sandbox) -> None:
     done = sandbox.run(
         "-m", "algo=dpo", "task.flipped=0,1", "sweep=planted", "eval.evaluators.lm_eval=null", quick=False, timeout=900
