@@ -77,8 +77,8 @@ def place_on(model: Model, adapter: Adapter, train: Train, device: str, *, train
     if precision == "auto":
         precision = "bf16" if bf16 or model.dtype == "bfloat16" else "fp32"
     frozen = asked or (torch.bfloat16 if bf16 and precision == "bf16" else torch.float32)
-    whole = asked or torch.float32
-    return Place(device, precision, whole if trains and adapter.trains_base else frozen, frozen, whole)
+    whole = asked or (torch.float32 if trains else frozen)
+    return Place(device, precision, whole if adapter.trains_base else frozen, frozen, whole)
 
 
 def precision_problems(model: Model, adapter: Adapter, train: Train) -> list[UserError]:

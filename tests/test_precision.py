@@ -42,6 +42,7 @@ def test_on_a_gpu_what_is_trained_is_stored_in_32_bits_and_what_is_frozen_in_16(
     place = place_on(Shape(), adapter, Train(), "cuda", trains=trains, bf16=True)
     assert (place.precision, place.dtype, place.frozen) == ("bf16", getattr(torch, policy), torch.bfloat16)
     assert place.unpacked == torch.bfloat16
+    assert place.stored_for(adapter.trains_base) == place.dtype  # or a policy would not tie with its own base
 
 
 def test_a_reward_model_with_weights_of_its_own_is_trained_in_32_bits_beside_a_policy_with_an_adapter():
