@@ -73,9 +73,15 @@ def audit(data: TaskData) -> Audit:
 
 
 def card(
-    found: Audit, *, title: str, digest: str, more: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+    found: Audit,
+    *,
+    title: str,
+    digest: str,
+    more: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    examples: Sequence[str] = (),
 ) -> str:
-    """One page of markdown about the data; ``more`` are facts that need a tokenizer."""
+    """One page of markdown about the data; ``more`` are facts that need a tokenizer, ``examples`` decoded sequences."""
     rows = [[text.escape(k), text.escape(v)] for k, v in {**found.facts, **(more or {})}.items()]
     parts = [
         f"# Data of {text.escape(title)}",
@@ -90,9 +96,17 @@ def card(
         parts.append(text.table(["held-out rows", "how", "held out", "in training"], shown, left=4))
     else:
         parts.append("No held-out prompt was found in the training rows.")
+    if examples:
+        parts.append("## What the model sees\n\nTrained tokens stand between ⟦ and ⟧.")
+        parts += [_block(example) for example in examples]
     if notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {text.escape(n)}" for n in notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _block(words: str) -> str:
+    """Foreign words as an indented block, in which nothing is markdown."""
+    return "\n".join(f"    {line}" for line in words.splitlines())
 
 
 def tight_key(words: str) -> str:

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from harness import closure, identity
-from harness.conversation import prepare_rows
+from harness.conversation import PLAIN_TEMPLATE, Style
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.fingerprint import BASE, JUDGING, Fingerprint, by_order, rounded
 from harness.ground import Ground
 from harness.journal import Journal
 from harness.keys import judging_code
 from harness.loading import character_tokenizer
-from harness.models import PLAIN_TEMPLATE, Tiny, base_entries
+from harness.models import Tiny, base_entries
 from harness.tasks.base import Row, Task, TaskData, digest_of, prompt_key, text_of
 
 FIXTURE = "1"
@@ -174,7 +174,7 @@ def context_on_toys(task: Task, data: TaskData, *, chat: bool) -> EvalContext:
     if chat:
         tokenizer.chat_template = PLAIN_TEMPLATE
     before = EvalContext(
-        model=toy(1), tokenizer=tokenizer, task=task, data=data, rows=lambda rows: prepare_rows(rows, chat=chat),
+        model=toy(1), tokenizer=tokenizer, task=task, data=data, rows=Style(chat).rows,
         split=split, batch_size=8, max_length=CONTEXT - 16, max_completion_length=12, seed=0, device="cpu", beta=0.1,
         chat=chat,
     )  # fmt: skip

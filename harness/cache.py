@@ -54,6 +54,12 @@ def default_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
+def cache_dir(plain: Mapping[str, Any]) -> Path:
+    """The stage cache of a configuration."""
+    chosen = (plain.get("cache") or {}).get("dir")
+    return Path(chosen).expanduser().resolve() if chosen else default_dir()
+
+
 @dataclass(frozen=True)
 class Cache:
     """Stages under ``root/<stage>/<key>/``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.conversation import encode
+from harness.conversation import encode, reply_end
 from harness.precision import computing
 
 HEAD = "head.safetensors"
@@ -121,6 +122,9 @@ def score_sequences(
 ) -> Tensor:
     """Scores of token sequences, float32, in their order; padded on the right, in batches of similar length.
 
+    transformers reads a score at the last token that is not the pad token. Where that is the end-of-sequence token
+    too, the end would not be seen: such sequences are padded with another token.
+
     Args:
         shell: a sequence-classification model with one label.
         sequences: token ids of prompt and completion.
@@ -131,6 +135,7 @@ def score_sequences(
         turn: within it, forward passes are the model's (an adapter on a shared base is active).
     """
     scores = torch.zeros(len(sequences))
+    pad = shell.config.get_text_config().pad_token_id = padding_for(sequences, pad)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     with turn():
         for start in range(0, len(order), batch_size):
@@ -148,14 +153,22 @@ def score_sequences(
     return scores
 
 
+def padding_for(sequences: Sequence[Sequence[int]], pad: int) -> int:
+    """A token with which none of the sequences ends: ``pad``, or the first other one."""
+    last = {ids[-1] for ids in sequences if ids}
+    return next(token for token in itertools.chain([pad], itertools.count()) if token not in last)
+
+
 def sequence_of(tokenizer: Any, prompt: Any, completion: Any, *, ended: bool, longest: int | None) -> list[int]:
     """Token ids of a prompt with its completion, as the reward model reads them.
 
-    A completion that did not end by itself is shown without the end token of text rows. Of what is longer than
-    ``longest`` the end is kept, since that is where the score is read.
+    A completion that did not end by itself is shown without what ends one: the end token of text rows, or what the
+    template puts after a reply. Of what is longer than ``longest`` the end is kept, since that is where the score is
+    read.
     """
     prompt_ids, completion_ids = encode(tokenizer, prompt, completion)
-    if not ended and completion_ids and completion_ids[-1] == tokenizer.eos_token_id:
-        completion_ids = completion_ids[:-1]
+    if not ended and (end := reply_end(tokenizer, chat=not isinstance(prompt, str))):
+        cut = len(completion_ids) - len(end)
+        completion_ids = completion_ids[:cut] if completion_ids[cut:] == end else completion_ids
     ids = [*prompt_ids, *completion_ids]
     return ids[-longest:] if longest is not None else ids

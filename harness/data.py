@@ -1,17 +1,30 @@
-"""The rows of a task, read once per process, and what the audit says of them."""
+"""The rows of a task, read once per process, and what the audits of words and of token ids say of them."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from harness import closure, identity
 from harness.audit import Audit, audit
-from harness.tasks.base import Row, Task, TaskData
+from harness.cache import Cache
+from harness.conversation import Style
+from harness.errors import UserErrors
+from harness.ids import Found, Limits, look
+from harness.models import context_length
+from harness.skeleton import model_config
+from harness.tasks.base import Task, TaskData
+
+if TYPE_CHECKING:
+    from harness.trial import Setup
 
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
+ALLOWED = 0.05
+"""Share of rows that may be left out where the task does not say."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
 
 
@@ -24,27 +37,62 @@ def audited(data: TaskData) -> Audit:
     return _AUDITS[id(data)][1]
 
 
-def lengths(data: TaskData, encode: Callable[[Sequence[Row]], Sequence[int]], limit: int) -> dict[str, str]:
-    """How many rows are longer than ``limit`` tokens, by kind of rows.
+def looked_at(setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None) -> Found:
+    """What the audit of token ids finds in a trial's rows; looked at once per data, tokenizer and limits.
 
     Args:
-        data: a trial's.
-        encode: rows -> tokens of each, of a pair the longer side's.
-        limit: tokens of prompt and completion after which a row is cut or left out.
+        setup: the trial's components.
+        data: its rows.
+        tokenizer: the model's.
+        style: how its rows are rendered.
+        cache: of stages; None looks anew.
     """
-    facts = {}
-    for name, rows in (
-        ("training pairs", data.train_pairs),
-        ("training completions", data.train_unpaired),
-        *((f"held-out pairs, {split}", rows) for split, rows in data.eval_pairs.items()),
-    ):
-        if rows:
-            tokens = encode(rows)
-            cut = sum(n > limit for n in tokens)
-            facts[f"{name} beyond {limit:,} tokens"] = (
-                f"{cut:,} ({cut / len(rows):.1%}); the longest has {max(tokens):,}"
-            )
-    return facts
+    config: Any = model_config(setup.model)
+    limits, stops = limits_of(setup, config), setup.model.stops(tokenizer, config)
+
+    def build(_: Path) -> dict[str, Any]:
+        return asdict(look(data, tokenizer, style, limits, stops))
+
+    if cache is None:
+        return Found(**build(Path()))
+    inputs = {
+        "data": data.digest,
+        "model": setup.model.recipe_digest(setup.task),
+        "style": asdict(style),
+        "limits": asdict(limits),
+        "stops": list(stops),
+        "code": closure.code_digest(closure.closure(["harness.ids", "harness.models"])),
+        "versions": identity.library_versions(),
+    }
+    entry = cache.fetch("ids", identity.digest(inputs), build, inputs=inputs)
+    return Found(**cast(dict[str, Any], cache.note(entry)))
+
+
+def limits_of(setup: Setup, config: Any) -> Limits:
+    """The trial's limits, in tokens; ``config`` is the model's transformers configuration."""
+    text = config.get_text_config()
+    return Limits(
+        train=setup.train.max_length,
+        rollout=setup.train.max_completion_length if setup.algo.family == "online" else 0,
+        scored=setup.eval.max_length,
+        sampled=setup.eval.max_completion_length,
+        context=context_length(config),
+        vocabulary=getattr(text, "vocab_size", None),
+    )
+
+
+def usable(
+    setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None = None
+) -> tuple[TaskData, Found]:
+    """The rows that a trial can use, and what the audit found.
+
+    Raises:
+        UserErrors: too many rows mean nothing to this model, or all do.
+    """
+    found = looked_at(setup, data, tokenizer, style, cache)
+    if errors := found.problems(getattr(setup.task, "allow_skipped", ALLOWED)):
+        raise UserErrors(errors)
+    return found.kept(data), found
 
 
 def load_data(task: Task) -> TaskData:

@@ -19,6 +19,11 @@ def stop_ids(tokenizer: Any, model: Any) -> list[int]:
     named = [tokenizer.eos_token_id]
     named += [getattr(config, "eos_token_id", None) for config in _configs(model)]
     named += [getattr(holder.generation_config, "eos_token_id", None) for holder in _holders(model)]
+    return union(*named)
+
+
+def union(*named: Any) -> list[int]:
+    """Token ids named one by one, in lists, or not at all, ascending and each once."""
     found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
     return sorted(int(i) for i in found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ import torch
 from harness import identity
 from harness.adapters import Adapter
 from harness.cache import Cache, Entry
-from harness.conversation import prepare_rows
+from harness.conversation import Style
+from harness.data import usable
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext
+from harness.ids import Found
 from harness.job import Job
 from harness.journal import Journal
 from harness.models import Tiny
 from harness.precision import Place, place_on
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.trial import Setup, renders_chat
+from harness.trial import Setup, style_for
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Ground:
     setup: Setup
     data: TaskData
     tokenizer: Any
-    chat: bool
+    style: Style
     source: Path | None
     base_key: str
     cache: Cache
@@ -41,10 +43,16 @@ class Ground:
     place: Place
     resume: bool
     snapshot: bool = False
+    found: Found = field(default_factory=Found)
 
     def rows(self, rows: Any) -> list[dict[str, Any]]:
         """Rows in the form the model wants."""
-        return prepare_rows(rows, chat=self.chat)
+        return self.style.rows(rows)
+
+    @property
+    def chat(self) -> bool:
+        """Whether rows are rendered with a chat template."""
+        return self.style.chat
 
     @property
     def device(self) -> str:
@@ -194,14 +202,15 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         note_stage(journal, "sft", entry, cache.note(entry))
         source, base_key = entry.path, entry.path.name
     tokenizer = setup.model.tokenizer(source)
-    chat = choose_chat(setup, data, tokenizer, journal)
-    for note in data.notes:
+    style = choose_style(setup, data, tokenizer, journal)
+    data, found = usable(setup, data, tokenizer, style, cache)
+    for note in (*data.notes, *found.notes):
         journal.write("note", message=note)
     return Ground(
         setup=setup,
         data=data,
         tokenizer=tokenizer,
-        chat=chat,
+        style=style,
         source=source,
         base_key=base_key,
         cache=cache,
@@ -209,6 +218,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         place=place,
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
+        found=found,
     )
 
 
@@ -235,13 +245,13 @@ def device_record(device: str) -> dict[str, Any]:
     return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
 
 
-def choose_chat(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> bool:
-    """Whether rows are rendered with a chat template; a stand-in for a missing one is noted."""
+def choose_style(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> Style:
+    """How rows are rendered; a stand-in for a missing template is noted."""
     had = bool(tokenizer.chat_template)
-    chat = renders_chat(setup, data, tokenizer)
-    if chat and not had:
+    style = style_for(setup, data, tokenizer)
+    if style.chat and not had:
         journal.write("note", message="the tokenizer has no chat template; rows are rendered as 'role: content' lines")
-    return chat
+    return style
 
 
 def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None) -> None:

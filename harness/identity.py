@@ -88,6 +88,15 @@ def model_content(path: str, revision: str | None = None) -> str:
     return f"{path}@{hub_commit(path, revision) or revision}"
 
 
+def hub_file(path: str, revision: str | None, name: str) -> Path | None:
+    """A file of a hub model, from the local cache and offline; None where it is not there."""
+    from huggingface_hub import constants
+
+    commit = hub_commit(path, revision)
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "snapshots"
+    return None if commit is None else folder / commit / name
+
+
 def hub_commit(path: str, revision: str | None) -> str | None:
     """The commit of a hub model's revision, from the local cache and offline; None where it is not known there."""
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):

@@ -5,6 +5,7 @@ Import-light: torch and transformers are imported when a model is loaded.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from annotated_types import Ge, Gt
 
 from harness import closure, identity
 from harness.errors import UserError
+from harness.generation import union
 from harness.loading import attention_option, character_tokenizer, load_pretrained, trainable_in_4_bit
 
 if TYPE_CHECKING:
@@ -23,12 +25,8 @@ if TYPE_CHECKING:
 
     from harness.tasks.base import Task
 
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
-"""Used for conversational rows where the tokenizer has no template of its own; the log says so."""
+LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Where architectures say how long a sequence may be."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,15 @@ class Model(ABC):
     @abstractmethod
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
         """The tokenizer, padding on the left."""
+
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens, as far as that is known without transformers."""
+        return None
+
+    def stops(self, tokenizer: Any, config: Any) -> list[int]:
+        """Tokens that end a reply, before the model is loaded; ``config`` is its transformers configuration."""
+        named = [getattr(c, "eos_token_id", None) for c in (config, config.get_text_config())]
+        return union(tokenizer.eos_token_id, *named)
 
     @abstractmethod
     def load(
@@ -152,6 +159,10 @@ class Tiny(Model):
             tie_word_embeddings=True,
         )
 
+    def context_length(self) -> int:
+        """As configured."""
+        return self.context
+
     def fresh(self) -> PreTrainedModel:
         """The model before its SFT stage, seeded."""
         import torch
@@ -183,6 +194,8 @@ class HF(Model):
         path: directory or hub id.
         revision: hub revision.
         trust_remote_code: run code that ships with the model; off unless asked for.
+        eos_token: end-of-sequence token to use where the tokenizer has none.
+        stop_tokens: tokens that end a reply, beside those that tokenizer and model name.
     """
 
     name: ClassVar[str] = "hf"
@@ -190,6 +203,8 @@ class HF(Model):
     path: str = field(kw_only=True)
     revision: str | None = None
     trust_remote_code: bool = False
+    eos_token: str | None = None
+    stop_tokens: tuple[str, ...] = ()
 
     @property
     def local(self) -> Path | None:
@@ -230,15 +245,17 @@ class HF(Model):
             )
         except (OSError, ValueError, ImportError) as error:
             raise _cannot_load("tokenizer", self.path, error) from error
-        if self.pad_token is not None:
-            if self.pad_token not in tokenizer.get_vocab():
-                raise UserError(
-                    "is no token of this model's vocabulary",
-                    key="model.pad_token",
-                    value=self.pad_token,
-                    fix=f"for example \"model.pad_token='{tokenizer.eos_token}'\"",
-                )
-            tokenizer.pad_token = self.pad_token
+        for key in ("eos_token", "pad_token"):
+            if (token := getattr(self, key)) is not None:
+                _token_id(tokenizer, key, token)
+                setattr(tokenizer, key, token)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token, so no reply could ever end",
+                key="model.eos_token",
+                value=None,
+                fix=f"name one: \"model.eos_token='{_likely_end(tokenizer)}'\"",
+            )
         if tokenizer.pad_token is None:
             raise UserError(
                 "the tokenizer has no pad token, and padding with a token that means something trains it away",
@@ -249,12 +266,32 @@ class HF(Model):
         tokenizer.padding_side = "left"
         return tokenizer
 
+    def context_length(self) -> int | None:
+        """What its config.json says, in its folder or in the local cache of the hub."""
+        file = self.local / "config.json" if self.local else identity.hub_file(self.path, self.revision, "config.json")
+        try:
+            return longest_in(json.loads(file.read_text(encoding="utf-8"))) if file is not None else None
+        except (OSError, ValueError):
+            return None  # whoever loads the model says what is wrong with it
+
+    def stops(self, tokenizer: Any, config: Any) -> list[int]:
+        """Those of its generation configuration and of ``stop_tokens`` too."""
+        from transformers import GenerationConfig
+
+        named = [_token_id(tokenizer, "stop_tokens", token) for token in self.stop_tokens]
+        try:
+            own: Any = GenerationConfig.from_pretrained(str(self.local or self.path), revision=self.revision)
+            named += union(own.eos_token_id)
+        except (OSError, ValueError):
+            pass  # it has none
+        return union(super().stops(tokenizer, config), named)
+
     def load(
         self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
     ) -> PreTrainedModel:
-        """Load the causal language model."""
+        """Load the causal language model; it stops at ``stop_tokens`` too, and so does what is saved of it."""
         try:
-            return load_pretrained(
+            loaded: Any = load_pretrained(
                 str(self.local or self.path),
                 dtype=dtype,
                 device=device,
@@ -265,6 +302,9 @@ class HF(Model):
             )
         except (OSError, ValueError) as error:
             raise _cannot_load("model", self.path, error) from error
+        if self.stop_tokens:
+            loaded.generation_config.eos_token_id = self.stops(self.tokenizer(None), loaded.config)
+        return loaded
 
 
 @dataclass(frozen=True)
@@ -288,6 +328,10 @@ class Shape(Model):
     def recipe_digest(self, task: Task) -> str:
         """Shape and seed."""
         return identity.digest({"architecture": self.architecture, "config": self.config, "seed": self.seed})
+
+    def context_length(self) -> int | None:
+        """As the shape has it."""
+        return longest_in(self.config)
 
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
         """The embedded character tokenizer: its ids fit into any vocabulary."""
@@ -353,11 +397,39 @@ def base_entries(model: Model, task: Task) -> tuple[str, ...]:
 def context_length(config: Any) -> int | None:
     """Longest sequence in tokens that a transformers configuration allows, where it says so."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(text, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    return longest_in({key: getattr(text, key, None) for key in LONGEST})
+
+
+def longest_in(config: Any) -> int | None:
+    """The same of the plain values of a config.json."""
+    if not isinstance(config, Mapping):
+        return None
+    text = config.get("text_config")
+    for values in (text if isinstance(text, Mapping) else {}, config):
+        found = [values[key] for key in LONGEST if isinstance(values.get(key), int) and values[key] > 0]
+        if found:
+            return found[0]
     return None
+
+
+def _token_id(tokenizer: Any, key: str, token: str) -> int:
+    """Of a token that the user names."""
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise UserError(
+            "is no token of this model's vocabulary",
+            key=f"model.{key}",
+            value=token,
+            fix=f"for example \"model.{key}='{tokenizer.eos_token or _likely_end(tokenizer)}'\"",
+        )
+    return found
+
+
+def _likely_end(tokenizer: Any) -> str:
+    """A token that looks like an end."""
+    vocabulary = tokenizer.get_vocab()
+    usual = ("<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<eos>")
+    return next((token for token in usual if token in vocabulary), "TOKEN")
 
 
 def _cannot_load(what: str, path: str, error: Exception) -> UserError:

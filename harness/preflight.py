@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
@@ -13,11 +14,15 @@ from harness.skeleton import model_config, skeleton
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
+    from harness.tasks.base import Row, TaskData
+    from harness.trial import Setup
 
-
+T = TypeVar("T")
 TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
+TRIED = 20
+"""Rows of which the template must render one."""
 BLOCK = 64
 """Weights that share a scale in 4-bit format; bitsandbytes on a CPU gives wrong numbers for widths between."""
 
@@ -109,30 +114,24 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
         return errors.errors
     except UserError as error:
         return [error]
-    try:
-        context = _context_problems(setup, data, tokenizer, config)
-    except UserError as error:
-        return [error]
-    return [*context, *_target_problems(setup, config)]
+    context = _context_problems(setup, config)
+    return [*context, *(context or _row_problems(setup, data, tokenizer)), *_target_problems(setup, config)]
 
 
-def _prompt_tokens(tokenizer: Any, prompt: Any, limit_s: float = TEMPLATE_S) -> int:
-    """Tokens of a prompt as a trial makes them. A chat template is a program of a stranger's, so it gets its time.
+def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
+    """What ``ask`` renders. A chat template is a program of a stranger's, so it gets its time.
 
     Raises:
         UserError: it takes longer, is refused by its sandbox or complains; with its own words.
     """
-    from harness.conversation import encode
 
     def late(*_: Any) -> None:
         raise TimeoutError
 
-    if isinstance(prompt, str):
-        return len(encode(tokenizer, prompt)[0])
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        return len(encode(tokenizer, prompt)[0])
+        return ask()
     except TimeoutError:
         raise _template_error(f"takes more than {limit_s:g} s for a prompt") from None
     except Exception as error:  # Jinja's kinds, and whatever Python raises in the middle of a template
@@ -151,50 +150,59 @@ def _template_error(rule: str) -> UserError:
     )
 
 
-def _context_problems(setup: Any, data: Any, tokenizer: Any, config: Any) -> list[UserError]:
-    """Limits within the model's context, and no prompt that fills it."""
-    from harness.conversation import prepare_rows
+def _context_problems(setup: Setup, config: Any) -> list[UserError]:
+    """Limits within the model's context."""
     from harness.models import context_length
-    from harness.tasks.base import text_of
-    from harness.trial import renders_chat
 
     limit = context_length(config)
-    found = []
-    if limit is not None and setup.train.max_length > limit:
-        found.append(
-            UserError(
-                f"is beyond the model's context of {limit} tokens",
-                key="train.max_length",
-                value=setup.train.max_length,
-                fix=f"train.max_length={limit}",
-            )
+    if limit is None or setup.train.max_length <= limit:
+        return []
+    return [
+        UserError(
+            f"is beyond the model's context of {limit} tokens",
+            key="train.max_length",
+            value=setup.train.max_length,
+            fix=f"train.max_length={limit}",
         )
-    rows = [*data.train_pairs, *data.train_unpaired, *data.train_prompts]
-    rows += [row for split in (*data.eval_pairs.values(), *data.eval_prompts.values()) for row in split]
-    if not rows:
-        return found
-    chat = renders_chat(setup, data, tokenizer)
-    online = setup.algo.family == "online"
-    room = setup.train.max_length - (setup.train.max_completion_length if online else 1)
-    # The longest prompts by characters are the longest by tokens, near enough to look at a few hundred.
-    longest = sorted(rows, key=lambda r: -len(text_of(r["prompt"])))[:200]
-    too_long = []
-    for row in prepare_rows(longest, chat=chat):
-        tokens = _prompt_tokens(tokenizer, row["prompt"])
-        if tokens > room:
-            too_long.append((tokens, text_of(row["prompt"])[:60]))
-    if too_long:
-        tokens, text = max(too_long)
-        found.append(
-            UserError(
-                f"leaves {room} tokens for a prompt, and the longest has {tokens} ({text!r})",
-                key="train.max_length",
-                value=setup.train.max_length,
-                fix=f"train.max_length={tokens + setup.train.max_length - room} (the context allows {limit}), "
-                "or shorten the prompts",
-            )
-        )
-    return found
+    ]
+
+
+def _row_problems(setup: Setup, data: TaskData, tokenizer: Any) -> list[UserError]:
+    """What the audit of token ids refuses; templates are tried on one prompt first."""
+    from harness.cache import Cache, cache_dir
+    from harness.conversation import encode
+    from harness.data import usable
+    from harness.trial import style_for
+
+    rows = data.train_pairs or data.train_unpaired or data.train_prompts
+    try:
+        if tokenizer.chat_template:
+            style = _in_time(lambda: style_for(setup, data, tokenizer))
+            if style.chat and rows:
+                _in_time(lambda: _any_of(rows, lambda row: encode(tokenizer, style.rows([row])[0]["prompt"])))
+        else:
+            style = style_for(setup, data, tokenizer)
+        usable(setup, data, tokenizer, style, Cache(cache_dir(setup.plain)))
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    return []
+
+
+def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
+    """Render one of the first rows; the first one's error where the template refuses them all."""
+    first: Exception | None = None
+    for row in rows[:TRIED]:
+        try:
+            render(row)
+            return
+        except TimeoutError:
+            raise
+        except Exception as error:  # see ``_in_time``
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _target_problems(setup: Any, config: Any) -> list[UserError]:

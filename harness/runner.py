@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from harness import identity, journal
 from harness.attend import Attended, attend
 from harness.books import close_books, close_open_attempt, open_book
-from harness.cache import default_dir
+from harness.cache import cache_dir
 from harness.display import Display
 from harness.job import Job
 from harness.journal import Tail
@@ -261,12 +260,6 @@ def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
         snapshot=runner.memory_snapshot,
         environment=environment,
     )
-
-
-def cache_dir(plain: Mapping[str, Any]) -> Path:
-    """The stage cache of a configuration."""
-    chosen = (plain.get("cache") or {}).get("dir")
-    return Path(chosen).expanduser().resolve() if chosen else default_dir()
 
 
 def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import closure, identity
 from harness.audit import card
-from harness.conversation import encode, encode_pairs
-from harness.data import audited, lengths
+from harness.data import audited
 from harness.journal import Journal
 
 if TYPE_CHECKING:
     from harness.ground import Ground
+    from harness.tasks.base import TaskData
 
 DATA_CARD = "data_card.md"
 MODEL, MERGED = Path("artifacts") / "model", Path("artifacts") / "merged"
@@ -122,31 +120,18 @@ def keep_examples(ground: Ground, name: str, columns: Mapping[str, Sequence[Any]
     journal.write("artifact", path=str(path))
 
 
-def keep_data_card(ground: Ground, journal: Journal) -> None:
-    """One page about the data the trial was given."""
-    setup, data = ground.setup, ground.data
+def keep_data_card(ground: Ground, data: TaskData, journal: Journal) -> None:
+    """One page about ``data``, which the trial was given, and about what it sees of it."""
+    setup = ground.setup
     target = ground.folder / "artifacts" / DATA_CARD
     target.parent.mkdir(parents=True, exist_ok=True)
-    limit = setup.train.max_length
-    inputs = {"data": data.digest, "base": ground.base_key, "chat": ground.chat, "limit": limit}
-    inputs["code"] = closure.code_digest(closure.closure(["harness.data", "harness.conversation", __name__]))
-    entry = ground.cache.fetch(
-        "lengths", identity.digest(inputs), lambda _: lengths(data, partial(_tokens, ground), limit), inputs=inputs
-    )
-    title, more = type(setup.task).__name__.lower(), dict(ground.cache.note(entry) or {})
-    page = card(audited(data), title=title, digest=data.digest, more=more, notes=data.notes)
+    found = ground.found
+    page = card(
+        audited(data), title=type(setup.task).__name__.lower(), digest=data.digest, more=found.facts,
+        notes=[*data.notes, *found.notes], examples=found.examples,
+    )  # fmt: skip
     target.write_text(page, encoding="utf-8")
     journal.write("artifact", path=DATA_CARD)
-
-
-def _tokens(ground: Ground, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Tokens of each row, prompt and completion; of a pair those of the longer side."""
-    rows = ground.rows(rows)
-    if "chosen" in rows[0]:
-        ids = encode_pairs(ground.tokenizer, rows)
-        sides = zip(ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"], strict=True)
-        return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
-    return [sum(map(len, encode(ground.tokenizer, row["prompt"], row["completion"]))) for row in rows]
 
 
 def load_trained(ground: Ground, base: Any) -> Any:

@@ -46,6 +46,9 @@ class Budget:
         return next(iter(self.all_named.items()), None)
 
 
+USUAL_LENGTH, USUAL_COMPLETION = 1024, 256
+
+
 @dataclass(frozen=True)
 class Train:
     """Knobs of one training run; null means "as the recipe of algorithm and adapter says".
@@ -59,8 +62,10 @@ class Train:
         batch_size: rows (pairs, examples or completions) per optimizer step.
         micro_batch_size: rows per forward pass; ``batch_size`` must be a multiple. For KTO it changes the
             algorithm, since the KL term is estimated inside it.
-        max_length: tokens of prompt and completion together, where rows are truncated.
-        max_completion_length: tokens sampled per completion (online algorithms and sampling evaluators).
+        max_length: tokens of prompt and completion together, where rows are truncated; null is 1,024, or the
+            model's context where that is shorter.
+        max_completion_length: tokens sampled per completion (online algorithms and sampling evaluators); null is 256,
+            or half of ``max_length`` where that is shorter.
         warmup_ratio: share of the steps with a rising learning rate.
         scheduler: learning-rate schedule after the warm-up.
         weight_decay: AdamW's decoupled decay.
@@ -83,8 +88,8 @@ class Train:
     budget: Budget = field(default_factory=Budget)
     batch_size: Annotated[int, Gt(0)] | None = None
     micro_batch_size: Annotated[int, Gt(0)] | None = None
-    max_length: Annotated[int, Gt(1)] = 1024
-    max_completion_length: Annotated[int, Gt(0)] = 256
+    max_length: Annotated[int, Gt(1)] = USUAL_LENGTH
+    max_completion_length: Annotated[int, Gt(0)] = USUAL_COMPLETION
     warmup_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -95,6 +100,16 @@ class Train:
     logging_steps: Annotated[int, Gt(0)] = 10
     checkpoint_steps: Annotated[int, Gt(0)] | None = None
     save: Literal["adapter", "full", "none"] = "adapter"
+
+
+def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:
+    """The knobs with lengths: 1,024 tokens or the model's ``context``, and of these 256 or a half for a completion."""
+    filled = dict(train)
+    if filled.get("max_length") is None:
+        filled["max_length"] = min(USUAL_LENGTH, context or USUAL_LENGTH)
+    if filled.get("max_completion_length") is None and isinstance(filled["max_length"], int):
+        filled["max_completion_length"] = max(1, min(USUAL_COMPLETION, filled["max_length"] // 2))
+    return filled
 
 
 def sees_half(train: Train, rows: int) -> bool:

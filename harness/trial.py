@@ -15,18 +15,18 @@ from harness import closure, identity
 from harness.adapters import Adapter
 from harness.algorithms.base import Algorithm
 from harness.config import build
-from harness.conversation import is_conversational
+from harness.conversation import Style, is_conversational, style_of
 from harness.data import audited, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
 from harness.keys import judging_code, training_code
-from harness.models import PLAIN_TEMPLATE, Model
+from harness.models import Model
 from harness.precision import precision_problems
 from harness.preload import compute_device
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData
-from harness.training import Train, fill_from_recipe, train_problems
+from harness.training import Train, fill_from_recipe, train_problems, with_lengths
 
 GROUPS: dict[str, type] = {
     "algo": Algorithm,
@@ -38,6 +38,8 @@ GROUPS: dict[str, type] = {
     "eval": Eval,
 }
 SWEEP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+LENGTHS = ("max_length", "max_completion_length")
+"""Of evaluation and reward: those of training, where they are null."""
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
 
 
@@ -85,7 +87,10 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         _inject(nodes[group], knob, plain.get(knob), group, errors, unused, default)
 
     built: dict[str, Any] = {}
-    for name in ("algo", "adapter", "model", "task", "reward", "eval"):
+    train_node = nodes["train"] or {}
+    for name in ("model", "algo", "adapter", "task", "reward", "eval"):
+        if name in ("reward", "eval") and (node := nodes[name]) is not None:
+            nodes[name] = {k: train_node.get(k) if v is None and k in LENGTHS else v for k, v in node.items()}
         if nodes[name] is None:
             built[name] = None
             if name != "reward":
@@ -95,9 +100,10 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
             built[name] = build(nodes[name], path=name, plugins=plugins, base=GROUPS[name])
         except UserErrors as found:
             errors += found.errors
+        if name == "model":
+            train_node = with_lengths(train_node, built[name].context_length() if name in built else None)
     algo: Any = built.get("algo")
     adapter: Any = built.get("adapter")
-    train_node = nodes["train"] or {}
     if algo is not None and adapter is not None:
         train_node = fill_from_recipe(train_node, algo.recipes, adapter.recipe)
     try:
@@ -252,13 +258,11 @@ def training_config(setup: Setup) -> dict[str, Any]:
     return config
 
 
-def renders_chat(setup: Setup, data: TaskData, tokenizer: Any) -> bool:
-    """Whether rows are rendered with a chat template; conversational ones always, by a plain one if need be."""
+def style_for(setup: Setup, data: TaskData, tokenizer: Any) -> Style:
+    """How the trial's rows are rendered: messages always by a template, a plain one if need be."""
     some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
-    if is_conversational(some):
-        tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
-        return True
-    return bool(tokenizer.chat_template) and setup.model.chat_template == "auto"
+    wanted = setup.model.chat_template == "auto"
+    return style_of(tokenizer, conversational=is_conversational(some), wanted=wanted)
 
 
 def folder_of(setup: Setup, trial: Trial) -> Path:

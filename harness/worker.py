@@ -43,7 +43,7 @@ def run(job: Job, journal: Journal) -> None:
         data = check_data(setup)
         ground = prepare_ground(setup, data, job, journal)
         if job.mode != "preflight":
-            keep_data_card(ground, journal)
+            keep_data_card(ground, data, journal)
     if job.mode == "preflight":
         heaviest_step(ground, clock, journal)
         return

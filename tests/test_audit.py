@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.audit import audit, card, few_prompts, tight_key
-from harness.data import lengths
 from harness.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
@@ -155,21 +154,13 @@ def test_annotators_that_are_not_there_or_alone_are_refused_by_name(tmp_path):
 # -- lengths -------------------------------------------------------------------------------------------
 
 
-def test_rows_beyond_the_length_limit_are_counted_by_kind():
-    rows = TaskData(train_pairs=[pair("q", "x" * n) for n in (3, 5, 9)], eval_pairs={"test": [pair("q", "x" * 2)]})
-    facts = lengths(rows, lambda found: [len(r["chosen"]) for r in found], 5)
-    assert facts == {
-        "training pairs beyond 5 tokens": "1 (33.3%); the longest has 9",
-        "held-out pairs, test beyond 5 tokens": "0 (0.0%); the longest has 2",
-    }
-
-
 @pytest.mark.parametrize("algo", ["dpo", "kto"])
 def test_the_data_card_of_a_trial_says_how_long_its_rows_are(tmp_path, algo):
     tell(tmp_path / "t", tmp_path / "cache", f"algo={algo}", "eval=none", "adapter=lora")
     page = (tmp_path / "t" / "artifacts" / "data_card.md").read_text()
-    assert "training pairs beyond 96 tokens | 0 (0.0%); the longest has" in page
-    assert "held-out pairs, test beyond 96 tokens" in page
+    assert "training pairs: cut at 96 tokens | 0 (0.0%); the longest has" in page
+    assert "held-out pairs, test: cut at 96 tokens" in page
+    assert "## What the model sees" in page and "⟧" in page
 
 
 def test_few_held_out_prompts_are_told_however_many_pairs_they_have():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.conversation import as_messages, encode, is_conversational, prepare_rows
+from harness.conversation import PLAIN_TEMPLATE, Style, as_messages, encode, is_conversational
 from harness.evaluators.base import EvalContext, Evaluator
 from harness.evaluators.lm_eval import EMBEDDED, LmEval, embedded_rows, plain_metrics
 from harness.evaluators.preference import Preference, wins
@@ -24,7 +24,7 @@ from harness.evaluators.scoring import (
 )
 from harness.evaluators.true_reward import TrueReward
 from harness.forecast import clustered_error, t_quantile, wilson
-from harness.models import PLAIN_TEMPLATE, character_tokenizer
+from harness.models import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from tests.toys import random_llama
@@ -519,10 +519,10 @@ def test_a_text_row_becomes_a_user_and_an_assistant_turn_and_keeps_its_other_fie
         "label": True,
         "answer": "2",
     }
-    assert prepare_rows([row], chat=False) == [row]
-    assert is_conversational(prepare_rows([row], chat=True)) and not is_conversational([row])
+    assert Style().rows([row]) == [row]
+    assert is_conversational(Style(chat=True).rows([row])) and not is_conversational([row])
 
 
 def test_messages_pass_through_unchanged():
     row = {"prompt": USER, "chosen": ASSISTANT, "rejected": ASSISTANT}
-    assert prepare_rows([row], chat=True) == [row]
+    assert Style(chat=True).rows([row]) == [row]

@@ -42,7 +42,7 @@ def plain(tmp_path: Path, compose: Any) -> dict[str, Any]:
 )
 def test_a_chat_template_that_loops_or_fails_is_named_with_its_own_words(plain, monkeypatch, template, words):
     (Path(plain["model"]["path"]) / "chat_template.jinja").write_text(template)
-    monkeypatch.setattr(preflight._prompt_tokens, "__defaults__", (0.2,))
+    monkeypatch.setattr(preflight._in_time, "__defaults__", (0.2,))
     (error,) = find_problems(plain)
     assert isinstance(error, UserError) and error.key == "model.chat_template"
     assert words in error.rule

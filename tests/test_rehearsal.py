@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from harness.config import compose, hydra_config
-from harness.conversation import prepare_rows
+from harness.conversation import Style
 from harness.models import character_tokenizer
 from harness.precision import place_on
 from harness.rehearsal import standins
@@ -46,7 +45,7 @@ def rehearsed(setup: Setup, *, fake: bool = True, gpu: bool = CPU, layers: int |
     def load(quantization: Any) -> Any:
         return setup.model.load(None, dtype=place.dtype, device="cpu", quantization=quantization)
 
-    rows = partial(prepare_rows, chat=False)
+    rows = Style().rows
     tokenizer = setup.model.tokenizer(None)
     scene = Scene(setup, check_data(setup), tokenizer, rows, place, gpu, gpu, load=None if fake else load)
     return rehearse(scene, config)

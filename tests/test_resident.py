@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
@@ -41,7 +40,7 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     import torch
 
     from harness.config import compose, hydra_config
-    from harness.conversation import prepare_rows
+    from harness.conversation import Style
     from harness.precision import place_on
     from harness.rehearsal.step import Scene, rehearse
     from harness.rehearsal.watch import Steady
@@ -67,7 +66,7 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
         begin(self, *args, **options)
 
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=True, bf16=False)
-    rows = partial(prepare_rows, chat=False)
+    rows = Style().rows
     scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, fill=True, load=load)
     with patch.object(Steady, "on_train_begin", begun):
         timeline = rehearse(scene, setup.model.configuration(), evaluation=False)

@@ -83,10 +83,21 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any
 
 def tokenized_pairs(job: TrainJob) -> Any:
     """The training pairs as token ids; those whose prompt alone fills the length limit are left out, as TRL does."""
-    from datasets import Dataset
-
     from harness.conversation import encode_pairs
 
-    encoded = encode_pairs(job.tokenizer, job.rows(job.data.train_pairs))
-    kept = [i for i, ids in enumerate(encoded["prompt_ids"]) if len(ids) < job.train.max_length]
-    return Dataset.from_dict({name: [column[i] for i in kept] for name, column in encoded.items()})
+    return _whole(job, encode_pairs(job.tokenizer, job.rows(job.data.train_pairs)))
+
+
+def tokenized_completions(job: TrainJob, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The same of ``prompt, completion`` rows; their other fields stay."""
+    from harness.conversation import encode_completions
+
+    others = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion")}
+    return _whole(job, {**encode_completions(job.tokenizer, job.rows(rows)), **others})
+
+
+def _whole(job: TrainJob, columns: Mapping[str, Sequence[Any]]) -> Any:
+    from datasets import Dataset
+
+    kept = [i for i, ids in enumerate(columns["prompt_ids"]) if len(ids) < job.train.max_length]
+    return Dataset.from_dict({name: [column[i] for i in kept] for name, column in columns.items()})

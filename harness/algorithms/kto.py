@@ -75,13 +75,17 @@ class KTO(Algorithm):
         from trl import KTOConfig, KTOTrainer
         from trl.trainer import kto_trainer
 
-        from harness.algorithms.arguments import common_arguments, to_dataset, without_hashing
+        from harness.algorithms.arguments import common_arguments, tokenized_completions, without_hashing
         from harness.stages.reference import SharesReference
 
         class Shared(SharesReference, KTOTrainer):
-            """Its references come from the stage."""
+            """Its references come from the stage, and its token ids from the one rendering of all."""
 
             references = job.references
+
+            def _prepare_dataset(self, dataset: Any, _: Any, args: Any, *__: Any) -> Any:
+                mismatched = rotated(dataset["completion_ids"], args.per_device_train_batch_size)
+                return dataset.add_column("KL_completion_ids", mismatched)
 
         rows = shuffled_rows(job.data.train_pairs, job.data.train_unpaired, job.seed)
         return without_hashing(kto_trainer, Shared)(
@@ -95,11 +99,17 @@ class KTO(Algorithm):
                 max_length=job.train.max_length,
                 precompute_ref_log_probs=self.shares_reference(job.train, job.data),
             ),
-            train_dataset=to_dataset(job.rows(rows), ("prompt", "completion", "label")),
+            train_dataset=tokenized_completions(job, rows),
             processing_class=job.tokenizer,
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
+
+
+def rotated(completions: Sequence[Any], size: int) -> list[Any]:
+    """Each micro-batch of ``size`` completions moved on by one: mismatched to prompts, they estimate the KL term."""
+    chunks = [completions[i : i + size] for i in range(0, len(completions), size)]
+    return [moved for chunk in chunks for moved in (chunk[-1], *chunk[:-1])]
 
 
 def shuffled_rows(

@@ -16,6 +16,7 @@ from harness.algorithms import ppo_math as math
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import TrainJob
 from harness.algorithms.roles import tensors_of
+from harness.conversation import prompt_ids
 from harness.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
@@ -145,6 +146,9 @@ class OnlineTrainer(GRPOTrainer):
         self._ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
         self._scores = self.scorer(completions, row, self._ended)
         return self._scores
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompt_ids(self.processing_class, prompts), None, {}
 
     def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
         # Of an adapter's model, generate calls what autocast is not wrapped around.

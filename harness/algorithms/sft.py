@@ -12,6 +12,10 @@ from harness.training import Train
 if TYPE_CHECKING:
     from transformers import Trainer
 
+IGNORED = -100
+"""Label of a token that carries no loss, as torch's cross-entropy has it."""
+COLUMNS = ("prompt_ids", "completion_ids")
+
 
 @dataclass(frozen=True)
 class SFT(Algorithm):
@@ -37,23 +41,32 @@ class SFT(Algorithm):
         """TRL's trainer on (prompt, completion) rows."""
         from trl import SFTConfig, SFTTrainer
 
-        from harness.algorithms.arguments import common_arguments, to_dataset
+        from harness.algorithms.arguments import common_arguments, tokenized_completions
 
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
+        limit = job.train.max_length
+        tokens = tokenized_completions(job, rows).map(lambda row: _labelled(row, limit), remove_columns=COLUMNS)
         return SFTTrainer(
             model=job.model,
             args=SFTConfig(
                 **common_arguments(job),
-                max_length=job.train.max_length,
-                completion_only_loss=True,
+                max_length=limit,
                 packing=False,
+                dataset_kwargs={"skip_prepare_dataset": True},
             ),
-            train_dataset=to_dataset(job.rows(rows), ("prompt", "completion")),
+            train_dataset=tokens,
             processing_class=job.tokenizer,
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
+
+
+def _labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:
+    """One sequence of at most ``limit`` tokens; those of the prompt carry no loss."""
+    prompt, completion = row["prompt_ids"], row["completion_ids"]
+    labels = [IGNORED] * len(prompt) + completion
+    return {"input_ids": (prompt + completion)[:limit], "labels": labels[:limit]}
 
 
 @dataclass(frozen=True)

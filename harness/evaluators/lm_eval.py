@@ -9,7 +9,6 @@ import math
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from annotated_types import Ge, Gt
 
 from harness import closure
 from harness.audit import copies
-from harness.conversation import prepare_rows
+from harness.conversation import Style
 from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.forecast import t_quantile, wilson
@@ -68,7 +67,7 @@ class LmEval(Evaluator):
         if not context.data.retention:
             task = Arithmetic(pairs=1, eval_pairs=1, eval_prompts=6)
             data = replace(task.load(), train_pairs=(), train_prompts=())
-            rows = partial(prepare_rows, chat=False)
+            rows = Style().rows
             context = replace(context, task=task, data=data, rows=rows, split="test")
         return replace(self, tasks=("embedded",), include_path=None), context
 

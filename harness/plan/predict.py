@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import closure, forkserver, identity
-from harness.cache import Cache
+from harness.cache import Cache, cache_dir
 from harness.data import load_data
 from harness.errors import UserError
 from harness.plan.gpus import needed, resident
-from harness.runner import cache_dir
 from harness.text import count
 from harness.trial import Setup, training_config
 

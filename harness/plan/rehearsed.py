@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import torch
 
-from harness.conversation import prepare_rows
+from harness.cache import Cache, cache_dir
+from harness.data import usable
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.precision import place_on
 from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
 from harness.skeleton import alike, layers_of, model_config, skeleton, with_layers
-from harness.trial import assemble, check_data, renders_chat
+from harness.trial import assemble, check_data, style_for
 
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
@@ -32,8 +32,9 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     model = skeleton(config, setup.model)
     tokenizer = setup.model.tokenizer(None)
     layers = config.get_text_config().num_hidden_layers
-    rows = partial(prepare_rows, chat=renders_chat(setup, data, tokenizer))
-    scene = Scene(setup, data, tokenizer, rows, place, target.cuda, target.fill)
+    style = style_for(setup, data, tokenizer)
+    data, _ = usable(setup, data, tokenizer, style, Cache(cache_dir(plain)))
+    scene = Scene(setup, data, tokenizer, style.rows, place, target.cuda, target.fill)
 
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))

@@ -60,7 +60,7 @@ class ModelReward(Reward):
             for each given one, in which the chosen completion beats one that was chosen for another prompt: they
             teach to judge the answer to this prompt and not the looks of an answer (arXiv 2409.13156).
         seed: of the stage; a constant, so that the seeds of a trial share one reward model.
-        max_length: tokens the reward model reads.
+        max_length: tokens the reward model reads; ``null`` in YAML takes ``train.max_length``.
         score_batch_size: completions per forward pass.
         normalize: shift and scale as above; a model by ``path`` is taken as it is.
         trust_remote_code: run code that ships with a model by ``path``.

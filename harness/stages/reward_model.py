@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import closure, forecast, identity
 from harness.cache import Cache, Entry
-from harness.classifier import load_head, save_head, score_sequences, sequence_of, with_score
+from harness.classifier import load_head, padding_for, save_head, score_sequences, sequence_of, with_score
 from harness.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
 from harness.tasks.base import TaskData
@@ -85,6 +85,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
     from datasets import Dataset
     from transformers import TrainerCallback, set_seed
     from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_trainer import DataCollatorForPreference
 
     set_seed(spec.seed)
     tokenizer = ground.tokenizer
@@ -93,7 +94,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
     chosen, rejected = _encoded(ground, [*pairs, *added])
     whole = [i for i in range(len(chosen)) if max(len(chosen[i]), len(rejected[i])) <= spec.max_length]
     shell = with_score(ground.load())
-    shell.config.pad_token_id = tokenizer.pad_token_id
+    pad = padding_for([*chosen, *rejected], tokenizer.pad_token_id)
     config: Any = spec.adapter.peft_config()
     if config is not None:
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
@@ -129,10 +130,12 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
             train_dataset=Dataset.from_dict(
                 {"chosen_ids": [chosen[i] for i in whole], "rejected_ids": [rejected[i] for i in whole]}
             ),
+            data_collator=DataCollatorForPreference(pad_token_id=pad),
             processing_class=tokenizer,
             peft_config=config,
             callbacks=[Progress()],
         )
+        shell.config.get_text_config().pad_token_id = pad  # the score is read at the last token that is another one
         for parameter in trainer.model.parameters():
             if parameter.requires_grad and config is not None:
                 parameter.data = parameter.data.float()
@@ -150,7 +153,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
         return score_sequences(
             trained,
             sequences,
-            pad=tokenizer.pad_token_id,
+            pad=pad,
             batch_size=spec.batch_size,
             device=ground.device,
             precision=ground.precision,
