@@ -37,7 +37,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def expected_trainable(self, model: PreTrainedModel) -> int:
-        """Number of trainable parameters by formula, from the base model before it is wrapped."""
+        """Number of trainable parameters, from the base model before it is wrapped."""
 
     def quantization(self, compute_dtype: torch.dtype) -> Any | None:
         """A ``BitsAndBytesConfig`` for loading the base, or None."""
@@ -97,8 +97,28 @@ class LoRA(Adapter):
         )
 
     def expected_trainable(self, model: PreTrainedModel) -> int:
-        """Sum of r (d_in + d_out) over the targeted linear layers (``lora_parameters``)."""
-        return sum(lora_parameters(d_in, d_out, self.rank) for d_in, d_out in target_shapes(model, self.targets))
+        """What peft makes trainable in the same model without weights.
+
+        For linear layers that is the sum of r (d_in + d_out) (``lora_parameters``). A formula of ours would have to
+        follow peft through fused experts, routers and tied layers.
+        """
+        return sum(p.numel() for p in self.wrapped_empty(model).parameters() if p.requires_grad)
+
+    def wrapped_empty(self, model: PreTrainedModel) -> Any:
+        """A model of the same class and configuration on the meta device, with the adapter.
+
+        Raises:
+            ValueError: peft finds nothing to adapt, or cannot adapt what is named; with its words.
+        """
+        import copy
+        import warnings
+
+        import torch
+        from peft import get_peft_model
+
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as about a setting that peft corrects by itself
+            return get_peft_model(type(model)(copy.deepcopy(model.config)), self.peft_config())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from harness.conversation import Style
 from harness.errors import UserErrors
 from harness.ids import Found, Limits, look
 from harness.models import context_length
-from harness.skeleton import model_config
 from harness.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ def audited(data: TaskData) -> Audit:
     return _AUDITS[id(data)][1]
 
 
-def looked_at(setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None) -> Found:
+def looked_at(
+    setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None, source: Path | None
+) -> Found:
     """What the audit of token ids finds in a trial's rows; looked at once per data, tokenizer and limits.
 
     Args:
@@ -46,9 +47,10 @@ def looked_at(setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache:
         tokenizer: the model's.
         style: how its rows are rendered.
         cache: of stages; None looks anew.
+        source: folder of a model that was made first.
     """
-    config: Any = model_config(setup.model)
-    limits, stops = limits_of(setup, config), setup.model.stops(tokenizer, config)
+    config: Any = setup.model.configuration(source)
+    limits, stops = limits_of(setup, config), setup.model.stops(tokenizer, config, source)
 
     def build(_: Path) -> dict[str, Any]:
         return asdict(look(data, tokenizer, style, limits, stops))
@@ -70,26 +72,31 @@ def looked_at(setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache:
 
 def limits_of(setup: Setup, config: Any) -> Limits:
     """The trial's limits, in tokens; ``config`` is the model's transformers configuration."""
-    text = config.get_text_config()
+    text = None if config is None else config.get_text_config()
     return Limits(
         train=setup.train.max_length,
         rollout=setup.train.max_completion_length if setup.algo.family == "online" else 0,
         scored=setup.eval.max_length,
         sampled=setup.eval.max_completion_length,
-        context=context_length(config),
+        context=None if config is None else context_length(config),
         vocabulary=getattr(text, "vocab_size", None),
     )
 
 
 def usable(
-    setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None = None
+    setup: Setup,
+    data: TaskData,
+    tokenizer: Any,
+    style: Style,
+    cache: Cache | None = None,
+    source: Path | None = None,
 ) -> tuple[TaskData, Found]:
     """The rows that a trial can use, and what the audit found.
 
     Raises:
         UserErrors: too many rows mean nothing to this model, or all do.
     """
-    found = looked_at(setup, data, tokenizer, style, cache)
+    found = looked_at(setup, data, tokenizer, style, cache, source)
     if errors := found.problems(getattr(setup.task, "allow_skipped", ALLOWED)):
         raise UserErrors(errors)
     return found.kept(data), found

@@ -22,6 +22,7 @@ from harness.ids import Found
 from harness.job import Job
 from harness.journal import Journal
 from harness.models import Tiny
+from harness.models.making import STAGE, made
 from harness.precision import Place, place_on
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
@@ -201,9 +202,12 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         )
         note_stage(journal, "sft", entry, cache.note(entry))
         source, base_key = entry.path, entry.path.name
+    elif (entry := made(setup.model, cache)) is not None:
+        note_stage(journal, STAGE, entry)
+        source = entry.path
     tokenizer = setup.model.tokenizer(source)
     style = choose_style(setup, data, tokenizer, journal)
-    data, found = usable(setup, data, tokenizer, style, cache)
+    data, found = usable(setup, data, tokenizer, style, cache, source)
     for note in (*data.notes, *found.notes):
         journal.write("note", message=note)
     return Ground(

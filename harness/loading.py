@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -12,13 +15,49 @@ if TYPE_CHECKING:
 def load_pretrained(
     path: str, *, dtype: torch.dtype, device: str, quantization: Any | None, attention: str | None, **options: Any
 ) -> PreTrainedModel:
-    """``AutoModelForCausalLM.from_pretrained`` on one device."""
+    """``AutoModelForCausalLM.from_pretrained`` on one device, of a checkpoint with the model's weights and no others.
+
+    Raises:
+        UserError: weights are missing, not the model's, or of another shape. transformers would draw them at random.
+    """
     from transformers import AutoModelForCausalLM
 
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **attention_option(attention), **options)
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused here, by name
+        **attention_option(attention),
+        **options,
+    )
+    if (wrong := unlike(found)) is not None:
+        raise UserError(
+            wrong, key="model.path", value=path, fix="see that all files of the model are there and its own"
+        )
     return trainable_in_4_bit(loaded) if quantization is not None else loaded.to(device)
+
+
+def checkpoint_report(path: str, **options: Any) -> str | None:
+    """What is wrong with the names and shapes of a checkpoint's weights, by their headers alone; None if nothing is."""
+    from transformers import AutoModelForCausalLM
+
+    _, found = AutoModelForCausalLM.from_pretrained(
+        path, device_map={"": "meta"}, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return unlike(found)
+
+
+def unlike(found: Mapping[str, Any]) -> str | None:
+    """How a checkpoint differs from the model, in words; transformers leaves tied and known leftover weights out."""
+    kinds = []
+    words_of = {"missing": "are missing", "unexpected": "are not the model's", "mismatched": "have another shape"}
+    for kind, words in words_of.items():
+        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in found.get(f"{kind}_keys") or ())
+        if names:
+            kinds.append(f"{len(names)} weights {words} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})")
+    return "; ".join(kinds) or None
 
 
 def attention_option(attention: str | None) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.cache import Cache, cache_dir
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
 from harness.preload import gpu_visible
-from harness.skeleton import model_config, skeleton
+from harness.skeleton import skeleton
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
@@ -21,6 +23,7 @@ T = TypeVar("T")
 TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
+TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
 TRIED = 20
 """Rows of which the template must render one."""
 BLOCK = 64
@@ -103,19 +106,25 @@ def _main(sender: Any, plains: list[str]) -> None:
 
 def find_problems(plain: dict[str, Any]) -> list[UserError]:
     """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
+    from harness.models.making import made
     from harness.trial import assemble, check_data
 
     try:
         setup = assemble(plain)
         data = check_data(setup)
-        tokenizer = setup.model.tokenizer(None)
-        config = model_config(setup.model)
+        cache = Cache(cache_dir(plain))
+        entry = made(setup.model, cache)
+        source = entry.path if entry is not None else None
+        config = setup.model.configuration(source)
+        tokenizer = setup.model.tokenizer(source)
     except UserErrors as errors:
         return errors.errors
     except UserError as error:
         return [error]
     context = _context_problems(setup, config)
-    return [*context, *(context or _row_problems(setup, data, tokenizer)), *_target_problems(setup, config)]
+    found = [*setup.model.checkpoint_problems(source), *_vocabulary_problems(tokenizer, config), *context]
+    rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
+    return [*found, *rows, *_target_problems(setup, config)]
 
 
 def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
@@ -154,7 +163,7 @@ def _context_problems(setup: Setup, config: Any) -> list[UserError]:
     """Limits within the model's context."""
     from harness.models import context_length
 
-    limit = context_length(config)
+    limit = None if config is None else context_length(config)
     if limit is None or setup.train.max_length <= limit:
         return []
     return [
@@ -167,9 +176,27 @@ def _context_problems(setup: Setup, config: Any) -> list[UserError]:
     ]
 
 
-def _row_problems(setup: Setup, data: TaskData, tokenizer: Any) -> list[UserError]:
+def _vocabulary_problems(tokenizer: Any, config: Any) -> list[UserError]:
+    """A tokenizer whose ids the embedding matrix does not have.
+
+    But for an unknown token: classes of byte-level tokenizers add one, which no text ever becomes.
+    """
+    rows = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    largest = max((i for i in tokenizer.get_vocab().values() if i != tokenizer.unk_token_id), default=-1)
+    largest = max(largest, *(i or 0 for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)))
+    if rows is None or largest < rows:
+        return []
+    return [
+        UserError(
+            f"the tokenizer's ids go up to {largest}, and the model's embedding matrix has {rows} rows",
+            key="model",
+            fix="take the tokenizer that belongs to the model, or resize the model's embeddings to it",
+        )
+    ]
+
+
+def _row_problems(setup: Setup, data: TaskData, tokenizer: Any, cache: Cache, source: Path | None) -> list[UserError]:
     """What the audit of token ids refuses; templates are tried on one prompt first."""
-    from harness.cache import Cache, cache_dir
     from harness.conversation import encode
     from harness.data import usable
     from harness.trial import style_for
@@ -182,7 +209,7 @@ def _row_problems(setup: Setup, data: TaskData, tokenizer: Any) -> list[UserErro
                 _in_time(lambda: _any_of(rows, lambda row: encode(tokenizer, style.rows([row])[0]["prompt"])))
         else:
             style = style_for(setup, data, tokenizer)
-        usable(setup, data, tokenizer, style, Cache(cache_dir(setup.plain)))
+        usable(setup, data, tokenizer, style, cache, source)
     except UserErrors as errors:
         return errors.errors
     except UserError as error:
@@ -228,13 +255,12 @@ def _target_problems(setup: Any, config: Any) -> list[UserError]:
                 fix="adapter=lora for such a model, or a GPU",
             )
         ]
-    if shapes:
-        return []
-    return [
-        UserError(
-            "no linear layer of the model has such a name, so there is nothing to adapt",
-            key="adapter.targets",
-            value=targets,
-            fix="adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers",
-        )
-    ]
+    if not shapes:
+        rule = "no linear layer of the model has such a name, so there is nothing to adapt"
+        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+    try:
+        setup.adapter.wrapped_empty(model)
+    except Exception as error:  # peft's, about a stranger's architecture
+        rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+    return []

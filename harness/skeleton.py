@@ -1,4 +1,4 @@
-"""Models without their weights: configurations, and modules on the meta device. Heavy imports happen when called."""
+"""Models without their weights: modules on the meta device. Heavy imports happen when called."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.models import HF, Model, Shape, Tiny, _cannot_load
+from harness.models import Model
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def model_config(model: Any) -> Any:
-    """The transformers configuration of a model, without its weights."""
-    if isinstance(model, Shape | Tiny):
-        return model.configuration()
-    if isinstance(model, HF):
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(
-                str(model.local or model.path),
-                revision=model.revision,
-                trust_remote_code=model.trust_remote_code,
-            )
-        except (OSError, ValueError) as error:
-            raise _cannot_load("configuration", model.path, error) from error
-    return None
 
 
 def skeleton(config: Any, model: Model) -> nn.Module:

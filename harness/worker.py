@@ -26,7 +26,6 @@ from harness.job import Job
 from harness.journal import Journal
 from harness.keys import baseline_code
 from harness.saved import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
-from harness.skeleton import model_config
 from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
 from harness.trial import Setup, assemble, check_data
@@ -99,7 +98,7 @@ def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
         folders=folders,
     )
     with clock.phase("train"):
-        rehearse(scene, model_config(setup.model), evaluation=False)
+        rehearse(scene, setup.model.configuration(ground.source), evaluation=False)
     report_clock(clock, journal)
 
 

@@ -21,7 +21,7 @@ from harness.evaluators.preference import Preference
 from harness.evaluators.scoring import PairLogProbs, pair_log_probs, ratio_with_stderr
 from harness.evaluators.true_reward import TrueReward
 from harness.evaluators.win_rate import WinRate
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from tests.toys import random_llama
 

@@ -24,7 +24,7 @@ from harness.evaluators.scoring import (
 )
 from harness.evaluators.true_reward import TrueReward
 from harness.forecast import clustered_error, t_quantile, wilson
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from tests.toys import random_llama

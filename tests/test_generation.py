@@ -19,7 +19,7 @@ from harness.algorithms.ppo import PPO
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import sample
 from harness.generation import own_distribution, sampling_config, stop_ids
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock

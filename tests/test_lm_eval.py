@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation
 from harness.evaluators.lm_eval import LmEval, by_reported_name, choice_calibration, leaked, per_document
 from harness.evaluators.lm_eval_model import CountingModel, length_for
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from tests.inside import tell

@@ -20,7 +20,7 @@ from harness.algorithms.grpo import GRPO
 from harness.algorithms.kto import KTO, shuffled_rows
 from harness.algorithms.sft import SFT
 from harness.errors import UserError
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.rewards.scoring import checked
 from harness.tasks.arithmetic import Arithmetic

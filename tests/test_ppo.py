@@ -16,8 +16,8 @@ from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
 from harness.algorithms.ppo import PPO
 from harness.algorithms.roles import role_bytes, tensors_of
+from harness.loading import character_tokenizer
 from harness.meter import Meter
-from harness.models import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from harness.config import compose, hydra_config
 from harness.conversation import Style
-from harness.models import character_tokenizer
+from harness.loading import character_tokenizer
 from harness.precision import place_on
 from harness.rehearsal import standins
 from harness.rehearsal.rows import lengthened, longest

@@ -10,11 +10,12 @@ import torch
 
 from harness.cache import Cache, cache_dir
 from harness.data import usable
+from harness.models.making import made
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.precision import place_on
 from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
-from harness.skeleton import alike, layers_of, model_config, skeleton, with_layers
+from harness.skeleton import alike, layers_of, skeleton, with_layers
 from harness.trial import assemble, check_data, style_for
 
 
@@ -28,12 +29,15 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     setup = assemble(plain)
     data = check_data(setup)
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=target.cuda)
-    config = model_config(setup.model)
+    cache = Cache(cache_dir(plain))
+    entry = made(setup.model, cache)
+    source = entry.path if entry is not None else None
+    config = setup.model.configuration(source)
     model = skeleton(config, setup.model)
-    tokenizer = setup.model.tokenizer(None)
+    tokenizer = setup.model.tokenizer(source)
     layers = config.get_text_config().num_hidden_layers
     style = style_for(setup, data, tokenizer)
-    data, _ = usable(setup, data, tokenizer, style, Cache(cache_dir(plain)))
+    data, _ = usable(setup, data, tokenizer, style, cache, source)
     scene = Scene(setup, data, tokenizer, style.rows, place, target.cuda, target.fill)
 
     def rehearsed(count: int) -> Any:
