@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
+from harness.errors import Diverged
 from harness.journal import Journal
 from harness.meter import Meter
 
@@ -20,13 +22,15 @@ SKIPPED = (
     "train_loss",
 )
 
+WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
+
 
 class JournalCallback(TrainerCallback):
     """Turns trainer logs into ``train/`` series, each point with what was spent by then, and steps into progress."""
 
-    def __init__(self, journal: Journal, meter: Meter):
-        """Write to ``journal``."""
-        self.journal, self.meter = journal, meter
+    def __init__(self, journal: Journal, meter: Meter, learning_rate: float | None = None):
+        """Write to ``journal``; ``learning_rate`` is named where training diverges."""
+        self.journal, self.meter, self.learning_rate = journal, meter, learning_rate
         self._progress_at = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -40,7 +44,11 @@ class JournalCallback(TrainerCallback):
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """One point of every series."""
+        """One point of every series.
+
+        Raises:
+            Diverged: a loss or a gradient is not finite.
+        """
         values = {}
         for key, value in (logs or {}).items():
             if key in SKIPPED:
@@ -52,3 +60,21 @@ class JournalCallback(TrainerCallback):
         if values:
             values |= {f"train/{unit}": amount for unit, amount in self.meter.spent.items() if unit != "steps"}
             self.journal.write("series", step=state.global_step, values=values)
+        wrong = [k for k in WATCHED if not math.isfinite(values.get(f"train/{k}", 0.0))]
+        if wrong:
+            found = values[f"train/{wrong[0]}"]
+            raise Diverged(self._told(state.global_step, f"{WATCHED[wrong[0]]} is {found}"))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The last update may be the one that went too far.
+
+        Raises:
+            Diverged: a trained weight is not finite.
+        """
+        for name, weight in model.named_parameters() if model is not None else ():
+            if weight.requires_grad and not bool(weight.isfinite().all()):
+                raise Diverged(self._told(state.global_step, f"the weight {name} is not finite"))
+
+    def _told(self, step: int, what: str) -> str:
+        rate = "" if self.learning_rate is None else f" (train.learning_rate is {self.learning_rate:g})"
+        return f"at step {step} {what}{rate}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -188,6 +189,8 @@ def _build(node: Any, path: str, plugins: tuple[str, ...], errors: list[UserErro
     if not isinstance(node, Mapping):
         if node == "???":
             errors.append(UserError("a value is required", key=path, fix=f"set it: {path}=..."))
+        if isinstance(node, float) and not math.isfinite(node):
+            errors.append(UserError("must be a finite number", key=path, value=node, fix=f"give {path} a number"))
         return node
     if "_target_" not in node:
         return {key: _build(value, f"{path}.{key}", plugins, errors) for key, value in node.items()}

@@ -60,6 +60,10 @@ class UserError(Exception):
         return _restore, (self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)
 
 
+class Diverged(Exception):
+    """Weights, logits or losses are no longer finite: no number that follows would mean anything."""
+
+
 class UserErrors(UserError):
     """Several user errors, reported together."""
 

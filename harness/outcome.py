@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import fingerprint, journal
+from harness.errors import Diverged
 from harness.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 
 DELTA_FROM = ("baseline", "eval")
@@ -51,6 +52,8 @@ def decide(
     failure = next((e.data for e in reversed(events) if e.kind == "error"), None)
     if failure is not None:
         text = f"{failure['error']}: {failure['message']}".strip()
+        if failure["error"] == Diverged.__name__:
+            return Outcome.DIVERGED, failure["message"]
         return (Outcome.OOM if failure.get("oom") else Outcome.FAILED), text
     if exit_code is None:
         return Outcome.INTERRUPTED, "the runner ended without saying how"

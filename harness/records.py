@@ -22,6 +22,7 @@ class Outcome(StrEnum):
     OOM = "oom"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
+    DIVERGED = "diverged"
     UNFIT = "unfit"
 
     @property

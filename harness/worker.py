@@ -19,6 +19,7 @@ from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
 from harness.behaviour import tell_fingerprints
+from harness.errors import Diverged
 from harness.evaluators.base import Evaluation
 from harness.generation import own_distribution
 from harness.ground import Ground, note_stage, prepare_ground
@@ -159,7 +160,7 @@ def train(
     with clock.phase("prepare"):
         seed_everything(setup.seed)
         meter = Meter(setup.algo, setup.train)
-        callback = JournalCallback(journal, meter)
+        callback = JournalCallback(journal, meter, setup.train.learning_rate)
         trainer = ready_trainer(
             setup.algo,
             TrainJob(
@@ -191,7 +192,8 @@ def train(
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
     with clock.phase("train"), recorded(ground, journal):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with sampling_from_numbers(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if ground.device == "cuda":
             torch.cuda.synchronize()
     seconds = clock.seconds()
@@ -207,6 +209,20 @@ def train(
     del trainer
     free_memory(ground.device)
     return trained
+
+
+@contextmanager
+def sampling_from_numbers(trainer: Any) -> Iterator[None]:
+    """Torch's complaint about probabilities that are none, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        from harness.evaluators.scoring import NO_PROBABILITIES
+
+        if NO_PROBABILITIES not in str(error):
+            raise
+        step = trainer.state.global_step
+        raise Diverged(f"after step {step} the policy's probabilities are not finite") from error
 
 
 @contextmanager
@@ -229,12 +245,12 @@ def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
 
 
 def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
-    """Log the counts; the trainable one must be what the adapter's formula says."""
+    """Log the counts; the trainable one must be what was expected of the adapter."""
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total = sum(_elements(p) for p in policy.parameters())
     journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
     if trainable != expected:
-        raise RuntimeError(f"{trainable:,} parameters are trainable, the adapter's formula says {expected:,}")
+        raise RuntimeError(f"{trainable:,} parameters are trainable, peft makes {expected:,} so in this model")
 
 
 def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:

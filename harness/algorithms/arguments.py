@@ -36,6 +36,7 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
         "gradient_checkpointing": train.gradient_checkpointing,
         "logging_steps": train.logging_steps,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number is to be seen, not left out of the mean
         "save_strategy": "steps" if train.checkpoint_steps else "no",
         "save_total_limit": 1,
         "report_to": [],

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from harness.conversation import encode
+from harness.errors import Diverged
 from harness.evaluators.base import EvalContext
 from harness.forecast import clustered_error, share
 from harness.generation import own_distribution, sampling_options, stop_ids
 from harness.tasks.base import Row
 
+NO_PROBABILITIES = "probability tensor contains"
+"""How torch says that a model's probabilities are not finite."""
 MOST_LOGITS = 2**28
 """In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
 128,000 and 1,024 tokens that is two rows; a batch of 64 would take 84 GB."""
@@ -86,7 +90,13 @@ def completion_log_probs(
             start = max(len(sequences[index][0]), 1)
             sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
+    if bad := int((~sums.isfinite()).sum()):
+        raise Diverged(f"{bad} of {len(sums)} judged sequences have no finite log-probability{_whose(context)}")
     return sums, counts
+
+
+def _whose(context: EvalContext) -> str:
+    return " under the model before training" if context.on_baseline else ""
 
 
 def rows_at_once(context: EvalContext, width: int) -> int:
@@ -177,7 +187,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
-            with context.computing():
+            with context.computing(), _from_numbers(context):
                 out = generator.generate(input_ids=ids, attention_mask=mask, **options)
             out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
@@ -186,6 +196,17 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
                 text = str(tokenizer.decode(kept, skip_special_tokens=True))
                 found[j] = Sample(jobs[j], text, tuple(kept), ended=end is not None)
     return [found[j] for j in range(len(jobs))]
+
+
+@contextmanager
+def _from_numbers(context: EvalContext) -> Iterator[None]:
+    """Torch's complaint about probabilities that are none, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NO_PROBABILITIES not in str(error):
+            raise
+        raise Diverged(f"the probabilities to sample from are not finite{_whose(context)}") from error
 
 
 def grouped(values: Sequence[float], size: int) -> list[float]:

@@ -74,7 +74,8 @@ NOT_BETTER = (
     "entropy_per_token", "preference_pairs", "length_only_accuracy",
 )  # fmt: skip
 """Figures of which more is worse, or says nothing (docs/metrics.md): they rank no recipe."""
-STYLES = {"finished": "green", "reused": "green", "oom": "magenta", "failed": "red", "timeout": "yellow"}
+GOOD, BAD = dict.fromkeys(("finished", "reused"), "green"), dict.fromkeys(("failed", "diverged"), "red")
+STYLES = {**GOOD, **BAD, "oom": "magenta", "timeout": "yellow"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""A number that means nothing is absent: weights, logits and losses that are not finite end a trial as `diverged`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.callback import JournalCallback
+from harness.config import build
+from harness.errors import Diverged, UserErrors
+from harness.outcome import decide
+from harness.records import Event, Outcome
+from tests.conftest import QUICK
+from tests.inside import tell
+from tests.toys import build_model, conversational_rows, write_jsonl
+
+
+@pytest.mark.parametrize("algo", ["dpo", "kto", "grpo", "ppo"])
+def test_a_learning_rate_that_blows_up_ends_the_trial_with_the_step(tmp_path, cache_dir, algo):
+    with pytest.raises(Diverged, match=r"(at|after) step \d+ (of \d+ )?(the|some)") as ended:
+        tell(tmp_path / "t", cache_dir, f"algo={algo}", "train.learning_rate=1e30", "train.logging_steps=1", *QUICK)
+    assert "not finite" in str(ended.value) or "is nan" in str(ended.value) or "is inf" in str(ended.value)
+
+
+def test_a_base_whose_weights_are_no_numbers_is_not_given_an_accuracy(tmp_path):
+    folder = build_model(tmp_path / "model", "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    data = write_jsonl(tmp_path / "prefs.jsonl", conversational_rows(40))
+    with pytest.raises(Diverged, match="under the model before training"):
+        tell(tmp_path / "t", tmp_path / "cache", "algo=dpo", "model=hf", f"model.path={folder}", "task=preferences",
+             f"task.path={data}", "train.steps=2", sizes=())  # fmt: skip
+
+
+def callback() -> JournalCallback:
+    journal: Any = SimpleNamespace(write=lambda *_, **__: None)
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
+    return JournalCallback(journal, meter, 0.5)
+
+
+@pytest.mark.parametrize("logs", [{"loss": float("nan")}, {"loss": 0.1, "grad_norm": float("inf")}])
+def test_a_logged_loss_or_gradient_that_is_no_number_names_step_and_rate(logs):
+    with pytest.raises(Diverged, match=r"at step 7 .* \(train.learning_rate is 0.5\)"):
+        callback().on_log(None, SimpleNamespace(global_step=7), None, logs=logs)
+    callback().on_log(None, SimpleNamespace(global_step=7), None, logs={"loss": 0.1, "rewards/margins": float("nan")})
+
+
+def test_the_weights_after_the_last_step_are_looked_at():
+    model = torch.nn.Linear(2, 1)
+    callback().on_train_end(None, SimpleNamespace(global_step=7), None, model=model)
+    model.weight.data[0, 1] = float("inf")
+    with pytest.raises(Diverged, match="the weight weight is not finite"):
+        callback().on_train_end(None, SimpleNamespace(global_step=7), None, model=model)
+    model.weight.requires_grad_(False)
+    callback().on_train_end(None, SimpleNamespace(global_step=7), None, model=model)
+
+
+def test_it_is_an_outcome_of_its_own_with_the_words_as_its_reason():
+    event = Event(0.0, "error", {"error": "Diverged", "message": "at step 7 the loss is nan", "oom": False})
+    assert decide(1, [event]) == (Outcome.DIVERGED, "at step 7 the loss is nan")
+    assert not Outcome.DIVERGED.succeeded
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_knob_that_is_no_number_is_refused(value):
+    with pytest.raises(UserErrors, match="must be a finite number"):
+        build({"_target_": "harness.training.Train", "learning_rate": value}, path="train")
+
+
+def test_no_figure_of_a_diverged_trial_is_kept_that_is_not_a_number(tmp_path: Path, cache_dir: Path):
+    from harness import journal
+    from harness.outcome import metrics_of
+
+    with pytest.raises(Diverged):
+        tell(tmp_path / "t", cache_dir, "algo=dpo", "train.learning_rate=1e30", "train.logging_steps=1", *QUICK)
+    found = metrics_of(journal.read(tmp_path / "t" / "worker.jsonl"), [])
+    assert "train/loss" not in found and not any(name.startswith("eval/") for name in found)
