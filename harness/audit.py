@@ -1,26 +1,21 @@
 """What a careful reader would ask of the data: copies, leaks of held-out rows into training, lengths, balance. Pure.
 
 A held-out prompt has leaked where a training prompt is the same but for white space, case and Unicode form, or where
-half of its runs of eight words occur in one training prompt. Short prompts have no such runs: sums that differ in a
-digit are no copies.
+half of its runs of eight words occur in one training prompt (``tasks.copies``).
 """
 
 from __future__ import annotations
 
 import itertools
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import text
 from harness.tasks.annotators import ANNOTATIONS
 from harness.tasks.base import Row, TaskData, prompt_key, text_of
+from harness.tasks.copies import copies, tight_key
 
-RUN = 8
-"""Words of a run; shorter ones occur by chance."""
-SHARED = 0.5
-"""Share of a prompt's runs that make it a copy."""
 FEW_PROMPTS = 30
 """Different held-out prompts below which intervals are so wide that it is said."""
 LISTED = 50
@@ -107,43 +102,6 @@ def card(
 def _block(words: str) -> str:
     """Foreign words as an indented block, in which nothing is markdown."""
     return "\n".join(f"    {line}" for line in words.splitlines())
-
-
-def tight_key(words: str) -> str:
-    """A text's identity without white space, case and Unicode form."""
-    return "".join(unicodedata.normalize("NFKC", words).casefold().split())
-
-
-def copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Held-out texts that training prompts show -> how, the text itself, and the training prompt.
-
-    The held-out side is indexed, since it is small; training rows are looked at once, one after the other.
-    """
-    same: dict[str, list[str]] = defaultdict(list)
-    runs: dict[int, set[str]] = defaultdict(set)
-    total: dict[str, int] = {}
-    for prompt in held:
-        same[tight_key(prompt)].append(prompt)
-        own = set(_runs(prompt))
-        total[prompt] = len(own)
-        for run in own:
-            runs[run].add(prompt)
-    exact: dict[str, tuple[str, str, str]] = {}
-    partly: dict[str, tuple[int, str]] = {}
-    for source in dict.fromkeys(training):
-        for prompt in same.get(tight_key(source), ()):
-            exact.setdefault(prompt, ("the same but for spacing and case", prompt, source))
-        shared: Counter[str] = Counter(p for run in set(_runs(source)) for p in runs.get(run, ()))
-        for prompt, count in shared.items():
-            if count >= SHARED * total[prompt] and count > partly.get(prompt, (0, ""))[0]:
-                partly[prompt] = (count, source)
-    near = {p: (f"{n} of {total[p]} runs of {RUN} words", p, source) for p, (n, source) in partly.items()}
-    return near | exact
-
-
-def _runs(prompt: str) -> Iterator[int]:
-    words = unicodedata.normalize("NFKC", prompt).casefold().split()
-    return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
 
 
 def _prompts(data: TaskData) -> dict[str, str]:

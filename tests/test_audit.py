@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.audit import audit, card, few_prompts, tight_key
+from harness.audit import audit, card, few_prompts
 from harness.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
+from harness.tasks.copies import tight_key
 from harness.tasks.preferences import Preferences
 from harness.trial import check_data
 from tests.inside import tell

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.errors import UserError
-from harness.tasks.base import Row, TaskData, Text, prompt_key
+from harness.tasks.base import Row, TaskData, Text, prompt_key, text_of
+from harness.tasks.copies import showing
+from harness.tasks.families import RUN, Families, families
 from harness.tasks.rows import Checked
 
 Overlap = Literal["error", "drop"]
@@ -30,25 +32,55 @@ def loose_key(prompt: Text) -> str:
     return "\n".join(f"{m['role']}: {loose_key(m['content'])}" for m in prompt)
 
 
-def hold_out(keys: Iterable[str], share: float, seed: int) -> Held:
-    """Hold out ``share`` of the distinct prompts, half for validation and half for the test.
+def hold_out(keys: Iterable[str], share: float, seed: int, family: Mapping[str, int] | None = None) -> Held:
+    """Hold out ``share`` of the distinct prompts, half for validation and half for the test, families whole.
 
     The choice depends on the seed and on the prompts' content alone, not on the order of the rows. There are
     at least one prompt per split and, where ``share`` is below 1, one prompt left to train on; of a single
     prompt all goes to the test.
+
+    Args:
+        keys: identities of the prompts.
+        share: to hold out.
+        seed: governs the choice.
+        family: number of each prompt's family; None: each is one of its own.
     """
-    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
+    distinct = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
+    groups: dict[int, list[str]] = {}
+    for place, key in enumerate(distinct):
+        groups.setdefault(place if family is None else family[key], []).append(key)
+    ranked, wanted = list(groups.values()), len(distinct)
     if share < 1:
         if len(ranked) < 3:
+            alone = f"{len(distinct)} distinct prompts" + (
+                f" in {len(ranked)} families" if len(ranked) < len(distinct) else ""
+            )
             raise UserError(
-                f"{len(ranked)} distinct prompts cannot be split: training, validation, test need one each",
+                f"{alone} cannot be split: training, validation, test need one each",
                 key="task.held_out",
                 value=share,
                 fix="add rows with other prompts, or name a held-out file or split of their own",
             )
-        ranked = ranked[: min(len(ranked) - 1, max(2, round(len(ranked) * share)))]
-    half = len(ranked) // 2
-    return Held(frozenset(ranked[:half]), frozenset(ranked[half:]))
+        wanted = min(len(distinct) - 1, max(2, round(len(distinct) * share)))
+    validation, rest = _taken(ranked, wanted // 2, spare=2 if share < 1 else 1)
+    test, _ = _taken(rest, wanted - wanted // 2, spare=1 if share < 1 else 0)
+    return Held(frozenset(validation), frozenset(test))
+
+
+def _taken(groups: Sequence[list[str]], wanted: int, *, spare: int) -> tuple[list[str], list[list[str]]]:
+    """The first groups whose members come to ``wanted``, and the others, of which ``spare`` must be left.
+
+    A group that would go beyond it is passed over, unless nothing has been taken.
+    """
+    taken: list[str] = []
+    left = list(groups)
+    for group in groups:
+        if len(taken) >= wanted or len(left) <= spare:
+            break
+        if not taken or len(taken) + len(group) <= wanted:
+            taken += group
+            left.remove(group)
+    return taken, left
 
 
 def assemble(
@@ -72,8 +104,11 @@ def assemble(
     """
     notes = [*train.notes, *(held.notes if held else ())]
     if held is None:
-        split = hold_out((loose_key(row["prompt"]) for row in train.rows), share, seed)
+        prompts = {loose_key(row["prompt"]): row["prompt"] for row in train.rows}
+        found = families(list(prompts.values()))
+        split = hold_out(prompts, share, seed, dict(zip(prompts, found.of, strict=True)))
         source, rest = train, _outside(train.rows, split)
+        notes += _on_families(found, len(prompts))
     else:
         if held.conversational != train.conversational:
             raise UserError(
@@ -88,6 +123,9 @@ def assemble(
             notes.append(_overlap(train, held, split, len(rest), overlap, eval_key))
         if not split.validation:
             notes.append(f"{held.name}: a single prompt, all of it in the test split; validation is empty")
+    if held is None or overlap == "drop":
+        rest, told = _without_copies(rest, source, split)
+        notes += told
     parts = {
         name: [row for row in source.rows if loose_key(row["prompt"]) in keys]
         for name, keys in zip(SPLITS, (split.validation, split.test), strict=True)
@@ -108,6 +146,36 @@ def assemble(
 def _outside(rows: Sequence[Row], split: Held) -> list[Row]:
     held = split.validation | split.test
     return [row for row in rows if loose_key(row["prompt"]) not in held]
+
+
+def _on_families(found: Families, count: int) -> list[str]:
+    """How the prompts belong together, where they do."""
+    notes = []
+    if found.largest > 1:
+        grouped = len(set(found.of))
+        notes.append(
+            f"{count:,} prompts are {grouped:,} families that share a beginning or {RUN} words on end, and are held "
+            f"out whole; the largest has {found.largest:,} ({found.largest / count:.1%})"
+        )
+    for size in found.cut:
+        notes.append(
+            f"a family of {size:,} prompts ({size / count:.1%}) was taken apart, since it is too large to hold out"
+        )
+    return notes
+
+
+def _without_copies(rest: Sequence[Row], source: Checked, split: Held) -> tuple[list[Row], list[str]]:
+    """The training rows without those whose prompt shows a held-out one, and how many they were."""
+    held = sorted(
+        {text_of(r["prompt"]) for r in source.rows if loose_key(r["prompt"]) in split.validation | split.test}
+    )
+    shown = showing(held, [text_of(row["prompt"]) for row in rest])
+    if not shown:
+        return list(rest), []
+    kept = [row for i, row in enumerate(rest) if i not in shown]
+    if not kept:
+        return list(rest), []  # the check for leaks says it
+    return kept, [f"{len(shown):,} of {len(rest):,} training rows left out: their prompts show held-out ones"]
 
 
 def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Overlap, eval_key: str) -> str:
