@@ -9,9 +9,9 @@ import pytest
 
 from harness.audit import audit
 from harness.tasks.base import text_of
+from harness.tasks.checking import Checked
 from harness.tasks.copies import near, showing
 from harness.tasks.families import families
-from harness.tasks.rows import Checked
 from harness.tasks.splits import assemble, hold_out
 
 WORDS = [f"w{i}" for i in range(3000)]

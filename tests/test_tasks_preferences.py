@@ -12,7 +12,7 @@ import pytest
 from harness.errors import UserError, UserErrors
 from harness.tasks.base import prompt_key
 from harness.tasks.preferences import Preferences
-from harness.tasks.rows import shared_prefix
+from harness.tasks.rows import shared_prefix, shared_turns
 from harness.tasks.splits import hold_out, loose_key
 
 
@@ -147,18 +147,25 @@ def test_columns_may_have_other_names(tmp_path):
     ("chosen", "rejected", "cut"),
     [
         ("The sky is blue.", "The sky is green.", 10),  # "The sky is" | " blue."
-        ("ab", "abcd", 1),  # one begins with the other: the last character stays with it
+        ("a.b.", "a.b.c", 3),  # one begins with the other: the last character stays with it
+        ("it is 19", "it is 17", 5),  # never within a word
+        ("ab", "abcd", 0),
         ("xa", "ya", 0),
         ("x ", "y ", 0),  # trl looks at index -1 here, a space, and takes a prompt that is not shared
-        ([user("q"), assistant("a")], [user("q"), assistant("b")], 1),
-        ([user("q"), assistant("a")], [user("q"), assistant("a"), user("r"), assistant("b")], 1),
     ],
 )
 def test_the_shared_prefix_is_the_longest_and_leaves_both_completions_something(chosen, rejected, cut):
     assert shared_prefix(chosen, rejected) == cut
 
 
-def test_the_shared_prefix_agrees_with_trl():
+@pytest.mark.parametrize(
+    "rejected", [[user("q"), assistant("b")], [user("q"), assistant("a"), user("r"), assistant("b")]]
+)
+def test_the_shared_turns_leave_both_conversations_a_reply(rejected):
+    assert shared_turns([user("q"), assistant("a")], rejected) == 1
+
+
+def test_the_shared_prefix_agrees_with_trl_but_within_words():
     data_utils = pytest.importorskip("trl.data_utils")
     texts = [
         "Human: hi Assistant: yes",
@@ -171,7 +178,9 @@ def test_the_shared_prefix_agrees_with_trl():
         for rejected in texts:
             if chosen != rejected:
                 expected = data_utils.extract_prompt({"chosen": chosen, "rejected": rejected})["prompt"]
-                assert chosen[: shared_prefix(chosen, rejected)] == expected
+                ours = chosen[: shared_prefix(chosen, rejected)]
+                within = expected[-1:].isalnum() and chosen[len(expected) : len(expected) + 1].isalnum()
+                assert expected.startswith(ours) and len(ours) < len(expected) if within else ours == expected
 
 
 def test_prompt_end_keeps_shared_first_words_in_the_answers(tmp_path):
@@ -391,8 +400,8 @@ def test_a_file_in_another_encoding_is_said_to_be_so(tmp_path):
         (preference("q", "a", None), "line 4, rejected: is null"),
         (preference("q", 7, "b"), "line 4, chosen=7: must be text or a list of messages, not int"),
         (preference("q", "a", NO), "line 4, rejected: must be text where chosen is"),
-        (preference([{"role": "human", "content": "q"}], "a", "b"), "prompt=human: the role must be one of"),
-        (preference([{"from": "human", "value": "q"}], "a", "b"), "must have role and content"),
+        (preference([{"role": "narrator", "content": "q"}], "a", "b"), "prompt=narrator: the role must be one of"),
+        (preference([{"by": "human", "value": "q"}], "a", "b"), "must have role and content"),
         (preference([{"role": "user", "content": None}], "a", "b"), "content must be text, not NoneType"),
     ],
 )

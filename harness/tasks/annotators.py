@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from harness.errors import UserError
 from harness.tasks.base import Row
-from harness.tasks.rows import Malformed, Table
+from harness.tasks.messages import Malformed
+from harness.tasks.rows import Table
 
 ANNOTATIONS = "annotations"
 """Key of a row under which the labels stand: annotator -> label, None where there is none."""

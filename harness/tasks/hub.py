@@ -16,22 +16,10 @@ from harness.closure import content_digest, files_below
 from harness.errors import UserError
 from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Row, Task, TaskData
-from harness.tasks.rows import (
-    COLUMNS,
-    EMPTY_PROMPT,
-    Checked,
-    Column,
-    Kind,
-    Layout,
-    Malformed,
-    Skip,
-    Table,
-    check,
-    is_blank,
-    layout_of,
-    pair,
-    unpaired,
-)
+from harness.tasks.checking import Checked, check
+from harness.tasks.formats import KNOWN, recognised
+from harness.tasks.messages import EMPTY_PROMPT, Malformed, Skip, is_blank
+from harness.tasks.rows import COLUMNS, Column, Kind, Layout, Table, layout_of, pair, unescaped, unpaired
 from harness.tasks.splits import Overlap, assemble
 
 
@@ -113,20 +101,24 @@ class Hub(Task):
 
     def _checked(self, split: str, key: str) -> Checked:
         table = self._table(split, key)
+        notes, dropped = (), None
         if self.kind == "prompts":
             parse = self._prompt_parser(table)
         else:
-            layout = layout_of(table, self.columns, kind=self.kind, prompt_end=self.prompt_end)
+            found = recognised(table, self.columns)
+            table, notes = found.table, found.notes
+            layout = layout_of(table, self.columns, kind=self.kind, prompt_end=unescaped(self.prompt_end))
             parse = partial({"preferences": pair, "unpaired": unpaired}[self.kind], layout=layout)
+            dropped = layout.dropped
         parse = with_annotations(table, self.annotators, parse)
-        return check(table, self.kind, parse, allow_skipped=self.allow_skipped)
+        return check(table, self.kind, parse, allow_skipped=self.allow_skipped, dropped=dropped, notes=notes)
 
     def _table(self, split: str, key: str) -> Table:
         found = load_split(self.name, self.subset, self.revision, split, key=key)
         if self.max_rows is not None:
             found = found.select(range(min(self.max_rows, len(found))))
         # Columns that nobody reads may be images or other large things.
-        read = {self.columns.get(ours, ours) for ours in COLUMNS}
+        read = {self.columns.get(ours, ours) for ours in COLUMNS} | (KNOWN if self.kind != "prompts" else set())
         read |= set(template_fields(self.prompt_template or "")) | {self.answer_column, *self.annotators}
         rows = found.select_columns([c for c in found.column_names if c in read]).to_list()
         if not rows and len(found):

@@ -18,7 +18,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from harness.errors import UserError
 from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Row, Task, TaskData
-from harness.tasks.rows import Checked, Column, Malformed, Table, check, layout_of, pair, unpaired
+from harness.tasks.checking import Checked, check
+from harness.tasks.formats import recognised
+from harness.tasks.messages import Malformed
+from harness.tasks.rows import Column, Table, layout_of, pair, unescaped, unpaired
 from harness.tasks.splits import Overlap, assemble
 
 
@@ -79,11 +82,14 @@ class Preferences(Task):
         return total.hexdigest()[:16]
 
     def _checked(self, path: str, key: str) -> Checked:
-        table = read_table(path, key=key, max_rows=self.max_rows)
-        layout = layout_of(table, self.columns, prompt_end=self.prompt_end)
+        found = recognised(read_table(path, key=key, max_rows=self.max_rows), self.columns)
+        table = found.table
+        layout = layout_of(table, self.columns, prompt_end=unescaped(self.prompt_end))
         parse = partial({"preferences": pair, "unpaired": unpaired}[layout.kind], layout=layout)
         parse = with_annotations(table, self.annotators, parse)
-        return check(table, layout.kind, parse, allow_skipped=self.allow_skipped)
+        return check(
+            table, layout.kind, parse, allow_skipped=self.allow_skipped, dropped=layout.dropped, notes=found.notes
+        )
 
 
 # -- files ---------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from typing import Literal
 
 from harness.errors import UserError
 from harness.tasks.base import Row, TaskData, Text, prompt_key, text_of
+from harness.tasks.checking import Checked
 from harness.tasks.copies import showing
 from harness.tasks.families import RUN, Families, families
-from harness.tasks.rows import Checked
 
 Overlap = Literal["error", "drop"]
 SPLITS = ("validation", "test")
