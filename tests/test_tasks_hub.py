@@ -11,9 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.config import import_component
 from harness.errors import UserError, UserErrors
+from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Task
-from harness.tasks.hub import Hub, template_fields
-from harness.tasks.hub_verifiable import HubVerifiable, same_answer, stated_answer
+from harness.tasks.hub import Hub
+from harness.tasks.hub_verifiable import HubVerifiable
+from harness.tasks.prompts import template_fields
 
 CONF = Path(__file__).parent.parent / "conf" / "task"
 GSM8K = r"#### (-?[\d,\.]+)"
@@ -111,11 +113,13 @@ def test_ultrafeedback_rows_become_conversations(tmp_path):
     ]
 
 
-def test_hh_rlhf_prompts_end_with_the_assistants_name(tmp_path):
+def test_hh_rlhf_rows_become_conversations(tmp_path):
     head = "\n\nHuman: {}\n\nAssistant: Hm.\n\nHuman: so?\n\nAssistant:"
     rows = [{"chosen": head.format(i) + " I do.", "rejected": head.format(i) + " I don't."} for i in range(3)]
     data = task_of("hh_rlhf", name=folder(tmp_path / "d", train=rows[:1], test=rows[1:])).load()
-    assert data.train_pairs == [{"prompt": head.format(0), "chosen": " I do.", "rejected": " I don't."}]
+    (row,) = data.train_pairs
+    assert [m["content"] for m in row["prompt"]] == ["0", "Hm.", "so?"]
+    assert row["chosen"] == [{"role": "assistant", "content": "I do."}]
 
 
 def test_unpaired_rows_keep_their_labels(tmp_path):

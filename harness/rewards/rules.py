@@ -11,8 +11,8 @@ from annotated_types import Gt
 from harness import patterns
 from harness.errors import UserError
 from harness.rewards.base import Reward
+from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Row, TaskData
-from harness.tasks.hub_verifiable import same_answer, stated_answer
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from harness.tasks.copies import FEW, limit, runs, tight_key
 
 RUN = 13
 """Words of a run that two prompts do not share by chance."""
+FEWEST = 3
+"""Families that a split needs: one each for training, validation and test."""
 LARGEST = 0.1
 """Share of the prompts above which a family is taken apart: held out whole it would be all of a split."""
 
@@ -30,7 +32,8 @@ class Families:
 
     Attributes:
         of: number of the family of each prompt.
-        cut: sizes of the families that were taken apart, since each was more than ``LARGEST`` of all prompts.
+        cut: sizes of the families that were taken apart: each was more than ``LARGEST`` of all prompts, or there would
+            have been fewer than ``FEWEST``.
     """
 
     of: Sequence[int]
@@ -56,13 +59,15 @@ def families(prompts: Sequence[Text]) -> Families:
         edges.append(_joined(keys, np.array([i for i, _ in opened], dtype=np.int64), limit(count)))
     labels = _components(np.concatenate(edges), count)
     sizes = np.bincount(labels)
-    wide = [int(label) for label in np.flatnonzero(sizes > max(1.0, LARGEST * count))] if count > 2 * FEW else []
-    if wide:
-        fresh = int(labels.max()) + 1
-        for label in wide:
-            members = np.flatnonzero(labels == label)
-            labels[members] = np.arange(fresh, fresh + len(members))
-            fresh += len(members)
+    wide = [int(label) for label in np.flatnonzero(sizes > max(FEW, LARGEST * count))]
+    left = [label for label in np.argsort(-sizes, kind="stable").tolist() if label not in wide and sizes[label] > 1]
+    while left and len(sizes) - len(wide) + sum(sizes[wide]) < FEWEST:
+        wide.append(left.pop(0))
+    fresh = int(labels.max()) + 1
+    for label in wide:
+        members = np.flatnonzero(labels == label)
+        labels[members] = np.arange(fresh, fresh + len(members))
+        fresh += len(members)
     return Families(labels.tolist(), [int(sizes[label]) for label in wide])
 
 

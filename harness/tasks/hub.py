@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness import patterns
 from harness.closure import content_digest, files_below
 from harness.errors import UserError
 from harness.tasks.annotators import with_annotations
-from harness.tasks.base import Row, Task, TaskData
+from harness.tasks.base import Task, TaskData
 from harness.tasks.checking import Checked, check
 from harness.tasks.formats import KNOWN, recognised
-from harness.tasks.messages import EMPTY_PROMPT, Malformed, Skip, is_blank
-from harness.tasks.rows import COLUMNS, Column, Kind, Layout, Table, layout_of, pair, unescaped, unpaired
+from harness.tasks.prompts import Prompts
+from harness.tasks.rows import COLUMNS, Column, Kind, Table, layout_of, pair, unescaped, unpaired
 from harness.tasks.splits import Overlap, assemble
 
 
@@ -76,13 +73,10 @@ class Hub(Task):
         alone = ("answer_column", "answer_pattern", "prompt_template", "system_prompt")
         if self.kind != "prompts" and (set_ := [name for name in alone if getattr(self, name) is not None]):
             raise ValueError(f"{', '.join(set_)} need kind=prompts, and kind is {self.kind}")
-        if self.answer_pattern is not None:
-            if self.answer_column is None:
-                raise ValueError("answer_pattern needs answer_column")
-            if (wrong := patterns.problem(self.answer_pattern)) is not None:
-                raise ValueError(f"answer_pattern is no regular expression: {wrong}")
-        if self.prompt_template is not None:
-            template_fields(self.prompt_template)
+        self._prompts().check()
+
+    def _prompts(self) -> Prompts:
+        return Prompts(self.columns, self.answer_column, self.answer_pattern, self.prompt_template, self.system_prompt)
 
     def load(self) -> TaskData:
         """Fetch (or find in the cache), check and split the rows."""
@@ -103,7 +97,7 @@ class Hub(Task):
         table = self._table(split, key)
         notes, dropped = (), None
         if self.kind == "prompts":
-            parse = self._prompt_parser(table)
+            parse = self._prompts().parser(table)
         else:
             found = recognised(table, self.columns)
             table, notes = found.table, found.notes
@@ -119,78 +113,12 @@ class Hub(Task):
             found = found.select(range(min(self.max_rows, len(found))))
         # Columns that nobody reads may be images or other large things.
         read = {self.columns.get(ours, ours) for ours in COLUMNS} | (KNOWN if self.kind != "prompts" else set())
-        read |= set(template_fields(self.prompt_template or "")) | {self.answer_column, *self.annotators}
+        read |= {*self._prompts().read, *self.annotators}
         rows = found.select_columns([c for c in found.column_names if c in read]).to_list()
         if not rows and len(found):
             rows = [{}] * len(found)  # none of the columns is there; ``layout_of`` says so
         name = f"{self.name}[{split}]"
         return Table(name, key, found.column_names, rows, range(1, len(rows) + 1), encoded=True)
-
-    def _prompt_parser(self, table: Table) -> partial[Row]:
-        needed = list(template_fields(self.prompt_template)) if self.prompt_template is not None else []
-        needed += [self.answer_column] if self.answer_column is not None else []
-        if absent := [name for name in needed if name not in table.columns]:
-            raise UserError(
-                f"the columns {', '.join(absent)} are not there; found: {', '.join(table.columns)}",
-                key="task.answer_column" if absent == [self.answer_column] else "task.prompt_template",
-                value=table.name,
-                fix="name columns that exist",
-            )
-        if self.prompt_template is None:
-            layout = layout_of(table, self.columns, kind="prompts")
-        else:
-            layout = Layout("prompts", {name: name for name in needed}, table.encoded)
-        return partial(self._prompt, layout=layout)
-
-    def _prompt(self, raw: Row, layout: Layout) -> Row:
-        """One prompt row, with its answer where there is one."""
-        if self.prompt_template is None:
-            prompt = layout.text(raw, "prompt")
-        else:
-            values = {name: layout.value(raw, name) for name in template_fields(self.prompt_template)}
-            for column, value in values.items():
-                if not isinstance(value, str | int | float):
-                    raise Malformed("must be text or a number to stand in a template", column=column, value=value)
-            if not any(str(value).strip() for value in values.values()):
-                raise Skip(EMPTY_PROMPT)
-            prompt = self.prompt_template.format_map(values)
-        if is_blank(prompt):
-            raise Skip(EMPTY_PROMPT)
-        if self.system_prompt is not None:
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if turns[0]["role"] != "system":
-                prompt = [{"role": "system", "content": self.system_prompt}, *turns]
-        if self.answer_column is None:
-            return {"prompt": prompt}
-        return {"prompt": prompt, "answer": self._answer(raw.get(self.answer_column))}
-
-    def _answer(self, value: Any) -> str:
-        if not isinstance(value, str | int | float):
-            raise Malformed("the answer must be text or a number", column=self.answer_column, value=value)
-        text = str(value)
-        if self.answer_pattern is not None:
-            try:
-                found = patterns.last_match(self.answer_pattern, text)
-            except TimeoutError:
-                raise Malformed(
-                    f"task.answer_pattern takes more than {patterns.LIMIT_S:g} s for it",
-                    column=self.answer_column,
-                    value=value,
-                ) from None
-            if found is None:
-                raise Skip(f"{self.answer_column} does not match task.answer_pattern")
-            text = found.group(1) if found.re.groups else found.group()
-        if not text.strip():
-            raise Skip("the answer is empty")
-        return text.strip()
-
-
-def template_fields(template: str) -> tuple[str, ...]:
-    """The distinct ``{column}`` fields of a template; raises ``ValueError`` where one is no plain name."""
-    names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    if odd := [name for name in names if not name or not re.fullmatch(r"[^\d.\[\]{}][^.\[\]{}]*", name)]:
-        raise ValueError(f"prompt_template: {{{odd[0]}}} is no column name (write {{{{ and }}}} for braces)")
-    return tuple(dict.fromkeys(names))
 
 
 def load_split(name: str, subset: str | None, revision: str | None, split: str, *, key: str) -> Any:

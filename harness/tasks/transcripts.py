@@ -22,9 +22,11 @@ def parsed(text: str) -> list[dict[str, str]] | None:
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         words = text[mark.end() : None if following is None else following.start()].strip()
         role = ROLES[mark.group(1)]
+        if not words and following is None:
+            break
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += f"\n\n{words}"
-        elif words or following is not None:
+        else:
             messages.append({"role": role, "content": words})
     return messages if messages and any(m["role"] == "user" for m in messages) else None
 
