@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gate": ("harness.gate.command", "fail where a sweep is worse than a baseline"),
     "ui": ("harness.commands", "start the MLflow UI on the store in use"),
     "plan": ("harness.plan.command", "predicted peak memory of every trial of a sweep; needs no GPU"),
+    "data": ("harness.showing", "what a trial would learn from: rows, tokens, what is odd about them"),
     "doctor": ("harness.doctor", "what this machine can do, with a fix for each thing that is wrong"),
     "validate": ("harness.commands", "compose and build every YAML, or the given overrides; trains nothing"),
     "sync": ("harness.commands", "rebuild MLflow from the trial folders"),

@@ -158,6 +158,8 @@ def as_user_error(error: Exception) -> UserError:
     fix = "see the known options in the message, or `python -m harness --help`"
     if "ambiguous" in text.lower():
         fix = "add -m to sweep over comma-separated values"
+    elif re.search(r"(mismatched|extraneous) input '='|no viable alternative at input '[^']*='", text):
+        fix = "a value that holds = must be in quotes within the shell's own: 'task.path=\"a=b.jsonl\"'"
     elif "Could not append" in text or "Key '" in text or "not in struct" in text:
         fix = "check the spelling; `python -m harness --cfg job` prints every key (a leading + adds a new one)"
     return UserError(text, fix=fix)

@@ -124,7 +124,7 @@ def spoken(kind: str) -> str:
 
 
 def _remedy(reasons: Mapping[str, Sequence[int]], share: float) -> str:
-    allow = f"task.allow_skipped={min(1.0, share + 0.005):.2f}"
+    allow = f"task.allow_skipped={min(1.0, share + 0.005):.2f}" if share < 1 else "other rows"
     if FILLS in reasons:
         return f"a larger train.max_length, or shorter prompts, or {allow}"
     if FULL in reasons:
@@ -176,6 +176,7 @@ class _Audit:
         self.longest: dict[str, int] = {}
         self.seen: Counter[str] = Counter()
         self.examples: list[str] = []
+        self.shown: set[tuple[int, ...]] = set()
         self.largest = -1
         self.words: dict[str, str] = {}
 
@@ -238,7 +239,9 @@ class _Audit:
         self.truncated[kind] += whole > limit
         self._count(row, prompt, sides)
         if kind.startswith("train") and len(self.examples) < EXAMPLES:
-            self.examples.append(self._shown(prompt, sides, limit))
+            if (start := tuple(prompt)) not in self.shown:
+                self.shown.add(start)
+                self.examples.append(self._shown(prompt, sides, limit))
         return None
 
     def _said(self, side: Sequence[int]) -> bool:

@@ -187,6 +187,14 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
 
 def _experiment(api: Any, name: str) -> str:
     found = api.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UserError(
+            "the experiment was deleted in MLflow, which keeps its name until its trash is emptied",
+            key="tracking.experiment",
+            value=name,
+            fix=f"restore it: MLFLOW_TRACKING_URI=... mlflow experiments restore -x {found.experiment_id}; or name "
+            "another: tracking.experiment=NAME",
+        )
     # The UI then opens on training runs, and not on traces.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     return found.experiment_id if found else api.create_experiment(name, tags=tags)

@@ -34,10 +34,11 @@ def audit(rows: list[Any], tokenizer: Any, limits: Limits = WIDE, stops: list[in
     return Found(**asdict(look(data, tokenizer, style, limits, stops)))
 
 
-def test_sound_rows_pass_and_their_first_three_are_shown_with_what_is_trained_marked():
-    found = audit([pair()] * 5, chatml())
+def test_sound_rows_pass_and_three_of_them_are_shown_with_what_is_trained_marked():
+    other = [pair(prompt=[{"role": "user", "content": f"What is {i}?"}]) for i in range(3)]
+    found = audit([pair(), pair(), *other], chatml())
     assert found.dropped == {} and found.refusals == [] and found.notes == []
-    assert len(found.examples) == 3
+    assert len(found.examples) == 3 and "What is 1?" in found.examples[2]
     assert found.examples[0] == (
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
         "⟦Paris is the capital.<|im_end|>\n⟧"

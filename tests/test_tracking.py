@@ -272,3 +272,12 @@ def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
     said = capsys.readouterr().err
     assert "disk is full" in said and "harness sync" in said
     assert "SQL:" not in said and all(len(line) < 300 for line in said.splitlines())
+
+
+def test_an_experiment_that_was_deleted_is_said_to_be_so(tmp_path):
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/m.db", experiment="gone")
+    run = open_sweep(tracking, "a")
+    client(tracking.resolved_uri).delete_experiment(run.experiment_id)
+    with pytest.raises(UserError, match="the experiment was deleted in MLflow") as caught:
+        open_sweep(tracking, "b")
+    assert f"restore -x {run.experiment_id}" in str(caught.value.fix)
