@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from harness import errors, launch, tracking
+from harness import tracking as tracking_module
 from harness.errors import UserError
 from harness.tracking import Tracking, check_reachable, in_one_line, open_sweep
 
@@ -277,7 +278,7 @@ def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
 def test_an_experiment_that_was_deleted_is_said_to_be_so(tmp_path):
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/m.db", experiment="gone")
     run = open_sweep(tracking, "a")
-    client(tracking.resolved_uri).delete_experiment(run.experiment_id)
+    tracking_module.client(tracking.resolved_uri).delete_experiment(run.experiment_id)
     with pytest.raises(UserError, match="the experiment was deleted in MLflow") as caught:
         open_sweep(tracking, "b")
     assert f"restore -x {run.experiment_id}" in str(caught.value.fix)
