@@ -160,6 +160,12 @@ def as_user_error(error: Exception) -> UserError:
         fix = "add -m to sweep over comma-separated values"
     elif re.search(r"(mismatched|extraneous) input '='|no viable alternative at input '[^']*='", text):
         fix = "a value that holds = must be in quotes within the shell's own: 'task.path=\"a=b.jsonl\"'"
+    elif (missing := re.search(r"Could not override '(model|reward|task)\.path'", text)) is not None:
+        fix = {
+            "model": "the embedded model has no path; yours: model=hf model.path=PATH",
+            "reward": "a reward of your own by path: reward=model reward.path=PATH",
+            "task": "data of your own: task=preferences task.path=FILE, or task=problems task.path=FILE",
+        }[missing.group(1)]
     elif "Could not append" in text or "Key '" in text or "not in struct" in text:
         fix = "check the spelling; `python -m harness --cfg job` prints every key (a leading + adds a new one)"
     return UserError(text, fix=fix)

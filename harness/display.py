@@ -13,6 +13,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def spell(seconds: float) -> str:
+    """A time that a person waits: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Display:
     """Progress of one trial.
 
@@ -30,6 +37,7 @@ class Display:
         self.started = self._last = time.monotonic()
         self._phase = ""
         self._drawn = 0.0
+        self._paced, self._first = "", (0, 0.0)
 
     def update(self, phase: str, step: int | None, total: int | None, memory_mb: float | None, what: str = "") -> None:
         """Show the present state; cheap enough to be called ten times a second."""
@@ -57,10 +65,23 @@ class Display:
         """The trial's last line."""
         self.say(f"{self.label} · {text}")
 
+    def _pace(self, of: str, step: int, total: int) -> list[str]:
+        """How fast it goes and how long it will go on, by the steps since it began."""
+        now = time.monotonic()
+        if of != self._paced or step < self._first[0]:
+            self._paced, self._first = of, (step, now)
+        done, took = step - self._first[0], now - self._first[1]
+        if done <= 0 or took < 1:
+            return []
+        rate = done / took
+        left = [f"{spell((total - step) / rate)} left"] if step < total else []
+        return [f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each", *left]
+
     def _text(self, phase: str, step: int | None, total: int | None, memory_mb: float | None, what: str) -> str:
         parts = [self.label, f"{phase}{f' ({what})' if what else ''}"]
         if step is not None and total:
-            parts.append(f"step {step}/{total}")
+            parts.append(f"step {step:,}/{total:,}")
+            parts += self._pace(f"{phase} {what}", step, total)
         if memory_mb is not None:
             parts.append(f"{memory_mb:,.0f} MB")
         parts.append(f"{time.monotonic() - self.started:.0f} s")

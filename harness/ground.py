@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
 from harness.trial import Setup, style_for
 
+SAMPLED_PROMPTS = 32
+"""Held-out prompts whose completions a real model samples where nothing scores them: a minute each on two cores."""
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -45,6 +49,7 @@ class Ground:
     resume: bool
     snapshot: bool = False
     found: Found = field(default_factory=Found)
+    progress: Callable[[str, int, int], None] | None = None
 
     def rows(self, rows: Any) -> list[dict[str, Any]]:
         """Rows in the form the model wants."""
@@ -71,8 +76,16 @@ class Ground:
         return self.place.precision
 
     def load_base(self) -> Any:
-        """The base as a user would deploy it: not quantized, stored and computing as the policy does."""
+        """The base that is judged: as a user would deploy it, stored and computing as the policy does, or in 4 bits."""
+        if self.baseline_quantization is not None:
+            return self.load_policy_base()
         return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
+
+    @property
+    def baseline_quantization(self) -> Any | None:
+        """Of the base that is judged; None where it is the deployed one."""
+        quantized = self.setup.eval.baseline == "quantized"
+        return self.setup.adapter.quantization(self.place.unpacked) if quantized else None
 
     def load_policy_base(self) -> Any:
         """The base that training starts from, 4-bit where the adapter asks for it."""
@@ -141,6 +154,8 @@ class Ground:
             reference=reference,
             max_leaked=setup.eval.max_leaked,
             chat=self.chat and setup.model.chat_template == "auto",
+            sampled_prompts=None if isinstance(setup.model, Tiny) else SAMPLED_PROMPTS,
+            progress=self.progress,
             before_training=self.before_training(model) if trained else None,
         )
 
@@ -223,7 +238,22 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
         found=found,
+        progress=progress_into(journal),
     )
+
+
+def progress_into(journal: Journal) -> Callable[[str, int, int], None]:
+    """Writes progress to the journal, at most twice a second, and the end of each thing."""
+    last = 0.0
+
+    def told(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= 0.5:
+            last = now
+            journal.write("progress", what=what, step=done, total=total)
+
+    return told
 
 
 def placement(setup: Setup, wanted: str) -> Place:

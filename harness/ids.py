@@ -66,6 +66,7 @@ class Found:
         refusals: rules that the rows break as a whole: key, rule, fix.
         dropped: kind of rows -> reason -> indices of the rows left out.
         rows: kind of rows -> number of rows looked at.
+        longest: kind of rows -> tokens of the longest one that was kept.
     """
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Found:
     refusals: list[dict[str, str]] = field(default_factory=list)
     dropped: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
 
     def problems(self, allowed: float) -> list[UserError]:
         """Errors of a trial that allows the share ``allowed`` of its rows to be left out."""
@@ -227,7 +229,6 @@ class _Audit:
         if (unknown := self.tokenizer.unk_token_id) is not None:
             self.seen["unknown"] += sum(ids.count(unknown) for ids in (prompt, *sides))
         whole = len(prompt) + max(map(len, sides), default=0)
-        self.longest[kind] = max(self.longest[kind], whole)
         if not prompt and text_of(row["prompt"]):
             return NOTHING
         if sides and any(not self._said(side) for side in sides):
@@ -237,6 +238,7 @@ class _Audit:
         if len(prompt) > room:
             return FULL if kind.startswith("eval_prompts") else FILLS
         self.truncated[kind] += whole > limit
+        self.longest[kind] = max(self.longest[kind], whole)
         self._count(row, prompt, sides)
         if kind.startswith("train") and len(self.examples) < EXAMPLES:
             if (start := tuple(prompt)) not in self.shown:
@@ -304,7 +306,7 @@ class _Audit:
         self._beginnings(facts, notes)
         self._endings(facts, notes)
         self._others(facts, notes, refusals)
-        return Found(facts, notes, self.examples, refusals, self.dropped, self.rows)
+        return Found(facts, notes, self.examples, refusals, self.dropped, self.rows, self.longest)
 
     def _beginnings(self, facts: dict[str, str], notes: list[str]) -> None:
         seen, n = self.seen, max(1, self.seen["sequences"])

@@ -17,12 +17,13 @@ from harness import forkserver, identity
 from harness.audit import few_prompts
 from harness.config import hydra_application
 from harness.data import load_data
-from harness.display import say
+from harness.display import say, spell
 from harness.errors import UserError, UserErrors, without_login
 from harness.past import result_of, trial_folders
 from harness.projection import Projector
 from harness.records import Outcome, TrialResult
 from harness.sweep import Sweep, named, plan_sweep, write_manifest
+from harness.text import count
 from harness.tracking import SweepRun, Tracking, client, close_sweep, in_one_line, open_sweep
 from harness.training import Train
 
@@ -119,7 +120,7 @@ def job(config: Any) -> None:
     from harness.config import build
     from harness.peaks import Expected
     from harness.runner import Runner, run_trial
-    from harness.trial import assemble, check_data, identify
+    from harness.trial import assemble, check_data, identify, with_baseline
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -131,7 +132,11 @@ def job(config: Any) -> None:
     runner = build(plain["runner"], path="runner", base=Runner)
     try:
         setup = assemble(plain)
-        trial = identify(setup, check_data(setup))
+        trial = identify(setup, data := check_data(setup))
+        predicted = manifest.get("expected", {}).get(trial.trial_id)
+        expected = None if predicted is None else Expected(**predicted)
+        setup = with_baseline(setup, (expected.baseline if expected is not None else None) or "deployed")
+        trial = identify(setup, data)
     except UserErrors as errors:
         if not runner.skip_invalid:
             say(f"error: {errors}")
@@ -140,17 +145,27 @@ def job(config: Any) -> None:
     known = manifest["trials"]
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
-    predicted = manifest.get("expected", {}).get(trial.trial_id)
-    expected = None if predicted is None else Expected(**predicted)
     try:
         outcome, _ = run_trial(setup, trial, runner, projector, position=position, expected=expected)
     except OSError as error:  # the disk is full or gone: this trial's books stay open, and `harness sync` closes them
         say(f"error: {trial.trial_id}: {in_one_line(error)}")
         return
+    _tell_rest(folder, known, trial.trial_id)
     if projector is not None and projector.failure:
         say(f"warning: MLflow is behind ({projector.failure}); `harness sync` catches up")
     if runner.fail_fast and not outcome.succeeded:
         (folder / STOP).write_text(f"{trial.trial_id}: {outcome}")
+
+
+def _tell_rest(folder: Path, known: Sequence[str], done: str) -> None:
+    """How long the trials will take that are not done, as long as those did that are: said once the first is over."""
+    left = known[known.index(done) + 1 :] if done in known else []
+    over = [r for t in known if t not in left and (r := result_of(folder / t)) is not None]
+    took = [s for r in over if r.outcome is Outcome.FINISHED and (s := r.metrics.get("time/total_s"))]
+    if left and took:
+        mean = sum(took) / len(took)
+        so_far = "the first" if len(took) == 1 else f"the {len(took)} so far, on average"
+        say(f"{count(len(left), 'trial')} left, about {spell(mean * len(left))}: {so_far}, took {spell(mean)}")
 
 
 def _track(sweep: Sweep) -> SweepRun | None:
@@ -173,7 +188,12 @@ def _expected(sweep: Sweep) -> dict[str, Expected]:
     found = expectations(sweep.points, sweep.runner, say)
     for problem in dict.fromkeys(str(e) for e in found.values() if isinstance(e, UserError)):
         say(f"note: no prediction of memory: {problem}")
-    return {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}
+    known = {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}
+    if in_4_bits := [trial_id for trial_id, e in known.items() if e.baseline == "quantized"]:
+        few = ", ".join(in_4_bits[:3]) + (f" and {len(in_4_bits) - 3} more" if len(in_4_bits) > 3 else "")
+        where = known[in_4_bits[0]].where
+        say(f"note: the base is judged in 4 bits for {few}: unquantized it is predicted not to fit {where}")
+    return known
 
 
 def _without_invalid(sweep: Sweep, problems: dict[str, UserErrors]) -> Sweep:

@@ -30,6 +30,7 @@ class Expected:
         phase: that sets the peak.
         limit: what there is; None where nothing limits it.
         where: that limit is, in words (``NVIDIA H200``).
+        baseline: what ``eval.baseline=auto`` comes to, where it is not the deployed base.
     """
 
     tensors: float
@@ -37,6 +38,7 @@ class Expected:
     phase: str
     limit: float | None = None
     where: str = ""
+    baseline: str | None = None
 
     @property
     def fits(self) -> bool:

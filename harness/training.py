@@ -143,8 +143,12 @@ def fill_from_recipe(
             continue
         if filled.get(key) is None:
             filled[key] = value
-    if filled.get("micro_batch_size") is None:
-        filled["micro_batch_size"] = filled.get("batch_size")
+    batch, micro = filled.get("batch_size"), filled.get("micro_batch_size")
+    if micro is None:
+        filled["micro_batch_size"] = batch
+    elif train.get("micro_batch_size") is None and isinstance(batch, int) and batch > 0 and isinstance(micro, int):
+        # the recipe's, which suits its own batch: the largest that divides the user's
+        filled["micro_batch_size"] = next(size for size in range(min(micro, batch), 0, -1) if batch % size == 0)
     return filled
 
 

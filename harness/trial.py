@@ -192,6 +192,14 @@ def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
     ]
 
 
+def with_baseline(setup: Setup, choice: str | None) -> Setup:
+    """The trial with ``eval.baseline`` resolved to ``choice`` where it is ``auto``; None leaves it."""
+    if choice is None or setup.eval.baseline != "auto":
+        return setup
+    plain = {**setup.plain, "eval": {**setup.plain["eval"], "baseline": choice}}
+    return replace(setup, eval=replace(setup.eval, baseline=choice), plain=plain)  # type: ignore[arg-type]
+
+
 def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
     """The trial's id and keys.
 
@@ -201,6 +209,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         device: kind of device that it computes on; None takes what ``runner.device`` comes to here.
     """
     training = training_config(setup)
+    setup = with_baseline(setup, "deployed")
     evaluation = {"eval": _plain_fields(setup.eval)}
     dataset = data.digest
     base = setup.model.recipe_digest(setup.task)

@@ -31,6 +31,8 @@ from harness.telemetry.clock import PhaseClock
 from harness.trainers import ready_trainer, released, roles_of
 from harness.trial import Setup, assemble, check_data
 
+NOT_THE_BASES = ("evaluators", "baseline")
+"""Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
 
@@ -104,8 +106,11 @@ def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
 
 
 def judge_base(ground: Ground, journal: Journal) -> None:
-    """Run every evaluator on the base, or take its figures from the cache."""
+    """Run every evaluator on the base, or take its figures from the cache; nothing where ``eval.baseline`` is none."""
     setup, context = ground.setup, None
+    if setup.eval.baseline == "none":
+        return
+    quantization = ground.baseline_quantization
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, ground.data)
         if reason is not None:
@@ -115,13 +120,14 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "base": ground.base_key,
             "data": ground.data.digest,
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
-            "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k != "evaluators"},
+            "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k not in NOT_THE_BASES},
             "content": evaluator.contents(),
             "code": closure.code_digest(judged := baseline_code(setup, evaluator)),
             "dtype": str(ground.dtype),
             "precision": ground.precision,
             "device": ground.device,
             "chat": ground.chat,
+            "quantization": None if quantization is None else quantization.to_dict(),
             "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
         }
 

@@ -39,6 +39,8 @@ class EvalContext:
         precision: in which every forward pass computes (``computing``).
         frozen: torch's dtype for the weights of a model that an evaluator brings, such as a judge.
         chat: whether texts that an evaluator brings are rendered with the chat template; None: where there is one.
+        sampled_prompts: of a split at most, where sampling only describes and nothing scores; None: all.
+        progress: told what is done, how much of it and of how much; None: nobody asks.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -60,11 +62,18 @@ class EvalContext:
     precision: str = "fp32"
     frozen: Any = None
     chat: bool | None = None
+    sampled_prompts: int | None = None
+    progress: Callable[[str, int, int], None] | None = None
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The one arithmetic of all scores; make it anew for each forward pass."""
         return computing(self.device, self.precision)
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Progress of something that takes long."""
+        if self.progress is not None:
+            self.progress(what, done, total)
 
     @property
     def on_baseline(self) -> bool:
@@ -131,6 +140,9 @@ class Evaluator(ABC):
         """Measure."""
 
 
+Baseline = Literal["auto", "deployed", "quantized", "none"]
+
+
 @dataclass(frozen=True)
 class Eval:
     """The ``eval`` group: which evaluators, on what, how.
@@ -143,6 +155,8 @@ class Eval:
         max_completion_length: tokens sampled per completion.
         seed: of sampling.
         max_leaked: share of the held-out prompts that training may show; above it the trial is refused.
+        baseline: which base is judged before training: as a user would deploy it (not quantized), as the adapter trains
+            on it (``quantized``), or none. ``auto`` is ``deployed``, unless that alone is predicted not to fit.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -154,6 +168,7 @@ class Eval:
     max_completion_length: Annotated[int, Gt(0)] = 256
     seed: Annotated[int, Ge(0)] = 0
     max_leaked: Annotated[float, Ge(0), Le(1)] = 0.01
+    baseline: Baseline = "auto"
 
     @property
     def active(self) -> dict[str, Evaluator]:

@@ -6,14 +6,18 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, prompt_key
+from harness.tasks.base import Row, Task, TaskData, prompt_key, text_of
+
+if TYPE_CHECKING:
+    from harness.evaluators.scoring import Sample
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+TABLE_ROWS = 24
 REPEATED = 4
 """Tokens of a phrase that counts as a repetition when it comes again in the same completion."""
 
@@ -27,7 +31,8 @@ class Behaviour(Evaluator):
 
     Attributes:
         samples: completions per prompt; at least two, or nothing can be said of diversity.
-        max_prompts: at most this many prompts of the split; null takes all.
+        max_prompts: at most this many prompts of the split; null takes all that true_reward samples too, and where the
+            task scores no completion 32 on a real model.
     """
 
     compares: ClassVar[bool] = True
@@ -49,8 +54,10 @@ class Behaviour(Evaluator):
             with_stderr,
         )
 
-        k = self.samples
-        rows, drawn = held_out_samples(context, per_prompt=k, max_prompts=self.max_prompts)
+        k, limit = self.samples, self.max_prompts
+        if limit is None and not context.task.has_reward:
+            limit = context.sampled_prompts
+        rows, drawn = held_out_samples(context, per_prompt=k, max_prompts=limit)
         if not drawn:
             return Evaluation({}, absent={"kl_per_sequence": f"no held-out prompts in split {context.split}"})
         own, counts = sample_log_probs(context, rows, drawn)
@@ -77,10 +84,24 @@ class Behaviour(Evaluator):
             if context.task.has_reward:
                 rewards = [context.task.score(rows[d.row], d.text).reward for d in drawn]
                 columns[f"best_of_{k}_true_reward"] = best_of(rewards, ratios, k)
+        tables = {} if context.task.has_reward else {"samples": table_of(rows, drawn, k)}
+        notes = []
+        if len(rows) < (held := len(context.data.eval_prompts[context.split])):
+            key = "eval.evaluators.behaviour.max_prompts"
+            notes = [f"completions are sampled for {len(rows)} of {held:,} held-out prompts ({key})"]
         names = [prompt_key(row["prompt"]) for row in rows]
         for column, values in columns.items():
             metrics |= with_stderr(column, values, names)
-        return Evaluation(metrics, examples={"behaviour": {"example": names, **columns}}, absent=absent)
+        examples = {"behaviour": {"example": names, **columns}}
+        return Evaluation(metrics, tables=tables, examples=examples, absent=absent, notes=notes)
+
+
+def table_of(rows: Sequence[Row], drawn: Sequence[Sample], per_prompt: int) -> list[dict[str, Any]]:
+    """The first completion of each of some prompts, to be read."""
+    return [
+        {"prompt": text_of(rows[d.row]["prompt"]), "completion": d.text, "tokens": d.tokens, "ended": d.ended}
+        for d in drawn[::per_prompt][:TABLE_ROWS]
+    ]
 
 
 def best_of(rewards: Sequence[float], ranks: Sequence[float], k: int) -> list[float]:

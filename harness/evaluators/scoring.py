@@ -75,7 +75,7 @@ def completion_log_probs(
     """
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     counts = torch.zeros(len(sequences), dtype=torch.long)
-    pad = context.tokenizer.pad_token_id
+    pad, done = context.tokenizer.pad_token_id, 0
     for chosen in _batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
         rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
         width = max(len(r) for r in rows)
@@ -90,6 +90,7 @@ def completion_log_probs(
             start = max(len(sequences[index][0]), 1)
             sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
+        context.tell("scoring", done := done + len(chosen), len(sequences))
     if bad := int((~sums.isfinite()).sum()):
         raise Diverged(f"{bad} of {len(sums)} judged sequences have no finite log-probability{_whose(context)}")
     return sums, counts
@@ -195,6 +196,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
                 kept = tokens if end is None else tokens[: end + 1]
                 text = str(tokenizer.decode(kept, skip_special_tokens=True))
                 found[j] = Sample(jobs[j], text, tuple(kept), ended=end is not None)
+            context.tell("sampling", len(found), len(jobs))
     return [found[j] for j in range(len(jobs))]
 
 

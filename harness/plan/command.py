@@ -12,12 +12,15 @@ from harness.display import say
 from harness.errors import UserError, UserErrors
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
-from harness.plan.predict import Prediction, Target, predict
+from harness.plan.predict import Prediction, Target, lighter, predict
 from harness.plan.render import Row, as_json, render
 from harness.preflight import TEMPLATE, check
 from harness.sweep import Point, Sweep, named, plan_sweep
 from harness.text import short_id, without_shared_seed
 from harness.trial import Setup, assemble
+
+AUTO = "the longest of the data; filled to train.max_length where a real model meets the embedded task"
+IN_4_BITS = "the base is judged in 4 bits: unquantized it would not fit (eval.baseline=auto)"
 
 
 def main(argv: list[str]) -> int:
@@ -31,11 +34,11 @@ def main(argv: list[str]) -> int:
         if endless := _template_problems(sweep):
             raise UserErrors(endless)
         gpu, cuda = _place(options.gpu, sweep)
-        target = Target(cuda, fill=options.lengths == "limit")
+        target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[options.lengths])
         rows = planned(sweep.points, gpu, target, options.config_dir)
     finally:
         forkserver.stop()
-    rule = "filled to train.max_length" if target.fill else "the longest of the data"
+    rule = {"limit": "filled to train.max_length", "data": "the longest of the data", "auto": AUTO}[options.lengths]
     if options.format == "json":
         shown = as_json(rows, gpu, cuda=cuda, rule=rule)
     else:
@@ -62,10 +65,19 @@ def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dir
             rows.append(Row(label, None, str(found)))
         elif gpu is None or gpu.fits(found.peak):
             rows.append(Row(label, found))
+        elif (light := _judged_in_4_bits(point.setup, found, gpu, target)) is not None:
+            rows.append(Row(label, light, note=IN_4_BITS))
         else:
             ways = fixes(point.setup, found, gpu, target, _recomposed(point, config_dirs))
             rows.append(Row(label, found, fixes=ways))
     return rows
+
+
+def _judged_in_4_bits(setup: Setup, found: Prediction, gpu: Gpu, target: Target) -> Prediction | None:
+    """The prediction with the base judged in 4 bits, where ``eval.baseline=auto`` comes to that and it fits."""
+    other = lighter(setup, found, lambda p: gpu.fits(p.peak))
+    again = None if other is None else predict([other], target, say)[0]
+    return again if isinstance(again, Prediction) and gpu.fits(again.peak) else None
 
 
 def names(points: Sequence[Point]) -> list[str]:
@@ -108,9 +120,10 @@ def _options(argv: list[str]) -> Any | None:
     )
     parser.add_argument(
         "--lengths",
-        choices=("data", "limit"),
-        default="data",
-        help="rows as long as the longest of the data, or as train.max_length allows; default: %(default)s",
+        choices=("auto", "data", "limit"),
+        default="auto",
+        help="rows as long as the longest of the data, or as train.max_length allows; auto takes the limit where a "
+        "model that is not the embedded one meets the embedded task; default: %(default)s",
     )
     parser.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
     parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")

@@ -59,7 +59,7 @@ def fixes(
 def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:
     """Changes worth trying: first those that leave the result as it is, then those that change what is learned.
 
-    The last is not to judge: the base is judged unquantized, so a 70B under QLoRA trains where it cannot be judged.
+    The last is not to judge: what is trained may fit where its samples and their scores do not.
     """
     train = setup.train
     if prediction.phase in ("baseline", "reference", "evaluate") and setup.eval.batch_size > 1:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from harness import closure, forkserver, identity
 from harness.cache import Cache, cache_dir
 from harness.data import load_data
 from harness.errors import UserError
+from harness.models import Tiny
 from harness.plan.gpus import needed, resident
+from harness.tasks.arithmetic import Arithmetic
 from harness.text import count
-from harness.trial import Setup, training_config
+from harness.trial import Setup, training_config, with_baseline
 
 STAGE = "prediction"
 REHEARSED = ("harness.rehearsal", "harness.skeleton", "harness.allocator")
@@ -40,11 +42,18 @@ class Target:
 
     Attributes:
         cuda: a GPU; else the CPU.
-        fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
+        fill: rows as long as ``train.max_length`` allows, in place of the data's longest; None fills those of a model
+            that is not the embedded one on the embedded task, whose sums of a few characters say nothing of it.
     """
 
     cuda: bool
-    fill: bool = False
+    fill: bool | None = False
+
+    def of(self, setup: Setup) -> Target:
+        """The same with ``fill`` decided for this trial."""
+        if self.fill is not None:
+            return self
+        return replace(self, fill=isinstance(setup.task, Arithmetic) and not isinstance(setup.model, Tiny))
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,11 @@ class Prediction:
 
     Attributes:
         phases: phase -> owner -> bytes at that phase's peak.
+        rows: tokens of the longest row, prompt and completion; 0 where it is not known.
     """
 
     phases: Mapping[str, Mapping[str, float]]
+    rows: int = 0
 
     @property
     def totals(self) -> dict[str, float]:
@@ -95,7 +106,7 @@ def predict(
     if not setups:
         return []
     cache = Cache(cache_dir(setups[0].plain))
-    asked = [inputs(setup, target) for setup in setups]
+    asked = [inputs(setup, target.of(setup)) for setup in setups]
     keys = [identity.digest(one) for one in asked]
     found: dict[str, Prediction | UserError] = {}
     wanted: dict[str, Setup] = {}
@@ -115,8 +126,24 @@ def predict(
     return [found[key] for key in keys]
 
 
+def lighter(setup: Setup, prediction: Prediction, fits: Callable[[Prediction], bool]) -> Setup | None:
+    """The trial with its base judged in 4 bits, where the deployed base is what does not fit; None elsewhere.
+
+    Args:
+        setup: a trial.
+        prediction: its own.
+        fits: whether one would.
+    """
+    chosen = with_baseline(setup, "quantized")
+    if chosen is setup or not setup.adapter.quantized or fits(prediction):
+        return None
+    rest = Prediction({phase: owners for phase, owners in prediction.phases.items() if phase != "baseline"}, 0)
+    return chosen if rest.phases and fits(rest) else None
+
+
 def inputs(setup: Setup, target: Target) -> dict[str, Any]:
     """Everything that can change a prediction."""
+    setup = with_baseline(setup, "deployed")
     config, data = training_config(setup), load_data(setup.task)
     train = {k: v for k, v in config.get("train", {}).items() if k not in NO_MATTER}
     algo = {k: v for k, v in config["algo"].items() if k != "beta"}
@@ -155,7 +182,7 @@ def _judges(setup: Setup) -> dict[str, Any]:
     return {"compare": sorted(name for name, e in active if e.compares), **judges}
 
 
-_EVAL = ("split", "batch_size", "max_length", "max_completion_length")
+_EVAL = ("split", "batch_size", "max_length", "max_completion_length", "baseline")
 
 
 def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> Iterator[tuple[str, Prediction | UserError]]:
@@ -169,7 +196,7 @@ def _rehearsed(wanted: Mapping[str, Setup], target: Target) -> Iterator[tuple[st
                 key, setup = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
                 text = json.dumps(dict(setup.plain))
-                running[receiver] = (key, forkserver.start(_main, sender, text, target, name="plan"))
+                running[receiver] = (key, forkserver.start(_main, sender, text, target.of(setup), name="plan"))
                 sender.close()
             ready: list[Any] = wait(list(running))
             for receiver in ready:

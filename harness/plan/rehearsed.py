@@ -37,7 +37,7 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     tokenizer = setup.model.tokenizer(source)
     layers = config.get_text_config().num_hidden_layers
     style = style_for(setup, data, tokenizer)
-    data, _ = usable(setup, data, tokenizer, style, cache, source)
+    data, found = usable(setup, data, tokenizer, style, cache, source)
     scene = Scene(setup, data, tokenizer, style.rows, place, target.cuda, target.fill)
 
     def rehearsed(count: int) -> Any:
@@ -49,4 +49,9 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
                 return extended(rehearsed(FEW_LAYERS), rehearsed(FEW_LAYERS + 1), FEW_LAYERS, layers)
         return rehearsed(layers).peaks()
 
-    return Prediction({phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks().items()})
+    limit = setup.train.max_length
+    longest = max((n for kind, n in found.longest.items() if kind.startswith("train")), default=0)
+    if setup.algo.family == "online":
+        longest += setup.train.max_completion_length
+    phases = {phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks().items()}
+    return Prediction(phases, limit if target.fill else min(limit, longest))

@@ -27,12 +27,14 @@ class Row:
         prediction: None where the model cannot be built.
         problem: why.
         fixes: what to change where it does not fit.
+        note: what a reader should know of it.
     """
 
     label: str
     prediction: Prediction | None
     problem: str = ""
     fixes: Sequence[Fix] = field(default_factory=tuple)
+    note: str = ""
 
 
 def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markdown: bool) -> str:
@@ -52,6 +54,7 @@ def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markd
         parts += [_table(*_by_phase(told, gpu), markdown), _title("Predicted, by owner at the peak", markdown)]
         parts.append(_table(*_by_owner(told), markdown))
     parts += [f"{row.label}: not predicted, {row.problem}" for row in rows if row.prediction is None]
+    parts += [f"{row.label}: {row.note}" for row in rows if row.note]
     if gpu is not None:
         unfit = [row for row in told if row.prediction and not gpu.fits(row.prediction.peak)]
         if unfit:
@@ -75,9 +78,11 @@ def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> s
                 "trial": row.label,
                 "predicted_peak_bytes": found.peak,
                 "predicted_needed_bytes": total,
+                "row_tokens": found.rows,
                 "set_by": found.phase,
                 "phases": found.phases,
                 "fits": None if gpu is None else gpu.fits(found.peak),
+                **({"note": row.note} if row.note else {}),
                 "fixes": [{"overrides": f.overrides, "predicted_peak_bytes": f.peak} for f in row.fixes],
             }
         )
@@ -89,7 +94,7 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
     """What a prediction stands on, a line each."""
     lines = [
         "Predicted, not measured: the trial's own step, run on tensors without data; live tensors in GB (10⁹ bytes).",
-        f"Rows: {rule}; completions are sampled to their full length; the optimizer's state exists already.",
+        f"Rows, in tokens: {rule}; completions are sampled to their full length; the optimizer's state exists already.",
     ]
     if cuda:
         lines += [
@@ -111,14 +116,15 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
 
 def _by_phase(rows: Sequence[Row], gpu: Gpu | None) -> tuple[list[str], list[list[str]]]:
     phases = [p for p in PHASES if any(p in row.prediction.phases for row in rows if row.prediction)]
-    head = ["trial", "predicted peak", "set by", *phases]
+    head = ["trial", "rows", "predicted peak", "set by", *phases]
     if gpu is not None:
         head += ["needs", "fits"]
     body = []
     for row in rows:
         found = row.prediction
         assert found is not None
-        line = [row.label, gb(found.peak), found.phase, *(gb(found.totals.get(p)) for p in phases)]
+        rows_of = f"{found.rows:,}" if found.rows else text.MISSING
+        line = [row.label, rows_of, gb(found.peak), found.phase, *(gb(found.totals.get(p)) for p in phases)]
         if gpu is not None:
             line += [gb(needed(found.peak)), "yes" if gpu.fits(found.peak) else "NO"]
         body.append(line)

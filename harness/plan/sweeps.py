@@ -9,7 +9,7 @@ import psutil
 from harness.errors import UserError
 from harness.peaks import Expected
 from harness.plan.gpus import PROCESS_BYTES, gpu_present
-from harness.plan.predict import Prediction, Target, predict
+from harness.plan.predict import Prediction, Target, lighter, predict
 from harness.runner import Runner
 from harness.sweep import Point
 from harness.telemetry.host import MB
@@ -23,9 +23,19 @@ def expectations(
     cuda = runner.device == "cuda" or gpu is not None
     limit, where = _limit(runner) if gpu is None else (gpu.bytes, gpu.name)
     found: dict[str, Expected | UserError] = {}
-    for point, answer in zip(points, predict([p.setup for p in points], Target(cuda), say), strict=True):
+    target = Target(cuda)
+
+    def fits(answer: Prediction) -> bool:
+        return answer.needed(cuda=cuda) <= limit
+
+    for point, answer in zip(points, predict([p.setup for p in points], target, say), strict=True):
+        baseline = None
+        if isinstance(answer, Prediction) and (other := lighter(point.setup, answer, fits)) is not None:
+            again = predict([other], target, say)[0]
+            if isinstance(again, Prediction) and fits(again):
+                answer, baseline = again, other.eval.baseline
         if isinstance(answer, Prediction):
-            answer = Expected(answer.peak, answer.needed(cuda=cuda), answer.phase, limit, where)
+            answer = Expected(answer.peak, answer.needed(cuda=cuda), answer.phase, limit, where, baseline)
         found[point.trial.trial_id] = answer
     return found
 

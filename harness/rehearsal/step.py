@@ -97,10 +97,12 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
         stack.enter_context(tracker)
-        if any(judged):
-            judge(_base(scene, config, tracker, None), "baseline", *judged)
+        quantization = setup.adapter.quantization(scene.place.unpacked)
+        if any(judged) and setup.eval.baseline != "none":
+            of_base = quantization if setup.eval.baseline == "quantized" else None
+            judge(_base(scene, config, tracker, of_base), "baseline", *judged)
             gc.collect()
-        model = _base(scene, config, tracker, setup.adapter.quantization(scene.place.unpacked))
+        model = _base(scene, config, tracker, quantization)
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")

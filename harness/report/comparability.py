@@ -38,6 +38,7 @@ def differences(frame: pd.DataFrame) -> list[str]:
     kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
     said += filter(None, [_unlike("reference", [(_name(r), _reference(r)) for r in rows])])
+    said += filter(None, [_unlike("base of Δ alone, eval/ is not touched", [(_name(r), _baseline(r)) for r in rows])])
     return said + _tokens(rows) + _truncated(rows)
 
 
@@ -74,6 +75,12 @@ def _reference(row: Mapping[Any, Any]) -> str | None:
     if beta == 0:
         return "none (beta 0)"
     return "the base in 4 bits" if quantized == "True" or row.get("adapter") == "qlora" else "the base"
+
+
+def _baseline(row: Mapping[Any, Any]) -> str | None:
+    """Which base the row's Δ are against, in words; None where nothing is known."""
+    words = {"deployed": "as deployed", "quantized": "in 4 bits", "none": "none"}
+    return words.get(str(row.get("params.eval.baseline")))
 
 
 def _tokens(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
