@@ -256,7 +256,7 @@ def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
     total = sum(_elements(p) for p in policy.parameters())
     journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
     if trainable != expected:
-        raise RuntimeError(f"{trainable:,} parameters are trainable, peft makes {expected:,} so in this model")
+        raise RuntimeError(f"{trainable:,} parameters are trainable, and {expected:,} were expected of the adapter")
 
 
 def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:

@@ -457,8 +457,12 @@ class Merging:
     """A tokenizer whose ``=1`` is one token, so that a completion can swallow the end of its prompt."""
 
     eos_token = "$"
+    eos_token_id = ord("$")
+    bos_token_id = None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: Any, add_special_tokens: bool = True) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         ids, i = [], 0
         while i < len(text):
             ids.append(1000 if text[i : i + 2] == "=1" else ord(text[i]))

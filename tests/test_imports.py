@@ -57,6 +57,7 @@ ORDER = (
     # Components.
     "tasks",
     "audit",
+    "ids",
     "loading",
     "models",
     "skeleton",
@@ -91,6 +92,7 @@ ORDER = (
     # What a person calls.
     "commands",
     "doctor",
+    "showing",
     "cli",
     "__main__",
 )

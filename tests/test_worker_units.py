@@ -226,7 +226,7 @@ def test_parameters_are_counted_by_their_logical_size(tmp_path, cache, adapter):
 
 def test_a_count_that_is_not_the_formulas_stops_the_trial_and_is_still_on_record(tmp_path):
     journal = Journal(tmp_path / "worker.jsonl")
-    with pytest.raises(RuntimeError, match=r"6 parameters are trainable, the adapter's formula says 7"):
+    with pytest.raises(RuntimeError, match=r"6 parameters are trainable, and 7 were expected of the adapter"):
         worker.count_parameters(torch.nn.Linear(2, 2), 7, journal)
     journal.close()
     (event,) = read(tmp_path / "worker.jsonl")
