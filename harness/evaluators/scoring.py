@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from harness.conversation import encode
 from harness.errors import Diverged
@@ -52,7 +53,7 @@ def _score_pairs(context: EvalContext) -> PairLogProbs:
     pairs = context.rows(context.data.eval_pairs[context.split])
     sides = [encode(context.tokenizer, p["prompt"], p[side]) for side in ("chosen", "rejected") for p in pairs]
     truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
-    sums, counts = completion_log_probs(context, sides)
+    sums, counts = _finite(context, *completion_log_probs(context, sides))
     n = len(pairs)
     return PairLogProbs(sums[:n], sums[n:], counts[:n], counts[n:], truncated)
 
@@ -91,6 +92,11 @@ def completion_log_probs(
             sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
         context.tell("scoring", done := done + len(chosen), len(sequences))
+    return sums, counts
+
+
+def _finite(context: EvalContext, sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, if all are numbers."""
     if bad := int((~sums.isfinite()).sum()):
         raise Diverged(f"{bad} of {len(sums)} judged sequences have no finite log-probability{_whose(context)}")
     return sums, counts
@@ -161,7 +167,8 @@ def sample_log_probs(
 ) -> tuple[list[float], list[int]]:
     """Log-probability (nats) of each sample under the context's model, and the tokens that were scored."""
     encoded = [encode(context.tokenizer, row["prompt"])[0] for row in context.rows(rows)]
-    sums, counts = completion_log_probs(context, [(encoded[s.row], list(s.ids)) for s in samples])
+    scored = completion_log_probs(context, [(encoded[s.row], list(s.ids)) for s in samples])
+    sums, counts = _finite(context, *scored)
     return sums.tolist(), counts.tolist()
 
 
@@ -188,8 +195,9 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
+            ticks = StoppingCriteriaList([_Ticks(context, len(found), len(chosen), len(jobs))])
             with context.computing(), _from_numbers(context):
-                out = generator.generate(input_ids=ids, attention_mask=mask, **options)
+                out = generator.generate(input_ids=ids, attention_mask=mask, stopping_criteria=ticks, **options)
             out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
@@ -198,6 +206,19 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
                 found[j] = Sample(jobs[j], text, tuple(kept), ended=end is not None)
             context.tell("sampling", len(found), len(jobs))
     return [found[j] for j in range(len(jobs))]
+
+
+class _Ticks(StoppingCriteria):
+    """Told by ``generate`` of every token of a batch of ``size``; ends nothing."""
+
+    def __init__(self, context: EvalContext, done: int, size: int, total: int):
+        self._context, self._done, self._size, self._total, self._tokens = context, done, size, total, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        self._tokens += 1
+        share = min(1.0, self._tokens / self._context.max_completion_length)
+        self._context.tell("sampling", min(self._total - 1, self._done + int(self._size * share)), self._total)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 @contextmanager
