@@ -305,6 +305,20 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
     if said := markdown.advice(found):
         print("\nadvice:  " + " ".join(said))
+    _print_way_to(folder, found)
+
+
+def _print_way_to(folder: Path, found: Any) -> None:
+    """Where the best recipe's policy is and how to load it; of its seeds the first in the table."""
+    from harness.modelcard import FOLDERS, how_to_load
+
+    if found.metric is None or not found.recipes:
+        return
+    best = str(found.recipes[0].frame.iloc[0]["trial_id"])
+    model = next((p for name in FOLDERS if (p := folder / best / "artifacts" / name).is_dir()), None)
+    if model is not None:
+        print(f"\npolicy:  {model}   (the first of the table; README.md there says what it is)")
+        print("".join(f"         {line}\n" for line in how_to_load(model) if line), end="")
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:

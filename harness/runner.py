@@ -18,6 +18,7 @@ from harness.cache import cache_dir
 from harness.display import Display
 from harness.job import Job
 from harness.journal import Tail
+from harness.modelcard import write_card
 from harness.outcome import since_attempt
 from harness.past import description, result_of
 from harness.peaks import Expected, out_of_memory
@@ -195,6 +196,8 @@ def _attempt(
             levels=levels,
         )
     result = close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
+    if done.outcome is Outcome.FINISHED:
+        write_card(folder, result)
     _ended(display, projector, done.outcome, result)
     if done.raised is not None:
         raise done.raised

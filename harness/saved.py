@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.audit import card
+from harness.cache import MARK
 from harness.data import audited
 from harness.journal import Journal
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 DATA_CARD = "data_card.md"
 MODEL, MERGED = Path("artifacts") / "model", Path("artifacts") / "merged"
+BASES = "bases"
+"""Below a sweep's folder: bases that the cache made, for the adapters on them."""
 UNJUDGED = Path("unjudged")
 """Below a trial's folder: what was trained, its merged copy, and what is only there until it is judged."""
 
@@ -37,7 +41,7 @@ def keep(ground: Ground, model: Any, journal: Journal) -> None:
     for stale in (UNJUDGED, MODEL, MERGED):  # of another training
         shutil.rmtree(ground.folder / stale, ignore_errors=True)
     try:
-        save_whole(model, ground.tokenizer, ground.folder / (UNJUDGED if none else MODEL))
+        save_whole(model, ground.tokenizer, ground.folder / (UNJUDGED if none else MODEL), own_base(ground))
     except cannot_write() as error:
         journal.write("note", message=f"the trained policy cannot be saved yet ({error}); it is judged from memory")
         return
@@ -65,7 +69,7 @@ def settle(ground: Ground, model: Any, journal: Journal) -> None:
             os.replace(folder / UNJUDGED, folder / MODEL)
             journal.write("artifact", path="model")
         elif not (folder / MODEL).is_dir():
-            save_whole(model, ground.tokenizer, folder / MODEL)
+            save_whole(model, ground.tokenizer, folder / MODEL, own_base(ground))
             journal.write("trained")
             journal.write("artifact", path="model")
         if setup.train.save == "full" and setup.adapter.peft_config() is not None:
@@ -88,13 +92,50 @@ def _keep_merged(ground: Ground, model: Any, journal: Journal) -> None:
         journal.write("artifact", path="merged")
 
 
-def save_whole(model: Any, tokenizer: Any, target: Path) -> None:
-    """Save model and tokenizer as the folder ``target``, which is there with all its files or not at all."""
+def own_base(ground: Ground) -> Path | None:
+    """Where the sweep keeps the base of its adapters that the cache made; None where the base is not the cache's.
+
+    The cache may be pruned, and then an adapter on one of its bases could not be loaded. The files are links where the
+    disk allows it, and take no room.
+    """
+    if ground.source is None or ground.setup.adapter.peft_config() is None:
+        return None
+    target = ground.folder.parent / BASES / ground.source.name
+    if not target.is_dir():
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            shutil.copytree(ground.source, draft, copy_function=_linked, ignore=shutil.ignore_patterns(MARK))
+            os.replace(draft, target)
+        except OSError:
+            if not target.is_dir():  # else another trial was faster
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def save_whole(model: Any, tokenizer: Any, target: Path, base: Path | None = None) -> None:
+    """Save model and tokenizer as the folder ``target``, which is there with all its files or not at all.
+
+    ``base`` is what an adapter is to be loaded on, in place of where its base was loaded from.
+    """
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+        config = draft / "adapter_config.json"
+        if base is not None and config.is_file():
+            named = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base.resolve())}
+            config.write_text(json.dumps(named, indent=2), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)
     finally:
