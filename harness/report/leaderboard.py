@@ -67,6 +67,8 @@ DROPPED_FIRST = (
 )
 SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/correct")
 """Metrics that have a column in any case."""
+WITHOUT_REWARD = {"likelihood acc.": "eval/likelihood_accuracy"}
+"""Columns of trials without a true reward: the base has this figure too."""
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 NOT_BETTER = (
     "preference_brier", "preference_ece", "ece", "brier", "perplexity", "word_perplexity", "byte_perplexity",
@@ -116,9 +118,9 @@ def leaderboard(
     """The display columns of ``results.from_mlflow`` or ``from_folder``, as text, best trial first.
 
     Two rows of reference stand on top where the trials agree on their figures: the base before training, and
-    what preferring the longer completion would score. Missing cells are ``–``; brackets are 95 % intervals over
-    held-out pairs or prompts. The column ``note`` with the reasons is there only if a row has one, a cost only with a
-    price.
+    what preferring the longer completion would score. Missing cells are ``–``, and a column of nothing else is left
+    out; brackets are 95 % intervals over held-out pairs or prompts. The column ``note`` with the reasons is there only
+    if a row has one, a cost only with a price.
 
     Args:
         frame: trials.
@@ -131,6 +133,8 @@ def leaderboard(
     shown = ranked(frame, metric).head(len(frame) if most is None else most)
     trials = zip(shown.to_dict("records"), training_s(shown), strict=True)
     more = {} if metric is None or metric in SHOWN else {metric.partition("/")[2]: metric}
+    if not known(frame, "eval/true_reward"):
+        more |= {heading: name for heading, name in WITHOUT_REWARD.items() if known(frame, name) and name != metric}
     rows = _reference_rows(frame, form, more) + [_row(trial, seconds, price, form, more) for trial, seconds in trials]
     for row, trial_id in zip(rows[-len(shown) :], shown["trial_id"], strict=True):
         row["trial"] += f" {FRONT}" * (trial_id in marked)
@@ -138,7 +142,8 @@ def leaderboard(
     if known(frame, "memory/predicted_peak_mb"):
         columns.insert(columns.index("peak MB") + 1, PREDICTED)
     columns[2:2] = more
-    return pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
+    board = pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
+    return board[[c for c in columns if c not in DROPPED_FIRST or c == "outcome" or (board[c] != text.MISSING).any()]]
 
 
 def ranked(frame: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
@@ -372,4 +377,4 @@ def _reference_rows(
     base = {heading: form(shared(frame, name)) for heading, name in figures.items()}
     length = {"pref. acc.": form(shared(frame, "eval/length_only_accuracy"))}
     rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, "trial": LENGTH_LABEL, **length}]
-    return [row for row in rows if any(row[c] != text.MISSING for c in COLUMNS[1:])]
+    return [row for row in rows if any(v != text.MISSING for c, v in row.items() if c not in ("trial", NOTE))]
