@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 FORMATS = ("md", "html", "csv", "parquet")
 
 
+NAMES = {"html": "report.html", "csv": "results.csv", "parquet": "results.parquet"}
+"""What a format beside markdown is written to."""
+
+
 def main(argv: list[str]) -> int:
     """Write the report and print its path.
 
@@ -65,7 +69,8 @@ def main(argv: list[str]) -> int:
             options.tracking_uri, options.sweep, options.out, experiment, formats,
             runs=options.runs, whole=whole, price=price, rank_by=options.rank_by,
         )  # fmt: skip
-    print(path)
+    for written in (path, *(path.with_name(NAMES[f]) for f in formats if f in NAMES)):
+        print(written)
     return 0
 
 

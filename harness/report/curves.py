@@ -22,6 +22,7 @@ from harness.report.drawing import (
     figure,
     handle,
     legend,
+    looks,
     one_line,
     patch,
     save,
@@ -190,7 +191,7 @@ def _line(axes: Axes, points: Any, style: Mapping[str, Any]) -> None:
 
 
 class _Legend:
-    """Colour and dashes of each line, in the order of the leaderboard, and what they mean, below the plot.
+    """Colour (the algorithm's) and dashes of each line, in the leaderboard's order, and what they mean: below the plot.
 
     Past 28 lines the best 27 have a style of their own and the others share a thin grey one.
     """
@@ -200,11 +201,10 @@ class _Legend:
         limit = len(COLOURS) * len(DASHES)
         own = len(groups) if len(groups) <= limit else limit - 1
         self._styles: dict[str, dict[str, Any]] = {}
-        for i, label in enumerate(groups):
-            self._styles[label] = {
-                "color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS)], "label": one_line(label),
-                "zorder": 3,
-            } if i < own else {"color": FAINT, "linewidth": 0.8, "label": "others", "zorder": 2}  # fmt: skip
+        for i, (label, look) in enumerate(looks(groups).items()):
+            del look["marker"]
+            rest = {"color": FAINT, "linewidth": 0.8, "label": "others", "zorder": 2}
+            self._styles[label] = {**look, "label": one_line(label), "zorder": 3} if i < own else rest
         self._labels = {s["label"]: s for s in self._styles.values()}
         self.height_in = 0.3 + 0.17 * -(-len(self._labels) // columns(self._labels))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import text
+from harness.config import conf_dir
 from harness.report.leaderboard import BASE_LABEL, LENGTH_LABEL
 from harness.stats import Interval
 
@@ -98,6 +101,37 @@ def columns(labels: Iterable[str]) -> int:
     """Columns of a legend with these entries."""
     names = list(labels)
     return max(1, min(4, 108 // (max(map(len, names)) + 7), len(names)))
+
+
+@functools.cache
+def colour_of(algo: str) -> str:
+    """The one colour of an algorithm, in every plot of every report."""
+    known = sorted(p.stem for p in (conf_dir() / "algo").glob("*.yaml"))
+    place = known.index(algo) if algo in known else len(known) + zlib.crc32(algo.encode()) % len(COLOURS)
+    return shade(COLOURS[place % len(COLOURS)], place // len(COLOURS))
+
+
+def shade(colour: str, lighter: int) -> str:
+    """A colour mixed with white, step by step."""
+    white = min(0.7, 0.3 * lighter)
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(p + (255 - p) * white):02x}" for p in parts)
+
+
+def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dashes and marker of each recipe: the algorithm's colour, and what tells its recipes apart."""
+    found: dict[str, dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    for label in labels:
+        algo = label.partition("-")[0]
+        nth = seen[algo]
+        seen[algo] += 1
+        found[label] = {
+            "color": shade(colour_of(algo), nth // len(DASHES)),
+            "linestyle": DASHES[nth % len(DASHES)],
+            "marker": MARKERS[nth % len(MARKERS)],
+        }
+    return found
 
 
 def cycle(values: Sequence[Any], names: Sequence[str], name: object) -> Any:

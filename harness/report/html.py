@@ -6,12 +6,13 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 76rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 100rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .87rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .82rem; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #8884; vertical-align: top; }
 th { border-bottom-color: #888; }
-td { font-variant-numeric: tabular-nums; max-width: 34rem; overflow-wrap: anywhere; }
+td { font-variant-numeric: tabular-nums; max-width: 34rem; overflow-wrap: break-word; }
+td:first-child { min-width: 11rem; }
 td[style*="right"] { white-space: nowrap; }
 img { max-width: 100%; background: #fff; }
 blockquote { border-left: 4px solid #d55e00; margin: 1rem 0; padding: .1rem 1rem; }

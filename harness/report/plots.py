@@ -16,14 +16,15 @@ from harness.records import PHASES
 from harness.report import labelling
 from harness.report.drawing import (
     COLOURS,
-    DASHES,
     FAINT,
     GREY,
     MARKERS,
+    colour_of,
     cycle,
     figure,
     handle,
     legend,
+    looks,
     one_line,
     quality_axis,
     reach,
@@ -63,11 +64,11 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
     for (algo, adapter), own in sorted(kinds.items()):
         axes.errorbar(
             [x.mean for _, x, _ in own], [y.mean for *_, y in own], yerr=reach([y for *_, y in own]),
-            fmt=cycle(MARKERS, adapters, adapter), color=cycle(COLOURS, algos, algo), markersize=6,
+            fmt=cycle(MARKERS, adapters, adapter), color=colour_of(algo), markersize=6,
             elinewidth=0.9, capsize=2.5, zorder=3, rasterized=len(points) > 10 * NAMED,
         )  # fmt: skip
     ringed = [(x.mean, y.mean) for r, x, y in points if r.label in findings.front]
-    handles = [handle(color=cycle(COLOURS, algos, a), marker="o", linestyle="", label=one_line(a)) for a in algos]
+    handles = [handle(color=colour_of(a), marker="o", linestyle="", label=one_line(a)) for a in algos]
     if len(adapters) > 1:
         handles += [
             handle(color=GREY, marker=cycle(MARKERS, adapters, a), linestyle="", label=one_line(a)) for a in adapters
@@ -103,8 +104,9 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
     drawn = figure(4.2)
     axes = drawn.add_subplot()
     handles = []
-    for i, (label, own) in enumerate(curves.items()):
-        style = _point(i)
+    styles = looks(curves)
+    for label, own in curves.items():
+        style = {k: styles[label][k] for k in ("color", "marker")}
         axes.plot([x.mean for _, x, _ in own], [y.mean for *_, y in own], color=style["color"], linewidth=1.1,
                   alpha=0.7, zorder=2)  # fmt: skip
         axes.errorbar(
@@ -154,12 +156,12 @@ def responses(findings: Findings, path: Path) -> bool:
     drawn = figure(3.6 * len(panels))
     grid = drawn.subplots(len(panels), 1, squeeze=False)
     for axes, (knob, curves) in zip(grid.flat, panels.items(), strict=True):
+        styles = looks(curves)
         for i, (label, own) in enumerate(curves.items()):
             aside = 1.02 ** (i - (len(curves) - 1) / 2)  # so that error bars do not cover one another
             axes.errorbar(
                 [x * aside for _, x, _ in own], [y.mean for *_, y in own], yerr=reach([y for *_, y in own]),
-                markersize=5, elinewidth=0.8, capsize=2, label=one_line(label),
-                linestyle=DASHES[i // len(COLOURS) % len(DASHES)], **_point(i),
+                markersize=5, elinewidth=0.8, capsize=2, label=one_line(label), **styles[label],
             )  # fmt: skip
         handles: list[Any] = list(axes.get_legend_handles_labels()[0])
         _reference(axes, findings, handles)
@@ -218,12 +220,13 @@ def reliability(bins: Mapping[str, pd.DataFrame], path: Path) -> bool:
     axes = drawn.add_subplot()
     axes.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1, zorder=1)
     handles = [handle(color=FAINT, linewidth=1, label="calibrated")]
-    for i, (label, table) in enumerate(bins.items()):
+    styles = looks(bins)
+    for label, table in bins.items():
         counts: Any = table["count"]
         weighted = table[["predicted", "observed"]].multiply(counts, axis=0).assign(count=counts)
         pooled: Any = weighted.groupby(table["low"]).sum()
         x, y = pooled["predicted"] / pooled["count"], pooled["observed"] / pooled["count"]
-        style = _point(i)
+        style = {k: styles[label][k] for k in ("color", "marker")}
         share = pooled["count"] / pooled["count"].sum()
         axes.plot(x, y, color=style["color"], linewidth=1.1, zorder=2)
         axes.scatter(x, y, s=8 + 120 * share, color=style["color"], marker=style["marker"], zorder=3)
@@ -281,10 +284,6 @@ def _reference(axes: Axes, findings: Findings, handles: list[Any]) -> None:
     if (value := shared_value(findings.frame, name)) is not None:
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
         handles.append(handle(color=GREY, linestyle="--", linewidth=1, label=label))
-
-
-def _point(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
 
 
 def _number(recipe: Recipe, column: str) -> float | None:
