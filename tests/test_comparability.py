@@ -87,3 +87,18 @@ def test_names_are_data():
 def test_rows_of_one_name_are_each_looked_at():
     rows = trials({**SAME, "device_name": "A100"}, {**SAME, "device_name": "H100"}).assign(trial_id="t", label="t")
     assert differences(rows) == ["device: A100 in t; H100 in t."]
+
+
+def test_the_code_of_other_algorithms_is_no_difference_and_of_the_same_one_it_is():
+    import pandas as pd
+
+    from harness.report.comparability import differences
+
+    def row(trial: str, algo: str, code: str) -> dict[str, object]:
+        return {"trial_id": trial, "label": trial, "outcome": "finished", "algo": algo, "code_digest": code}
+
+    alike = pd.DataFrame([row("a", "dpo", "x"), row("b", "ppo", "y"), row("c", "ppo", "y")])
+    assert not [line for line in differences(alike) if "training code" in line]
+    unlike = pd.DataFrame([row("a", "dpo", "x"), row("b", "ppo", "y"), row("c", "ppo", "z")])
+    (line,) = [line for line in differences(unlike) if "training code" in line]
+    assert "y in b; z in c" in line

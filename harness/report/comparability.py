@@ -19,6 +19,9 @@ ALIKE = {
     "device_name": "device",
     "precision": "precision",
 }
+CODE = "code_digest"
+PARTS = ("algo", "adapter", "model", "task", "params.reward.name")
+"""What a trial's training code is the code of."""
 BEHAVES = {"evaluator_digest": fingerprint.JUDGING, "base_digest": fingerprint.BASE}
 MOST_NAMED = 4
 UNEQUAL_WORK = 2.0
@@ -33,13 +36,21 @@ def differences(frame: pd.DataFrame) -> list[str]:
     said = [
         line + _behaviour(rows, column)
         for column, words in ALIKE.items()
-        if (line := _unlike(words, [(_name(r), r.get(column)) for r in rows]))
+        if (line := _unlike(words, [(_name(r), r.get(column)) for r in (_twins(rows) if column == CODE else rows)]))
     ]
     kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
     said += filter(None, [_unlike("reference", [(_name(r), _reference(r)) for r in rows])])
     said += filter(None, [_unlike("base of Δ alone, eval/ is not touched", [(_name(r), _baseline(r)) for r in rows])])
     return said + _tokens(rows) + _truncated(rows)
+
+
+def _twins(rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
+    """The rows whose training code should be the same as another's and is not: code is that of a trial's own parts."""
+    groups: dict[tuple[str, ...], list[Mapping[Any, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row.get(part)) for part in PARTS), []).append(row)
+    return [r for group in groups.values() if len({str(r.get(CODE)) for r in group}) > 1 for r in group]
 
 
 def _unlike(words: str, values: Sequence[tuple[str, Any]]) -> str | None:
