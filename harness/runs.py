@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import journal
 from harness.records import Event
-from harness.tracking import SweepRun, quoted
+from harness.tracking import SweepRun, quoted, source_tags
 
 DIGESTS = {"dataset": "dataset", "base": "base", "evaluator": "evaluators", "code": "code"}
 """Tags ``<name>_digest`` and the keys of a trial's digests."""
@@ -62,6 +62,7 @@ def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Pat
         "eval_key": trial["eval_key"],
         "folder": str(folder),
         "command": environment.get("trial_command") or "",
+        **source_tags(environment.get("trial_command"), environment["git_sha"]),
     } | {f"{what}_digest": trial["digests"][key] for what, key in DIGESTS.items() if key in trial["digests"]}
     run = api.create_run(sweep.experiment_id, start_time=_stamp(began), run_name=trial["trial_id"], tags=tags)
     return run.info.run_id

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import getpass
 import os
 import re
 import time
@@ -185,6 +186,21 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
         raise _unusable(tracking, error) from None
 
 
+def source_tags(command: str | None, commit: str | None = None) -> dict[str, str]:
+    """Who ran what, of which commit, under the names that MLflow shows."""
+    from harness.identity import git_sha
+
+    found = {"mlflow.source.name": command or "python -m harness", "mlflow.source.type": "LOCAL"}
+    commit = commit or git_sha()
+    if commit and commit != "unknown":
+        found["mlflow.source.git.commit"] = commit
+    try:
+        found["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        pass  # a container without users
+    return found
+
+
 def _experiment(api: Any, name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
@@ -196,8 +212,16 @@ def _experiment(api: Any, name: str) -> str:
             "another: tracking.experiment=NAME",
         )
     # The UI then opens on training runs, and not on traces.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
+    tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": HOW_TO_READ}
     return found.experiment_id if found else api.create_experiment(name, tags=tags)
+
+
+HOW_TO_READ = """\
+Each sweep is a run with its trials below it (unfold it with +). A trial's parameters are its recipe; what is
+bookkeeping is a tag. `eval/` is what was measured after training, `baseline/` the base before, `delta/` the difference,
+`memory/peak_mb` the peak and `memory/predicted_peak_mb` what was foreseen, `time/` the seconds of each phase. The
+sweep's artifacts hold its report. Every metric is explained in docs/metrics.md.
+"""
 
 
 def _parent(api: Any, experiment_id: str, sweep: str, description: Mapping[str, str]) -> str:
@@ -211,7 +235,8 @@ def _parent(api: Any, experiment_id: str, sweep: str, description: Mapping[str, 
     if existing := oldest_first():
         api.update_run(existing[0], status="RUNNING")
         return existing[0]
-    made = api.create_run(experiment_id, run_name=sweep, tags={"kind": "sweep", "sweep": sweep, **description})
+    tags = {"kind": "sweep", "sweep": sweep, **description, **source_tags(description.get("command"))}
+    made = api.create_run(experiment_id, run_name=sweep, tags=tags)
     first = (oldest_first() or [made.info.run_id])[0]
     if first != made.info.run_id:
         api.delete_run(made.info.run_id)
