@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import identity
 from harness.cache import Cache, default_dir
@@ -50,7 +51,8 @@ class Finding:
 def main(argv: list[str]) -> int:
     """Print every finding; exit code 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="harness doctor", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="for example tracking.uri=http://127.0.0.1:5000")
+    parser.add_argument("--model", metavar="PATH", help="look at this model, with task=... at the data too")
+    parser.add_argument("overrides", nargs="*", help="for example tracking.uri=http://127.0.0.1:5000, task=preferences")
     options = parser.parse_args(argv)
     checks: list[Callable[[], list[Finding]]] = [
         _python,
@@ -62,6 +64,7 @@ def main(argv: list[str]) -> int:
         _disk,
         lambda: _store(options.overrides),
         _cache,
+        *([lambda: model_findings(options.model, options.overrides)] if options.model else []),
     ]
     findings = [finding for check in checks for finding in check()]
     for finding in findings:
@@ -71,6 +74,55 @@ def main(argv: list[str]) -> int:
     wrong = sum(f.state == "wrong" for f in findings)
     print(f"{wrong} wrong" if wrong else "ready")
     return 1 if wrong else 0
+
+
+def model_findings(path: str, overrides: list[str]) -> list[Finding]:
+    """What a trial on the model would meet: its files, tokenizer, template, and the data where a task is named."""
+    from harness.config import compose, hydra_config
+    from harness.errors import UserErrors
+    from harness.preflight import find_problems
+
+    named = any(o.startswith("task=") for o in overrides)
+    data = [] if named else ["task=arithmetic", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4"]
+    try:
+        with hydra_config():
+            plain = compose(["sweep=doctor", "model=hf", f"model.path='{path}'", *data, *overrides])
+        problems = find_problems(plain)
+    except UserErrors as found:
+        problems = found.errors
+    except UserError as found:
+        problems = [found]
+    if problems:
+        return [Finding("model", "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
+    return [
+        Finding("model", "ok", _described(plain)),
+        *([] if named else [Finding("data", "note", "none named: task=...")]),
+    ]
+
+
+def _described(plain: dict[str, Any]) -> str:
+    """Architecture, context, template and ends of the model of a composed configuration."""
+    from harness.cache import cache_dir
+    from harness.conversation import style_of
+    from harness.models import context_length
+    from harness.models.making import made
+    from harness.trial import assemble
+
+    setup = assemble(plain)
+    entry = made(setup.model, Cache(cache_dir(plain)))
+    source = entry.path if entry is not None else None
+    tokenizer: Any = setup.model.tokenizer(source)
+    config = setup.model.configuration(source)
+    stops = ", ".join(repr(tokenizer.decode([i])) for i in setup.model.stops(tokenizer, config, source))
+    style = style_of(tokenizer, conversational=False, wanted=True)
+    template = (
+        "no chat template"
+        if not style.chat
+        else "a chat template"
+        + (" that refuses system messages (they are put into the first user turn)" if style.folds_system else "")
+    )
+    size = f"{context_length(config) or 0:,} tokens of context, {len(tokenizer):,} in the vocabulary"
+    return f"{config.model_type}, {size}; {template}; replies end with {stops}"
 
 
 def _python() -> list[Finding]:
