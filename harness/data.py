@@ -16,6 +16,7 @@ from harness.errors import UserErrors
 from harness.ids import Found, Limits, look
 from harness.models import context_length
 from harness.tasks.base import Task, TaskData
+from harness.tasks.contract import check_contract
 
 if TYPE_CHECKING:
     from harness.trial import Setup
@@ -123,4 +124,4 @@ class _Keyed:
 
 @functools.lru_cache(maxsize=KEPT)
 def _load_keyed(keyed: _Keyed) -> TaskData:
-    return keyed.task.load()
+    return check_contract(keyed.task, keyed.task.load())
