@@ -17,6 +17,7 @@ from typing import Any
 from harness import fingerprint, journal, text
 from harness.identity import flatten
 from harness.journal import Tail
+from harness.logged import dataset_of, log_policy
 from harness.outcome import document, write_json
 from harness.past import past_of, result_of
 from harness.records import Event, Outcome
@@ -151,6 +152,7 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
             _save_state(state_path, _State(), sweep)
             return _project(folder, sweep)
         _finish_run(api, state.run_id, folder, closing[-1])
+        log_policy(api, sweep, state.run_id, folder, trial)
     elif any(e.kind == "attempt" for e in runner):
         api.update_run(state.run_id, status="RUNNING")
     state.worker, state.runner = worker_tail.offset, runner_tail.offset
@@ -168,13 +170,9 @@ def _describe_run(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
     params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(trial["config"]).items())]
     for chunk in _chunks(params, 100):
         api.log_batch(run_id, params=chunk)
-    task = trial["config"]["task"]
-    dataset = Dataset(
-        name=str(task.get("path") or task.get("name")),
-        digest=trial["digests"]["dataset"],
-        source_type="harness",
-        source=json.dumps(task, default=str)[:60000],
-    )
+    name, digest = dataset_of(trial)
+    source = json.dumps(trial["config"]["task"], default=str)[:60000]
+    dataset = Dataset(name=name, digest=digest, source_type="harness", source=source)
     api.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 

@@ -43,11 +43,13 @@ ORDER = (
     "forkserver",
     "outcome",
     "past",
+    "modelcard",
     "meter",
     "callback",
     # Tracking and what is made from tracked numbers.
     "tracking",
     "runs",
+    "logged",
     "projection",
     "results",
     "forecast",
