@@ -14,7 +14,7 @@ from harness.cache import Cache, default_dir
 from harness.config import build, compose, conf_dir, hydra_config
 from harness.errors import UserError, UserErrors
 from harness.past import trial_folders
-from harness.tracking import Tracking, in_one_line, whole_uri
+from harness.tracking import SweepRun, Tracking, in_one_line, whole_uri
 
 MB = 10**6
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": MB, "GB": 10**9, "TB": 10**12}
@@ -30,16 +30,38 @@ def ui(argv: list[str]) -> int:
     """``harness ui``: the MLflow UI on the store in use, on localhost alone."""
     parser = argparse.ArgumentParser(prog="harness ui", description=ui.__doc__)
     parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--sweep", help="print a link to its trials; default: the latest")
     parser.add_argument("overrides", nargs="*", help="for example tracking.uri=sqlite:///elsewhere.db")
     options = parser.parse_args(argv)
     uri = tracking_from(options.overrides).resolved_uri
     if uri.startswith(("http://", "https://")):
         print(f"the store is a server with a UI of its own: {uri}")
         return 0
-    print(f"MLflow UI on http://127.0.0.1:{options.port} (store {uri}); Ctrl-C ends it", flush=True)
+    address = f"http://127.0.0.1:{options.port}"
+    print(f"MLflow UI on {address} (store {uri}); Ctrl-C ends it", flush=True)
+    if (run := _sweep_run(uri, options.sweep)) is not None:
+        from harness.views import link_to
+
+        print(f"trials:  {link_to(*run, address)}", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
     # By the environment: a command line with a password in it is every user's to read.
     return subprocess.call(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": whole_uri(uri)})
+
+
+def _sweep_run(uri: str, name: str | None) -> tuple[SweepRun, str] | None:
+    """A sweep's run in the store, and its name; of all sweeps the latest. None where there is none yet."""
+    from harness.tracking import client, quoted
+
+    api = client(uri)
+    where = "tags.kind = 'sweep'" + (f" and tags.sweep = {quoted(name)}" if name else "")
+    experiments = [e.experiment_id for e in api.search_experiments()]
+    found = api.search_runs(experiments, where, max_results=1, order_by=["attributes.start_time DESC"])
+    if not found:
+        if name:
+            raise UserError("no such sweep in the store", key="--sweep", value=name, fix="leave it out for the latest")
+        return None
+    info = found[0].info
+    return SweepRun(uri, info.experiment_id, info.run_id), str(found[0].data.tags["sweep"])
 
 
 def validate(argv: list[str]) -> int:

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import forkserver, identity
+from harness import forkserver, identity, views
 from harness.audit import few_prompts
 from harness.config import hydra_application
 from harness.data import load_data
 from harness.display import say, spell
 from harness.errors import UserError, UserErrors, without_login
+from harness.modelcard import way_to
 from harness.past import result_of, trial_folders
 from harness.projection import Projector
 from harness.records import Outcome, TrialResult
@@ -305,20 +306,7 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
     if said := markdown.advice(found):
         print("\nadvice:  " + " ".join(said))
-    _print_way_to(folder, found)
-
-
-def _print_way_to(folder: Path, found: Any) -> None:
-    """Where the best recipe's policy is and how to load it; of its seeds the first in the table."""
-    from harness.modelcard import FOLDERS, how_to_load
-
-    if found.metric is None or not found.recipes:
-        return
-    best = str(found.recipes[0].frame.iloc[0]["trial_id"])
-    model = next((p for name in FOLDERS if (p := folder / best / "artifacts" / name).is_dir()), None)
-    if model is not None:
-        print(f"\npolicy:  {model}   (the first of the table; README.md there says what it is)")
-        print("".join(f"         {line}\n" for line in how_to_load(model) if line), end="")
+    print(way_to(folder, [str(r.frame.iloc[0]["trial_id"]) for r in found.recipes[:1]]), end="")
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
@@ -338,7 +326,7 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
         say(f"warning: no report ({behind['']}); try `harness sync`, then `harness report`")
     if late := [name for name in behind if name]:
         say(f"warning: MLflow lacks {len(late)} of the trials ({behind[late[0]]}); `harness sync` catches up")
-    print(f"compare: {ui_command(sweep.tracking)}   then open http://127.0.0.1:5000")
+    print(f"compare: {views.ui_command(sweep.tracking)}   then open {views.link_to(run, sweep.name)}")
     return not behind
 
 
@@ -365,12 +353,6 @@ def _catch_up(folders: Sequence[Path], run: SweepRun) -> dict[str, str]:
             said = True
         folders = [folder for folder in folders if folder.name in behind]
         time.sleep(1)
-
-
-def ui_command(tracking: Tracking) -> str:
-    """The line that opens the MLflow UI on the store in use."""
-    default = Tracking().uri
-    return "mlflow ui" if tracking.uri == default else f"mlflow ui --backend-store-uri {without_login(tracking.uri)}"
 
 
 def _trials_on_disk(folder: Path) -> list[str]:

@@ -50,6 +50,7 @@ ORDER = (
     "tracking",
     "runs",
     "logged",
+    "views",
     "projection",
     "results",
     "forecast",
