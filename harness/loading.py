@@ -20,18 +20,9 @@ def load_pretrained(
     Raises:
         UserError: weights are missing, not the model's, or of another shape. transformers would draw them at random.
     """
-    from transformers import AutoModelForCausalLM
-
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    loaded, found = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused here, by name
-        **attention_option(attention),
-        **options,
-    )
+    loaded, found = _with_report(path, dtype=dtype, **attention_option(attention), **options)
     if (wrong := unlike(found)) is not None:
         raise UserError(
             wrong, key="model.path", value=path, fix="see that all files of the model are there and its own"
@@ -39,13 +30,17 @@ def load_pretrained(
     return trainable_in_4_bit(loaded) if quantization is not None else loaded.to(device)
 
 
-def checkpoint_report(path: str, **options: Any) -> str | None:
-    """What is wrong with the names and shapes of a checkpoint's weights, by their headers alone; None if nothing is."""
+def _with_report(path: str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A model, and how its checkpoint differs from it; weights of another shape are part of that."""
     from transformers import AutoModelForCausalLM
 
-    _, found = AutoModelForCausalLM.from_pretrained(
-        path, device_map={"": "meta"}, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    load: Any = AutoModelForCausalLM.from_pretrained
+    return load(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+
+
+def checkpoint_report(path: str, **options: Any) -> str | None:
+    """What is wrong with the names and shapes of a checkpoint's weights, by their headers alone; None if nothing is."""
+    _, found = _with_report(path, device_map={"": "meta"}, **options)
     return unlike(found)
 
 

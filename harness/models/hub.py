@@ -263,7 +263,7 @@ class HF(Model):
         named = [_token_id(tokenizer, "stop_tokens", token) for token in self.stop_tokens]
         path, options = self._source(source)
         with suppress(OSError, ValueError):  # it has none
-            own: Any = GenerationConfig.from_pretrained(path, revision=options.get("revision"))
+            own: Any = GenerationConfig.from_pretrained(path, revision=options.get("revision") or "main")
             named += union(own.eos_token_id)
         return union(super().stops(tokenizer, config), named)
 

@@ -143,7 +143,8 @@ def leaderboard(
         columns.insert(columns.index("peak MB") + 1, PREDICTED)
     columns[2:2] = more
     board = pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
-    return board[[c for c in columns if c not in DROPPED_FIRST or c == "outcome" or (board[c] != text.MISSING).any()]]
+    kept = [c for c in columns if c not in DROPPED_FIRST or c == "outcome" or set(board[c]) != {text.MISSING}]
+    return pd.DataFrame(board[kept])
 
 
 def ranked(frame: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
