@@ -1,4 +1,4 @@
-"""A real chat model: SmolLM2 of 135 M parameters, from a package, without a hub. Slow: it is 157 times the embedded one."""
+"""A real chat model: SmolLM2 of 135 M parameters, from a package, without a hub."""
 
 from __future__ import annotations
 
@@ -79,16 +79,8 @@ def test_its_ids_are_those_of_its_own_template_and_its_end_ends(loaded):
 def test_it_takes_two_small_steps_and_is_judged(source, data, tmp_path, algo, adapter):
     more = ["reward=length"] if algo in ("grpo", "ppo") else []
     more += ["algo.num_generations=2"] if algo == "grpo" else []
-    told = tell(
-        tmp_path / "t",
-        default_dir(),
-        f"algo={algo}",
-        f"adapter={adapter}",
-        f"task.path={data}",
-        *SMALL,
-        *more,
-        sizes=(),
-    )
+    line = [f"algo={algo}", f"adapter={adapter}", f"task.path={data}", *SMALL, *more]
+    told = tell(tmp_path / "t", default_dir(), *line, sizes=())
     assert told.metrics["eval/preference_accuracy"] >= 0 and told.metrics["eval/completion_tokens_p50"] > 0
     assert told.metrics["params/total"] > 134_000_000
     losses = [value for _, name, value in told.points if name == "train/loss"]
