@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+MOST_CACHE = 2 * 2**30
+"""Bytes of keys and values while evaluators sample. At 8B and 1,280 tokens that is twelve completions; a batch of 64
+would take 11 GB, twice what a 4-bit base does."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -26,6 +29,26 @@ def union(*named: Any) -> list[int]:
     """Token ids named one by one, in lists, or not at all, ascending and each once."""
     found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
     return sorted(int(i) for i in found)
+
+
+def rows_within_cache(config: Any, width: int, most: int, *, wide: bool, layers: int | None = None) -> int:
+    """Completions to sample at once: ``most``, or fewer where keys and values would take more than ``MOST_CACHE``.
+
+    Args:
+        config: the model's, of transformers.
+        width: tokens of prompt and completion.
+        most: at most.
+        wide: keys and values of four bytes each, else of two.
+        layers: of the whole model, where ``config`` is of a part of it.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+    depth = layers or getattr(text, "num_hidden_layers", None)
+    if not heads or not depth:
+        return most
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_row = 2 * depth * heads * size * (4 if wide else 2) * max(1, width)
+    return max(1, min(most, MOST_CACHE // per_row))
 
 
 def sampling_options(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:

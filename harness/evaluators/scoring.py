@@ -15,7 +15,7 @@ from harness.conversation import encode
 from harness.errors import Diverged
 from harness.evaluators.base import EvalContext
 from harness.forecast import clustered_error, share
-from harness.generation import own_distribution, sampling_options, stop_ids
+from harness.generation import own_distribution, rows_within_cache, sampling_options, stop_ids
 from harness.tasks.base import Row
 
 NO_PROBABILITIES = "probability tensor contains"
@@ -189,7 +189,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     options = sampling_options(max_new_tokens=context.max_completion_length, temperature=temperature)
     with torch.random.fork_rng(devices=devices), own_distribution(context.model, tokenizer):
         torch.manual_seed(context.seed)
-        for chosen in _chunks(order, context.batch_size):
+        for chosen in _sampled_at_once(context, order, [len(encoded[i]) for i in jobs]):
             rows = [encoded[jobs[j]] for j in chosen]
             width = max(len(r) for r in rows)
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
@@ -272,6 +272,16 @@ def ratio_with_stderr(name: str, above: Sequence[float], below: Sequence[float])
     return {name: ratio, f"{name}_stderr": math.sqrt(n * spread) / total}
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _sampled_at_once(context: EvalContext, order: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Places of completions, in ``order`` (shortest prompts first), as many together as the cache may hold."""
+    wide, start = context.precision != "bf16", 0
+    while start < len(order):
+        chosen = order[start : start + context.batch_size]
+        while True:
+            width = lengths[chosen[-1]] + context.max_completion_length
+            fits = rows_within_cache(context.model.config, width, len(chosen), wide=wide)
+            if fits >= len(chosen):
+                break
+            chosen = chosen[:fits]
+        yield chosen
+        start += len(chosen)

@@ -137,7 +137,9 @@ def lighter(setup: Setup, prediction: Prediction, fits: Callable[[Prediction], b
     chosen = with_baseline(setup, "quantized")
     if chosen is setup or not setup.adapter.quantized or fits(prediction):
         return None
-    rest = Prediction({phase: owners for phase, owners in prediction.phases.items() if phase != "baseline"}, 0)
+    rest = Prediction(
+        {phase: owners for phase, owners in prediction.phases.items() if phase not in ("load", "baseline")}
+    )
     return chosen if rest.phases and fits(rest) else None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from harness.conversation import encode
 from harness.evaluators.scoring import completion_log_probs
-from harness.generation import own_distribution, sampling_config
+from harness.generation import own_distribution, rows_within_cache, sampling_config
 from harness.ground import context_of
 from harness.precision import Place, computing
 from harness.rehearsal import standins
@@ -54,14 +54,18 @@ def judge(
     *,
     place: Place,
     fake: bool,
+    layers: int | None = None,
 ) -> None:
-    """Score one batch and sample one batch with ``model``, as the evaluators do."""
+    """Score one batch and sample one batch with ``model``, as the evaluators do; ``layers`` are the whole model's."""
     settings = setup.eval
     if scored:
         context = context_of(setup, model, tokenizer, TaskData(), rows, place)
         completion_log_probs(context, scored)
     if prompts:
         width = max(map(len, prompts))
+        longest, wide = width + settings.max_completion_length, place.precision != "bf16"
+        fits = rows_within_cache(model.config, longest, len(prompts), wide=wide, layers=layers)
+        prompts = prompts[:fits]
         ids = torch.ones((len(prompts), width), dtype=torch.long, device=place.device)
         length = {"max_new_tokens": settings.max_completion_length}
         if not fake:

@@ -47,6 +47,7 @@ class Scene:
         fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
         load: loads the base, 4-bit where it is given a quantization; None takes tensors without data.
         folders: of the stages that the reward needs, by their keys; for real tensors.
+        layers: of the whole model, where fewer of them are rehearsed; None: what is given is whole.
     """
 
     setup: Setup
@@ -58,6 +59,7 @@ class Scene:
     fill: bool = False
     load: Callable[[Any | None], Any] | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
+    layers: int | None = None
 
     @property
     def fake(self) -> bool:
@@ -90,7 +92,16 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
     def judge(model: Any, phase: str, *parts: Any) -> None:
         if any(judged):
             tracker.enter(phase)
-            judging.judge(model, setup, scene.tokenizer, scene.rows, *parts, place=scene.place, fake=scene.fake)
+            judging.judge(
+                model,
+                setup,
+                scene.tokenizer,
+                scene.rows,
+                *parts,
+                place=scene.place,
+                fake=scene.fake,
+                layers=scene.layers,
+            )
 
     with ExitStack() as stack:
         world = stack.enter_context(fake_world(cuda=scene.cuda)) if scene.fake else None
