@@ -35,12 +35,14 @@ def rows_within_cache(config: Any, width: int, most: int, *, wide: bool, layers:
     """Completions to sample at once: ``most``, or fewer where keys and values would take more than ``MOST_CACHE``.
 
     Args:
-        config: the model's, of transformers.
+        config: the model's, of transformers; None says nothing of its size.
         width: tokens of prompt and completion.
         most: at most.
         wide: keys and values of four bytes each, else of two.
         layers: of the whole model, where ``config`` is of a part of it.
     """
+    if config is None:
+        return most
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
     depth = layers or getattr(text, "num_hidden_layers", None)

@@ -279,7 +279,7 @@ def _sampled_at_once(context: EvalContext, order: Sequence[int], lengths: Sequen
         chosen = order[start : start + context.batch_size]
         while True:
             width = lengths[chosen[-1]] + context.max_completion_length
-            fits = rows_within_cache(context.model.config, width, len(chosen), wide=wide)
+            fits = rows_within_cache(getattr(context.model, "config", None), width, len(chosen), wide=wide)
             if fits >= len(chosen):
                 break
             chosen = chosen[:fits]
