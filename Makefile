@@ -22,7 +22,7 @@ test: setup
 	$(PYTEST) -m "not slow and not nightly"
 
 slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not nightly"
 
 nightly: setup
 	$(PYTEST) -m nightly

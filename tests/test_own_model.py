@@ -81,7 +81,7 @@ def test_what_only_the_model_tells_is_named_with_a_fix(sandbox: Sandbox) -> None
     build_model(sandbox.cwd / "padless", "gpt_neox", pad=False)
     build_model(sandbox.cwd / "short", "qwen2", context=32)
     own = ("model=hf", "task=preferences", "task.path=prefs.jsonl")
-    assert_refused(sandbox, "train.max_length", *own, "model.path=short")
+    assert_refused(sandbox, "train.max_length", *own, "model.path=short", "train.max_length=64")
     padded = ("model.path=padless", "model.pad_token='<|end|>'", "train.max_length=64")
     assert_refused(sandbox, "adapter.targets", *own, *padded, "adapter.targets=[nowhere]")
 

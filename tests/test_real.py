@@ -74,8 +74,13 @@ def test_its_ids_are_those_of_its_own_template_and_its_end_ends(loaded):
     )
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
-@pytest.mark.parametrize("algo", ["dpo", "kto", "grpo", "ppo"])
+PAIRS = [("dpo", "lora"), ("kto", "qlora"), ("grpo", "lora"), ("ppo", "qlora")]
+OTHERS = [("dpo", "qlora"), ("kto", "lora"), ("grpo", "qlora"), ("ppo", "lora")]
+
+
+@pytest.mark.parametrize(
+    ("algo", "adapter"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in OTHERS)]
+)
 def test_it_takes_two_small_steps_and_is_judged(source, data, tmp_path, algo, adapter):
     more = ["reward=length"] if algo in ("grpo", "ppo") else []
     more += ["algo.num_generations=2"] if algo == "grpo" else []
