@@ -58,7 +58,8 @@ def models_resident() -> tuple[str, str]:
         owners = trial["phases"]["train"]
         found[name] = sum(
             # what only scores is stored in 16 bits, what is trained in 32
-            owners.get(o, 0) > 0.4 * owners["weights"] for o in ("weights", "reference", "critic", "reward")
+            owners.get(o, 0) > 0.4 * owners["weights"]
+            for o in ("weights", "reference", "critic", "reward")
         )
     said = " / ".join(f"{name} {count}" for name, count in found.items())
     note = "with reward models; one less each for PPO and GRPO under a rule, and for DPO with shared references"
