@@ -171,7 +171,7 @@ class _Audit:
 
     def __init__(self, tokenizer: Any, style: Style, limits: Limits, stops: frozenset[int]):
         self.tokenizer, self.style, self.limits, self.stops = tokenizer, style, limits, stops
-        self.begins, self.ends = (bool(ids) for ids in added_ids(tokenizer))
+        self.begins = bool(added_ids(tokenizer)[0])
         self.dropped: dict[str, dict[str, list[int]]] = {}
         self.rows: dict[str, int] = {}
         self.truncated: dict[str, int] = {}
@@ -180,7 +180,6 @@ class _Audit:
         self.examples: list[str] = []
         self.shown: set[tuple[int, ...]] = set()
         self.largest = -1
-        self.words: dict[str, str] = {}
 
     def read(self, kind: str, rows: Sequence[Row], room: int, limit: int) -> None:
         """Look at the rows of one kind."""
@@ -255,7 +254,6 @@ class _Audit:
         seen["sequences"] += 1
         if begin is not None:
             seen["begin 0"] += prompt[:1] != [begin]
-            seen["begin 2"] += prompt[:2] == [begin, begin] and begin not in self.stops
         seen["prompt ends"] += bool(prompt) and prompt[-1] in self.stops
         for side in sides:
             seen["completions"] += 1
@@ -299,9 +297,11 @@ class _Audit:
                     f"{self.truncated[kind]:,} ({self.truncated[kind] / max(1, kept):.1%}); "
                     f"the longest has {self.longest[kind]:,}"
                 )
-            for reason, rows in self.dropped.get(kind, {}).items():
+            reasons = self.dropped.get(kind, {})
+            if reasons:
+                facts[f"{spoken(kind)}: left out"] = "; ".join(f"{len(r):,}, {reason}" for reason, r in reasons.items())
+            for reason, rows in reasons.items():
                 first = ", ".join(str(i + 1) for i in rows[:3]) + (", …" if len(rows) > 3 else "")
-                facts[f"{spoken(kind)}: left out"] = f"{len(rows):,}, {reason}"
                 notes.append(f"{len(rows):,} of {total:,} {spoken(kind)} left out: {reason} (row {first})")
         self._beginnings(facts, notes)
         self._endings(facts, notes)

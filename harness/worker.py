@@ -19,7 +19,6 @@ from harness import closure, identity
 from harness.algorithms.base import TrainJob
 from harness.allocator import give_back
 from harness.behaviour import tell_fingerprints
-from harness.errors import Diverged
 from harness.evaluators.base import Evaluation
 from harness.generation import own_distribution
 from harness.ground import Ground, note_stage, prepare_ground
@@ -198,8 +197,7 @@ def train(
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
     with clock.phase("train"), recorded(ground, journal):
-        with sampling_from_numbers(trainer):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        take_steps(trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
     seconds = clock.seconds()
@@ -217,18 +215,14 @@ def train(
     return trained
 
 
-@contextmanager
-def sampling_from_numbers(trainer: Any) -> Iterator[None]:
-    """Torch's complaint about probabilities that are none, as what it means."""
-    try:
-        yield
-    except RuntimeError as error:
-        from harness.evaluators.scoring import NO_PROBABILITIES
+def take_steps(trainer: Any, checkpoint: Path | None) -> None:
+    """The trainer's steps, from ``checkpoint`` on where there is one."""
+    from harness.evaluators.scoring import sampling_from_numbers
 
-        if NO_PROBABILITIES not in str(error):
-            raise
-        step = trainer.state.global_step
-        raise Diverged(f"after step {step} the policy's probabilities are not finite") from error
+    with sampling_from_numbers(
+        lambda: f"after step {trainer.state.global_step} the policy's probabilities are not finite"
+    ):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +196,10 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
             ticks = StoppingCriteriaList([_Ticks(context, len(found), len(chosen), len(jobs))])
-            with context.computing(), _from_numbers(context):
+            with (
+                context.computing(),
+                sampling_from_numbers(lambda: f"the probabilities to sample from are not finite{_whose(context)}"),
+            ):
                 out = generator.generate(input_ids=ids, attention_mask=mask, stopping_criteria=ticks, **options)
             out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
@@ -222,14 +225,14 @@ class _Ticks(StoppingCriteria):
 
 
 @contextmanager
-def _from_numbers(context: EvalContext) -> Iterator[None]:
-    """Torch's complaint about probabilities that are none, as what it means."""
+def sampling_from_numbers(said: Callable[[], str]) -> Iterator[None]:
+    """Torch's complaint about probabilities that are none, as ``Diverged`` in the words of ``said``."""
     try:
         yield
     except RuntimeError as error:
         if NO_PROBABILITIES not in str(error):
             raise
-        raise Diverged(f"the probabilities to sample from are not finite{_whose(context)}") from error
+        raise Diverged(said()) from error
 
 
 def grouped(values: Sequence[float], size: int) -> list[float]:
