@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.conversation import encode, reply_end
+from harness.conversation import encode_completions, is_conversational, reply_end
 from harness.precision import computing
 
 HEAD = "head.safetensors"
@@ -159,16 +159,28 @@ def padding_for(sequences: Sequence[Sequence[int]], pad: int) -> int:
     return next(token for token in itertools.chain([pad], itertools.count()) if token not in last)
 
 
-def sequence_of(tokenizer: Any, prompt: Any, completion: Any, *, ended: bool, longest: int | None) -> list[int]:
-    """Token ids of a prompt with its completion, as the reward model reads them.
+def sequences_of(
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, ended: Sequence[bool], longest: int | None
+) -> list[list[int]]:
+    """Token ids of prompts with their completions, as the reward model reads them.
 
     A completion that did not end by itself is shown without what ends one: the end token of text rows, or what the
     template puts after a reply. Of what is longer than ``longest`` the end is kept, since that is where the score is
     read.
+
+    Args:
+        tokenizer: the reward model's.
+        rows: with ``prompt`` and ``completion``, all of them text or all of them messages.
+        ended: whether each completion ended by itself.
+        longest: tokens that are kept; None keeps all.
     """
-    prompt_ids, completion_ids = encode(tokenizer, prompt, completion)
-    if not ended and (end := reply_end(tokenizer, chat=not isinstance(prompt, str))):
-        cut = len(completion_ids) - len(end)
-        completion_ids = completion_ids[:cut] if completion_ids[cut:] == end else completion_ids
-    ids = [*prompt_ids, *completion_ids]
-    return ids[-longest:] if longest is not None else ids
+    found = encode_completions(tokenizer, rows)
+    end = [] if all(ended) else reply_end(tokenizer, chat=is_conversational(rows))
+    sequences = []
+    for prompt, completion, whole in zip(found["prompt_ids"], found["completion_ids"], ended, strict=True):
+        cut = len(completion) - len(end)
+        if end and not whole and completion[cut:] == end:
+            completion = completion[:cut]
+        ids = [*prompt, *completion]
+        sequences.append(ids if longest is None else ids[-longest:])
+    return sequences

@@ -117,9 +117,7 @@ def encode(tokenizer: Any, prompt: Any, completion: Any | None = None) -> tuple[
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     """Token ids of prompts, text or messages, each ready for a reply."""
-    if not prompts:
-        return []
-    if isinstance(prompts[0], str):
+    if prompts and isinstance(prompts[0], str):
         return _of_texts(tokenizer, prompts)
     return _of_conversations(tokenizer, prompts, add_generation_prompt=True)
 
@@ -154,6 +152,8 @@ def _split(tokenizer: Any, rows: Sequence[Mapping[str, Any]], sides: Sequence[st
 
 def _of_texts(tokenizer: Any, texts: Sequence[str], *, end: bool = False) -> list[list[int]]:
     """Ids of texts; with the end-of-sequence token where ``end``, and without one that the tokenizer adds if not."""
+    if not texts:
+        return []
     begin, after = added_ids(tokenizer)
     found = [[*begin, *ids] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     if end:
@@ -168,6 +168,8 @@ def text_end(tokenizer: Any, after: list[int]) -> list[int]:
 
 
 def _of_conversations(tokenizer: Any, conversations: Sequence[Any], **options: Any) -> list[list[int]]:
+    if not conversations:
+        return []
     render = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True, **options)
     return [_one_beginning(tokenizer, list(ids)) for ids in render(list(conversations))["input_ids"]]
 

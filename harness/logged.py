@@ -1,22 +1,39 @@
-"""The trained policy as MLflow's own kind of thing: a logged model whose figures are linked to the data they are of."""
+"""What MLflow knows as things of their own: a run's recipe, its data, and its policy with the figures of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import journal
+from harness.identity import flatten
 from harness.records import Event
 from harness.tracking import SweepRun
 
 KIND = "policy"
 BATCH = 900
+"""Points of one call; MLflow takes a thousand."""
 FORBIDDEN = str.maketrans(dict.fromkeys("/:.%\"'", "_"))
 """Characters that MLflow takes in no model's name."""
 UNKNOWN = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED")
 """What a server answers that does not know logged models."""
 RECIPE = ("algo", "adapter", "beta", "rank", "seed")
+
+
+def describe_run(api: Any, sweep: SweepRun, run_id: str, trial: Mapping[str, Any]) -> None:
+    """Parameters, and the data set, which the sweep's run has too; safe to repeat."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(trial["config"]).items())]
+    for chunk in chunks(params, 100):
+        api.log_batch(run_id, params=chunk)
+    name, digest = dataset_of(trial)
+    source = json.dumps(trial["config"]["task"], default=str)[:60000]
+    dataset = Dataset(name=name, digest=digest, source_type="harness", source=source)
+    for one in (run_id, sweep.parent_id):
+        api.log_inputs(one, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def log_policy(api: Any, sweep: SweepRun, run_id: str, folder: Path, trial: Mapping[str, Any]) -> str | None:
@@ -59,8 +76,8 @@ def _log(api: Any, sweep: SweepRun, run_id: str, model: Path, folder: Path, tria
         model_id = made.model_id
         api.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
     points = linked(journal.latest_attempt(journal.read(folder / "worker.jsonl")), model_id, trial)
-    for start in range(0, len(points), BATCH):
-        api.log_batch(run_id, metrics=points[start : start + BATCH])
+    for chunk in chunks(points, BATCH):
+        api.log_batch(run_id, metrics=chunk)
     api.finalize_logged_model(model_id, "READY")
     return model_id
 
@@ -83,3 +100,9 @@ def dataset_of(trial: Mapping[str, Any]) -> tuple[str, str]:
     """Name and digest of a trial's data, as its run has them."""
     task = trial["config"]["task"]
     return str(task.get("path") or task.get("name")), trial["digests"]["dataset"]
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The items, at most ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import fingerprint, journal, text
-from harness.identity import flatten
 from harness.journal import Tail
-from harness.logged import dataset_of, log_policy
+from harness.logged import BATCH, chunks, describe_run, log_policy
 from harness.outcome import document, write_json
 from harness.past import past_of, result_of
 from harness.records import Event, Outcome
@@ -26,7 +25,6 @@ from harness.tracking import SweepRun, client, in_one_line
 
 AT_THE_END = ("delta/", "memory/", "time/", "energy/")
 """Figures that are known when all attempts are; from ``result.json``."""
-BATCH = 900  # MLflow takes at most 1,000 metrics a call
 STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
 SYSTEM_NAMES = {
     "private": {"used_mb": "system/system_memory_usage_megabytes"},
@@ -132,7 +130,7 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
         )
         _save_state(state_path, state, sweep)
     if not state.described:
-        _describe_run(api, state.run_id, trial)
+        describe_run(api, sweep, state.run_id, trial)
         state.described = True
         _save_state(state_path, state, sweep)
     worker_tail = Tail(folder / "worker.jsonl", state.worker)
@@ -163,19 +161,6 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
 # -- pieces --------------------------------------------------------------------------------------------
 
 
-def _describe_run(api: Any, run_id: str, trial: Mapping[str, Any]) -> None:
-    """Parameters and data set; safe to repeat."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-    params = [Param(k, str(v)[:6000]) for k, v in sorted(flatten(trial["config"]).items())]
-    for chunk in _chunks(params, 100):
-        api.log_batch(run_id, params=chunk)
-    name, digest = dataset_of(trial)
-    source = json.dumps(trial["config"]["task"], default=str)[:60000]
-    dataset = Dataset(name=name, digest=digest, source_type="harness", source=source)
-    api.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
 def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequence[Event]) -> None:
     from mlflow.entities import Metric
 
@@ -197,7 +182,7 @@ def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequen
                 if (number := journal.number(event.data.get(key))) is not None
             ]
             state.samples += 1
-    for chunk in _chunks(points, BATCH):
+    for chunk in chunks(points, BATCH):
         api.log_batch(state.run_id, metrics=chunk)
 
 
@@ -264,7 +249,7 @@ def _finish_run(api: Any, run_id: str, folder: Path, closing: Event) -> None:
     assert result is not None, "an attempt that has ended has a result"
     stamp = int(closing.time * 1000)
     final = [Metric(k, float(v), stamp, 0) for k, v in result.metrics.items() if k.startswith(AT_THE_END)]
-    for chunk in _chunks(final, BATCH):
+    for chunk in chunks(final, BATCH):
         api.log_batch(run_id, metrics=chunk)
     api.set_tag(run_id, "outcome", str(outcome))
     api.set_tag(run_id, "reason", closing.data.get("reason") or "")
@@ -324,8 +309,3 @@ def _load_state(path: Path, sweep: SweepRun) -> _State:
 
 def _save_state(path: Path, state: _State, sweep: SweepRun) -> None:
     write_json(path, {"uri": sweep.uri, "parent": sweep.parent_id, "state": vars(state), "time": time.time()})
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -76,6 +76,15 @@ def test_one_prompt_of_three_hundred_beyond_the_limit_is_left_out_and_counted_by
     assert error.key == "task.allow_skipped" and "a larger train.max_length" in str(error.fix)
 
 
+def test_the_data_card_names_every_reason_for_which_rows_are_left_out():
+    wide = [{"role": "user", "content": "漢字" * 40}]
+    rows = [*[pair() for _ in range(97)], pair("", "x"), pair(prompt=wide), pair("Was it?", "Was it?")]
+    found = audit(rows, chatml(), Limits(100, 0, 100, 10, None, None))
+    told = found.facts["training pairs: left out"]
+    assert told == f"1, {EMPTY}; 1, {FILLS}; 1, {EQUAL}"
+    assert all(any(reason in note for note in found.notes) for reason in (EMPTY, FILLS, EQUAL))
+
+
 def test_a_prompt_must_leave_room_for_a_sampled_completion():
     rows = [pair()]
     length = len(chatml().apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.journal import Journal
-from harness.logged import log_policy
+from harness.logged import describe_run, log_policy
 from harness.tracking import Tracking, client, open_sweep
 
 TRIAL: dict[str, Any] = {
@@ -42,6 +42,18 @@ def test_a_policy_is_logged_once_with_its_figures_and_their_data(tmp_path):
         "eval/true_reward", 0.5, "p.jsonl", "d",
     )  # fmt: skip
     assert len(api.get_metric_history(run_id, "eval/true_reward")) == 1
+
+
+def test_trial_and_sweep_name_the_data_once_however_often_they_are_told(tmp_path):
+    sweep = open_sweep(Tracking(uri=f"sqlite:///{tmp_path}/m.db"), "s")
+    api = client(sweep.uri)
+    for _ in range(2):
+        run_id = api.create_run(sweep.experiment_id).info.run_id
+        describe_run(api, sweep, run_id, TRIAL)
+        describe_run(api, sweep, run_id, TRIAL)
+        for one in (run_id, sweep.parent_id):
+            (data,) = api.get_run(one).inputs.dataset_inputs
+            assert (data.dataset.name, data.dataset.digest) == ("p.jsonl", "d")
 
 
 def test_a_trial_that_kept_no_policy_has_none(tmp_path):

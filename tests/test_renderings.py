@@ -17,7 +17,7 @@ from harness.algorithms import arguments
 from harness.algorithms.kto import rotated
 from harness.algorithms.online import OnlineTrainer
 from harness.algorithms.sft import _labelled
-from harness.classifier import padding_for, sequence_of
+from harness.classifier import padding_for, sequences_of
 from harness.conversation import (
     PLAIN_TEMPLATE,
     Style,
@@ -167,9 +167,9 @@ def test_a_sequence_begins_once_and_a_prompt_does_not_end(tokenizer):
 
 
 def test_a_reply_that_was_cut_lacks_what_ends_one(tokenizer):
-    row = ROWS[0]
-    whole = sequence_of(tokenizer, row["prompt"], row["chosen"], ended=True, longest=None)
-    cut = sequence_of(tokenizer, row["prompt"], row["chosen"], ended=False, longest=None)
+    row = {"prompt": ROWS[0]["prompt"], "completion": ROWS[0]["chosen"]}
+    whole, cut = sequences_of(tokenizer, [row, row], ended=[True, False], longest=None)
+    assert sequences_of(tokenizer, [row], ended=[False], longest=5) == [cut[-5:]]
     end = reply_end(tokenizer, chat=True)
     assert end and whole == cut + end
     assert tokenizer.decode(cut).rstrip().endswith("Paris is the capital.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from harness.conversation import encode
+from harness.conversation import SIDES, encode_pairs, prompt_ids
 from harness.errors import Diverged
 from harness.evaluators.base import EvalContext
 from harness.forecast import clustered_error, share
@@ -51,7 +51,8 @@ def pair_log_probs(context: EvalContext) -> PairLogProbs:
 
 def _score_pairs(context: EvalContext) -> PairLogProbs:
     pairs = context.rows(context.data.eval_pairs[context.split])
-    sides = [encode(context.tokenizer, p["prompt"], p[side]) for side in ("chosen", "rejected") for p in pairs]
+    found = encode_pairs(context.tokenizer, pairs)
+    sides = [s for side in SIDES for s in zip(found["prompt_ids"], found[f"{side}_ids"], strict=True)]
     truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
     sums, counts = _finite(context, *completion_log_probs(context, sides))
     n = len(pairs)
@@ -76,23 +77,28 @@ def completion_log_probs(
     """
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     counts = torch.zeros(len(sequences), dtype=torch.long)
-    pad, done = context.tokenizer.pad_token_id, 0
+    done = 0
     for chosen in _batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
         rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
-        width = max(len(r) for r in rows)
-        ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
-        with context.computing():
-            found = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        logits = found[:, :-1].float()
-        del found
-        picked = torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
+        picked = _token_log_probs(context, rows)
         for row, index in enumerate(chosen):
             start = max(len(sequences[index][0]), 1)
             sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
         context.tell("scoring", done := done + len(chosen), len(sequences))
     return sums, counts
+
+
+def _token_log_probs(context: EvalContext, rows: Sequence[list[int]]) -> torch.Tensor:
+    """Log-probabilities of all tokens but the first, shape (rows, longest - 1); the logits live in here alone."""
+    pad, width = context.tokenizer.pad_token_id, max(map(len, rows))
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
+    with context.computing():
+        found = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    logits = found[:, :-1].float()
+    del found
+    return torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
 
 
 def _finite(context: EvalContext, sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +172,7 @@ def sample_log_probs(
     context: EvalContext, rows: Sequence[Row], samples: Sequence[Sample]
 ) -> tuple[list[float], list[int]]:
     """Log-probability (nats) of each sample under the context's model, and the tokens that were scored."""
-    encoded = [encode(context.tokenizer, row["prompt"])[0] for row in context.rows(rows)]
+    encoded = prompt_ids(context.tokenizer, [row["prompt"] for row in context.rows(rows)])
     scored = completion_log_probs(context, [(encoded[s.row], list(s.ids)) for s in samples])
     sums, counts = _finite(context, *scored)
     return sums.tolist(), counts.tolist()
@@ -179,7 +185,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     They come from the model's own distribution, whatever its generation configuration asks for (``generation``).
     Temperature 0 is greedy. Random state is saved and restored.
     """
-    encoded = [encode(context.tokenizer, prompt)[0] for prompt in prompts]
+    encoded = prompt_ids(context.tokenizer, prompts)
     jobs = [i for i in range(len(prompts)) for _ in range(per_prompt)]
     order = sorted(range(len(jobs)), key=lambda j: (len(encoded[jobs[j]]), j))
     found: dict[int, Sample] = {}

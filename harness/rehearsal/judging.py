@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from harness.conversation import encode
-from harness.evaluators.scoring import completion_log_probs
+from harness.conversation import SIDES, encode_pairs, prompt_ids
+from harness.evaluators.scoring import completion_log_probs, rows_at_once
 from harness.generation import own_distribution, rows_within_cache, sampling_config
 from harness.ground import context_of
 from harness.precision import Place, computing
@@ -28,12 +28,9 @@ def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill:
     settings, split = setup.eval, setup.eval.split
     if not settings.active:
         return [], []
-    pairs = [
-        encode(tokenizer, row["prompt"], row[side])
-        for row in rows(data.eval_pairs.get(split, ()))
-        for side in ("chosen", "rejected")
-    ]
-    prompts = [encode(tokenizer, row["prompt"])[0] for row in rows(data.eval_prompts.get(split, ()))]
+    found = encode_pairs(tokenizer, rows(data.eval_pairs.get(split, ())))
+    pairs = [s for side in SIDES for s in zip(found["prompt_ids"], found[f"{side}_ids"], strict=True)]
+    prompts = prompt_ids(tokenizer, [row["prompt"] for row in rows(data.eval_prompts.get(split, ()))])
     scored = pairs + [(ids, [tokenizer.eos_token_id] * settings.max_completion_length) for ids in prompts]
     if fill:
         room = max(1, settings.max_length - settings.max_completion_length)
@@ -60,7 +57,8 @@ def judge(
     settings = setup.eval
     if scored:
         context = context_of(setup, model, tokenizer, TaskData(), rows, place)
-        completion_log_probs(context, scored)
+        longest = min(max(len(p) + len(c) for p, c in scored), settings.max_length)
+        completion_log_probs(context, scored[: rows_at_once(context, longest)])
     if prompts:
         width = max(map(len, prompts))
         longest, wide = width + settings.max_completion_length, place.precision != "bf16"

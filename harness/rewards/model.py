@@ -159,17 +159,13 @@ class ModelReward(Reward):
     def _scorer(
         self, desk: Desk, shell: Any, tokenizer: Any, turn: Any, *, mean: float, deviation: float
     ) -> ScoreFunction:
-        from harness.classifier import score_sequences, sequence_of
+        from harness.classifier import score_sequences, sequences_of
 
         def score(rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
             whole = [{"prompt": r["prompt"], "completion": c} for r, c in zip(rows, completions, strict=True)]
-            sequences = [
-                sequence_of(tokenizer, r["prompt"], r["completion"], ended=e, longest=self.max_length)
-                for r, e in zip(desk.rows(whole), ended, strict=True)
-            ]
             raw = score_sequences(
                 shell,
-                sequences,
+                sequences_of(tokenizer, desk.rows(whole), ended=ended, longest=self.max_length),
                 pad=tokenizer.pad_token_id,
                 batch_size=self.score_batch_size,
                 device=desk.device,

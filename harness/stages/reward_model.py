@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import closure, forecast, identity
 from harness.cache import Cache, Entry
-from harness.classifier import load_head, padding_for, save_head, score_sequences, sequence_of, with_score
+from harness.classifier import load_head, padding_for, save_head, score_sequences, sequences_of, with_score
 from harness.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
 from harness.tasks.base import TaskData
@@ -206,8 +206,13 @@ def judged(margins: Tensor) -> dict[str, float]:
 
 def _encoded(ground: StageGround, pairs: Any) -> tuple[list[list[int]], list[list[int]]]:
     rows = ground.rows(pairs)
-    sides = [
-        [sequence_of(ground.tokenizer, r["prompt"], r[side], ended=True, longest=None) for r in rows]
+    chosen, rejected = (
+        sequences_of(
+            ground.tokenizer,
+            [{"prompt": row["prompt"], "completion": row[side]} for row in rows],
+            ended=[True] * len(rows),
+            longest=None,
+        )
         for side in ("chosen", "rejected")
-    ]
-    return sides[0], sides[1]
+    )
+    return chosen, rejected
