@@ -21,7 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("harness.plan.command", "predicted peak memory of every trial of a sweep; needs no GPU"),
     "data": ("harness.showing", "what a trial would learn from: rows, tokens, what is odd about them"),
     "doctor": ("harness.doctor", "what this machine can do, with a fix for each thing that is wrong"),
-    "validate": ("harness.commands", "compose and build every YAML, or the given overrides; trains nothing"),
+    "validate": (
+        "harness.validate",
+        "compose and build every YAML, or the given overrides; tries those of your own folder",
+    ),
     "sync": ("harness.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }

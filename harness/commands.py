@@ -1,4 +1,4 @@
-"""Small sub-commands: ui, validate, sync, cache."""
+"""Small sub-commands: ui, sync, cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cache import Cache, default_dir
-from harness.config import build, compose, conf_dir, hydra_config
-from harness.errors import UserError, UserErrors
+from harness.config import build, compose, hydra_config
+from harness.errors import UserError
 from harness.past import trial_folders
 from harness.tracking import SweepRun, Tracking, in_one_line, whole_uri
 
@@ -62,84 +62,6 @@ def _sweep_run(uri: str, name: str | None) -> tuple[SweepRun, str] | None:
         return None
     info = found[0].info
     return SweepRun(uri, info.experiment_id, info.run_id), str(found[0].data.tags["sweep"])
-
-
-def validate(argv: list[str]) -> int:
-    """``harness validate``: compose and build the given overrides, or every YAML of ``conf/``; train nothing."""
-    parser = argparse.ArgumentParser(prog="harness validate", description=validate.__doc__)
-    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
-    parser.add_argument("--config-dir", help="a folder with YAML of your own")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args(argv)
-    folders = [options.config_dir] if options.config_dir else []
-    if options.overrides:
-        from harness.sweep import named, plan_sweep
-
-        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=folders)
-        for point in sweep.points:
-            print(f"ok  {point.trial.trial_id}")
-        for overrides, errors in sweep.invalid:
-            print(f"invalid (skipped)  {' '.join(overrides)}: {errors}")
-        return 0
-    return _validate_all(folders)
-
-
-def _validate_all(folders: Sequence[str]) -> int:
-    """Every option of every group, composed into a whole configuration and built."""
-    from harness.gate.policy import read_policy
-    from harness.trial import assemble
-
-    wrong, roots = 0, [conf_dir(), *map(Path, folders)]
-    for group, option in options_of(*roots):
-        overrides = [f"{group}={option}"]
-        if group == "evaluator":
-            overrides = [f"+evaluator@eval.evaluators.{option}={option}"] if option not in _default_evaluators() else []
-        overrides += [f"{key}={value}" for key, value in _needed(group, option).items()]
-        try:
-            if group == "policy":
-                read_policy(str(next(f for r in roots if (f := r / group / f"{option}.yaml").is_file())))
-            else:
-                with hydra_config(folders):
-                    assemble(compose(overrides))
-            print(f"ok  {group}={option}")
-        except UserErrors as errors:
-            # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
-            serious = [e for e in errors.errors if e.key not in ("reward", "task")]
-            wrong += bool(serious)
-            print(f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious))
-        except UserError as error:
-            wrong += 1
-            print(f"WRONG {group}={option}\n    {error}")
-    print(f"{wrong} wrong" if wrong else "all sound")
-    return 2 if wrong else 0
-
-
-def options_of(*roots: Path) -> list[tuple[str, str]]:
-    """(group, option) of every YAML below the configuration folders, the top-level file left out."""
-    found = []
-    for root in roots:
-        for file in sorted(root.rglob("*.yaml")):
-            group = file.relative_to(root).parent.as_posix()
-            if group == ".":
-                continue
-            head, _, tail = group.partition("/")
-            found.append((head, f"{tail}/{file.stem}" if tail else file.stem))
-    return found
-
-
-def _default_evaluators() -> set[str]:
-    return {
-        p.stem
-        for p in (conf_dir() / "evaluator").glob("*.yaml")
-        if f": {p.stem}" in (conf_dir() / "eval" / "default.yaml").read_text()
-    }
-
-
-def _needed(group: str, option: str) -> dict[str, str]:
-    """Values that an option cannot do without: required fields, marked ??? in its YAML."""
-    text = conf_dir() / group / f"{option}.yaml"
-    names = re.findall(r"^(\w+): \?\?\?", text.read_text(), flags=re.MULTILINE) if text.is_file() else []
-    return {f"{group}.{name}": "placeholder" for name in names}
 
 
 def sync(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from annotated_types import Gt
 
-from harness import commands
+from harness import validate
 from harness.config import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
 from harness.errors import UserError, UserErrors
 from harness.trial import assemble
@@ -63,7 +63,7 @@ def wheel(**values: Any) -> dict[str, Any]:
 
 
 def options() -> list[tuple[str, str]]:
-    return commands.options_of(conf_dir())
+    return list(validate.options_of(conf_dir()))
 
 
 # -- build ---------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_the_configuration_folder_is_found_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_every_yaml_of_conf_composes_and_builds(capsys):
-    assert commands._validate_all([]) == 0, capsys.readouterr().out
+    assert validate.validate_all([]) == 0, capsys.readouterr().out
     shown = capsys.readouterr().out
     assert "all sound" in shown
     assert shown.count("ok  ") == len(options()) >= 30

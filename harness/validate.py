@@ -1,0 +1,182 @@
+"""``harness validate``: is every YAML sound, and does what a user wrote keep its contract? No torch here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import compose, conf_dir, hydra_config
+from harness.errors import UserError, UserErrors
+
+COMBINED = ("reward", "task")
+"""Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
+REHEARSED = ("algo", "adapter", "model", "reward", "task")
+"""Groups of which a step is tried, on tensors without data."""
+
+
+def main(argv: list[str]) -> int:
+    """Compose and build the given overrides, or every YAML (of --config-dir, if given); train nothing.
+
+    Those of --config-dir are tried as well: a task's rows are read, a step of training is made on tensors without data,
+    an evaluator looks at toy models. plugins=[my_package] goes with them.
+    """
+    parser = argparse.ArgumentParser(prog="harness validate", description=main.__doc__)
+    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
+    parser.add_argument("--config-dir", help="a folder with YAML of your own")
+    parser.add_argument("overrides", nargs="*", help="a trial or a sweep; plugins=[...] alone goes with every YAML")
+    options = parser.parse_intermixed_args(argv)
+    folders = [options.config_dir] if options.config_dir else []
+    if folders and not Path(folders[0]).is_dir():
+        raise UserError(
+            "is no folder",
+            key="--config-dir",
+            value=folders[0],
+            fix="name the folder that holds algo/, task/ or others",
+        )
+    if not all(o.startswith("plugins=") for o in options.overrides):
+        from harness.sweep import named, plan_sweep
+
+        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=folders)
+        for point in sweep.points:
+            print(f"ok  {point.trial.trial_id}")
+        for overrides, errors in sweep.invalid:
+            print(f"invalid (skipped)  {' '.join(overrides)}: {errors}")
+        return 0
+    return validate_all(folders, options.overrides)
+
+
+def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
+    """Every option of the folders, composed, built and tried; without folders the harness's own, which are not tried."""
+    wrong = 0
+    for root in map(Path, folders or [str(conf_dir())]):
+        for group, option in options_of(root):
+            try:
+                _built(group, option, root, folders, plugins)
+                tried = _tried(group, option, root, folders, plugins) if folders else ""
+                print(f"ok  {group}={option}{tried}", flush=True)
+            except UserErrors as errors:
+                # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
+                serious = [e for e in errors.errors if folders or e.key not in COMBINED]
+                wrong += bool(serious)
+                print(f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious))
+            except UserError as error:
+                wrong += 1
+                print(f"WRONG {group}={option}\n    {error}")
+    print(f"{wrong} wrong" if wrong else "all sound")
+    return 2 if wrong else 0
+
+
+def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:
+    from harness.gate.policy import read_policy
+    from harness.trial import assemble
+
+    if group == "policy":
+        read_policy(str(root / group / f"{option}.yaml"))
+        return
+    needed = [f"{key}={value}" for key, value in _needed(root, group, option).items()]
+    with hydra_config(folders):
+        assemble(compose([*plugins, *_chosen(group, option), *needed]))
+
+
+def _chosen(group: str, option: str) -> list[str]:
+    """What takes the option into a trial."""
+    if group == "evaluator":
+        return [] if option in _default_evaluators() else [f"+evaluator@eval.evaluators.{option}={option}"]
+    if group == "reward":
+        return ["algo=grpo", f"reward={option}"]
+    return [f"{group}={option}"]
+
+
+def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> str:
+    """Try an option of the user's own, as far as that needs no training; returns what was done.
+
+    Raises:
+        UserError: it breaks its contract.
+    """
+    from harness import preflight
+    from harness.plan.predict import Prediction, Target, predict
+    from harness.sweep import named, plan_sweep
+
+    if group not in (*REHEARSED, "evaluator"):
+        return ""
+    if needed := _needed(root, group, option):
+        return f"  (not tried: {', '.join(needed)} must be given; validate {group}={option} with it)"
+    sweep = plan_sweep(named([*plugins, *_chosen(group, option)]), multirun=False, config_dirs=folders)
+    for errors in preflight.check(sweep).values():
+        raise errors
+    (point,) = sweep.points
+    if group == "evaluator":
+        if words := _on_toys(dict(point.setup.plain), option):
+            raise UserError(
+                f"evaluate() failed on toy models and the first rows of the data: {words}",
+                key=f"eval.evaluators.{option}",
+                fix="mend it; one that needs a download says in on_fixture() how it is tried without",
+            )
+        return "  (looked at toy models)"
+    (found,) = predict([point.setup], Target(cuda=False))
+    if not isinstance(found, Prediction):
+        raise found
+    return "  (a step made, on tensors without data)"
+
+
+def _on_toys(plain: dict[str, Any], name: str) -> str:
+    """In a child: what went wrong when the evaluator looked at toy models; empty where nothing did."""
+    from harness import forkserver
+
+    receiver, sender = forkserver.context().Pipe(duplex=False)
+    process = forkserver.start(_evaluate, sender, json.dumps(plain), name, name="validate")
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return f"its process ended with code {process.exitcode}"
+    finally:
+        receiver.close()
+        process.join()
+
+
+def _evaluate(sender: Any, text: str, name: str) -> None:
+    import warnings
+
+    from harness.behaviour import context_on_toys, fixture_rows, of_evaluator
+    from harness.trial import assemble, check_data
+
+    warnings.simplefilter("ignore")
+    try:
+        setup = assemble(json.loads(text))
+        rows = fixture_rows(check_data(setup), setup.eval.split)
+        of_evaluator(setup.eval.active[name], context_on_toys(setup.task, rows, chat=False))
+        words = ""
+    except Exception as error:  # whatever the user's code raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        words = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
+    sender.send(words)
+    sender.close()
+    os._exit(0)
+
+
+def options_of(root: Path) -> Iterator[tuple[str, str]]:
+    """(group, option) of every YAML below a configuration folder, the top-level file left out."""
+    for file in sorted(root.rglob("*.yaml")):
+        group = file.relative_to(root).parent.as_posix()
+        if group == ".":
+            continue
+        head, _, tail = group.partition("/")
+        yield head, f"{tail}/{file.stem}" if tail else file.stem
+
+
+def _default_evaluators() -> set[str]:
+    default = (conf_dir() / "eval" / "default.yaml").read_text()
+    return {p.stem for p in (conf_dir() / "evaluator").glob("*.yaml") if f": {p.stem}" in default}
+
+
+def _needed(root: Path, group: str, option: str) -> dict[str, str]:
+    """Values that an option cannot do without: required fields, marked ??? in its YAML."""
+    text = (root / group / f"{option}.yaml").read_text()
+    return {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}

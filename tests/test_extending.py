@@ -1,0 +1,67 @@
+"""Every worked example of docs/extending.md is sound, and ``validate`` finds what is wrong with a user's folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Sandbox
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"`((?:my_package|my_conf)/[\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+KINDS = ("adapter", "algo", "evaluator", "model", "reward", "task")
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
+    """The page's package and folder, in a working directory of their own."""
+    for name, text in {"my_package/__init__.py": "", **EXAMPLES}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return Sandbox(tmp_path, cache_dir)
+
+
+def test_there_is_an_example_of_every_kind():
+    assert tuple(sorted({name.split("/")[1] for name in EXAMPLES if name.startswith("my_conf/")})) == KINDS
+
+
+@pytest.mark.slow
+def test_every_example_passes_and_is_tried(sandbox):
+    shown = sandbox.run("validate", "--config-dir", "my_conf", "plugins=[my_package]", quick=False)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    own = [line for line in shown.stdout.splitlines() if "tensors without data" in line or "toy models" in line]
+    assert sorted(line.split()[1].partition("=")[0] for line in own) == list(KINDS)
+
+
+BROKEN = {
+    "my_conf/reward/short.yaml": ("my_package/short.py", "len(text) for", "len(txt) for", "raised NameError: name 'txt'"),
+    "my_conf/task/echo.yaml": ("my_package/echo.py", '"rejected": str', '"wrong": str', "lacks 'rejected'"),
+    "my_conf/evaluator/vocabulary.yaml": (
+        "my_package/vocabulary.py", "s.text.split()", "s.txt.split()", "AttributeError at vocabulary.py:",
+    ),
+    "my_conf/algo/slic.yaml": ("my_package/slic.py", '"hinge"', '"hing"', "hing"),
+    "my_conf/adapter/dora.yaml": ("my_conf/adapter/dora.yaml", "rank: null", "rang: null", "rang"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.split("/")[1])
+def test_what_is_wrong_is_said_with_its_place(sandbox, kind):
+    file, right, wrong, words = BROKEN[kind]
+    for other in BROKEN.keys() | {"my_conf/model/scratch.yaml"}:
+        if other != kind:
+            (sandbox.cwd / other).unlink()
+    text = (sandbox.cwd / file).read_text()
+    assert right in text
+    (sandbox.cwd / file).write_text(text.replace(right, wrong))
+    shown = sandbox.run("validate", "--config-dir", "my_conf", "plugins=[my_package]", quick=False)
+    assert shown.returncode == 2 and "1 wrong" in shown.stdout, shown.stdout + shown.stderr
+    assert words in shown.stdout.partition("WRONG")[2], shown.stdout
+
+
+def test_a_folder_that_is_not_there_is_refused(sandbox):
+    shown = sandbox.run("validate", "--config-dir", "nowhere", quick=False)
+    assert shown.returncode == 2 and "--config-dir" in shown.stderr
