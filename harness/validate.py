@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
-    """Every option of the folders, composed, built and tried; without folders the harness's own, which are not tried."""
+    """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
     wrong = 0
     for root in map(Path, folders or [str(conf_dir())]):
         for group, option in options_of(root):

@@ -37,7 +37,7 @@ def test_every_example_passes_and_is_tried(sandbox):
 
 
 BROKEN = {
-    "my_conf/reward/short.yaml": ("my_package/short.py", "len(text) for", "len(txt) for", "raised NameError: name 'txt'"),
+    "my_conf/reward/short.yaml": ("my_package/short.py", "len(text) for", "len(txt) for", "NameError: name 'txt'"),
     "my_conf/task/echo.yaml": ("my_package/echo.py", '"rejected": str', '"wrong": str', "lacks 'rejected'"),
     "my_conf/evaluator/vocabulary.yaml": (
         "my_package/vocabulary.py", "s.text.split()", "s.txt.split()", "AttributeError at vocabulary.py:",
