@@ -74,6 +74,20 @@ def refuses_system(tokenizer: Any) -> bool:
     return renders(question) and not renders([{"role": "system", "content": "Be kind."}, *question])
 
 
+def leaves_out_calls(tokenizer: Any) -> bool:
+    """Whether the template renders a turn with a tool call as the same turn without it."""
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "this"}}}
+    question, turn = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}
+
+    def rendered(answer: dict[str, Any]) -> str:
+        return tokenizer.apply_chat_template([question, answer], tokenize=False)
+
+    try:
+        return rendered({**turn, "tool_calls": [call]}) == rendered(turn)
+    except Exception:  # of a template that has its own idea of a turn: rows will tell
+        return False
+
+
 def folded(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """A conversation whose system message begins its first user turn, as Gemma 3's own template has it."""
     if not messages or messages[0]["role"] not in SYSTEM:

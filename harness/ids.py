@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.conversation import Style, added_ids, encode_completions, encode_pairs, prompt_ids
+from harness.conversation import Style, added_ids, encode_completions, encode_pairs, leaves_out_calls, prompt_ids
 from harness.errors import UserError
 from harness.tasks.base import Row, TaskData, text_of
 
@@ -266,8 +266,9 @@ class _Audit:
             alone = prompt_ids(self.tokenizer, [self.style.rows([row])[0]["prompt"]])[0] if self._looks() else prompt
             seen["prefix looked at"] += 1
             seen["no prefix"] += len(alone) > len(prompt)
-        for side in ("chosen", "rejected", "completion"):
-            value = row.get(side)
+        texts = [row.get(side) for side in ("prompt", "chosen", "rejected", "completion")]
+        seen["tool calls"] += any(m.get("tool_calls") for text in texts if isinstance(text, list) for m in text)
+        for value in texts[1:]:
             if isinstance(value, list) and any(m["role"] == "user" for m in value):
                 seen["user turns"] += 1
                 break
@@ -355,6 +356,9 @@ class _Audit:
         if seen["user turns"]:
             facts["rows with a user's turn in a completion"] = f"{seen['user turns']:,} of {n:,}"
             notes.append(f"{seen['user turns']:,} of {n:,} rows train on a user's turn within the completion")
+        if seen["tool calls"] and leaves_out_calls(self.tokenizer):
+            facts["rows whose tool calls the chat template leaves out"] = f"{seen['tool calls']:,} of {n:,}"
+            notes.append(f"the chat template leaves out the tool calls of {seen['tool calls']:,} of {n:,} rows")
         if seen["unknown"]:
             facts["unknown tokens"] = f"{seen['unknown']:,} ({seen['unknown'] / tokens:.2%})"
             if seen["unknown"] > FEW * tokens:

@@ -151,9 +151,43 @@ TEXT_PAIR = {"prompt": "ask 0", "chosen": "good 0", "rejected": "bad 0"}
             {"prompt": [user("ask 0")], "chosen": [assistant(" good 0")], "rejected": [assistant(" bad 0")]},
             "",
         ),
+        (
+            lambda i: {
+                "prompt": f"ask {i}", "response_0": f"bad {i}", "response_1": f"good {i}", "score_0": 1,
+                "score_1": "2.5",
+            },
+            TEXT_PAIR,
+            "score_0 and score_1 say which of response_0 and response_1 is chosen; ties are left out",
+        ),
+        (
+            lambda i: {
+                "prompt": f"ask {i}", "answer_a": f"good {i}", "answer_b": f"bad {i}", "answer_a_rating": 4,
+                "answer_b_rating": 2,
+            },
+            TEXT_PAIR,
+            "answer_a_rating and answer_b_rating say",
+        ),
+        (
+            lambda i: {"history": f"ask {i}", "human_ref_A": f"bad {i}", "human_ref_B": f"good {i}", "labels": 0},
+            TEXT_PAIR,
+            "labels says which of human_ref_A and human_ref_B is chosen",
+        ),
+        (
+            lambda i: {
+                "context": [user(f"ask {i}")], "response1": f"good {i}", "response2": f"bad {i}",
+                "overall_preference": -2,
+            },
+            PAIR,
+            "prompts are the column context",
+        ),
+        (
+            lambda i: {"instruction": "ask", "context": str(i), "chosen": f"good {i}", "rejected": f"bad {i}"},
+            {**TEXT_PAIR, "prompt": "ask\n0"},
+            "prompts are the column instruction and context",
+        ),
     ],
     ids=["sharegpt", "alpaca", "system and history", "parts", "ratings", "ranks", "records", "winner", "numbered",
-         "repeated prompt", "transcripts", "transcript prompts"],
+         "repeated prompt", "transcripts", "transcript prompts", "marks", "marks after", "shp", "helpsteer", "dolly"],
 )  # fmt: skip
 def test_pairs_are_read_as_people_write_them(tmp_path, make, first, said):
     rows, notes = load(tmp_path, make)
@@ -194,6 +228,26 @@ def test_pairs_whose_scores_say_otherwise_are_left_out_and_counted(tmp_path):
     assert len(rows) == 38
     assert "1 row skipped, chosen is rated below rejected" in notes
     assert "1 row skipped, the two sides are rated alike" in notes
+
+
+def test_ties_state_no_preference_and_count_as_no_unusable_rows(tmp_path):
+    def make(i: int) -> dict[str, Any]:
+        said = "tie" if i % 2 else "model_b"
+        return {"prompt": f"ask {i}", "response_a": f"bad {i}", "response_b": f"good {i}", "winner": said}
+
+    rows, notes = load(tmp_path, make, 40)
+    assert len(rows) == 20 and "20 rows skipped, the two sides are rated alike" in notes
+    with pytest.raises(UserError, match="no usable row among 20"):
+        load(tmp_path, lambda i: make(2 * i + 1), 20)
+
+
+def test_a_transcript_without_a_last_answer_is_an_empty_completion(tmp_path):
+    def make(i: int) -> dict[str, Any]:
+        asked = f"\n\nHuman: ask {i}\n\nAssistant:"
+        return {"chosen": f"{asked} good", "rejected": f"{asked} bad" if i else f"{asked} "}
+
+    rows, notes = load(tmp_path, make, 40)
+    assert len(rows) == 39 and "1 row skipped, a completion is empty" in notes
 
 
 def test_tool_calls_stay_and_columns_that_are_not_read_are_counted_by_name(tmp_path):

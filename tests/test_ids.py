@@ -85,6 +85,14 @@ def test_the_data_card_names_every_reason_for_which_rows_are_left_out():
     assert all(any(reason in note for note in found.notes) for reason in (EMPTY, FILLS, EQUAL))
 
 
+@pytest.mark.parametrize(("template", "told"), [(CHATML, True), (shipped("qwen3"), False)], ids=["chatml", "qwen3"])
+def test_tool_calls_that_a_template_leaves_out_are_told(template, told):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+    found = audit([pair(prompt=asked), pair()], tokenizer_of(template, bos=None, eos="<|im_end|>"))
+    assert ("the chat template leaves out the tool calls of 1 of 2 rows" in found.notes) is told
+
+
 def test_a_prompt_must_leave_room_for_a_sampled_completion():
     rows = [pair()]
     length = len(chatml().apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"])

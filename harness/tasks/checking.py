@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from harness.errors import UserError, UserErrors
 from harness.tasks.base import Row
-from harness.tasks.messages import Malformed, Skip
+from harness.tasks.messages import Malformed, Skip, Undecided
 from harness.tasks.rows import Kind, Table
 
 LISTED = 10
@@ -61,6 +61,7 @@ def check(
     """
     passed: list[tuple[int, Row]] = []
     skipped: dict[str, list[int]] = {}
+    undecided: set[str] = set()
     malformed: list[UserError] = []
     for number, raw in zip(table.numbers, table.rows, strict=True):
         try:
@@ -69,13 +70,15 @@ def check(
             passed.append((number, parse(raw)))
         except Skip as skip:
             skipped.setdefault(str(skip), []).append(number)
+            if isinstance(skip, Undecided):
+                undecided.add(str(skip))
         except Malformed as error:
             malformed.append(_located(error, table, number))
     if malformed:
         more = len(malformed) - LISTED
         tail = [UserError(f"and {more} more malformed rows", key=table.name)] if more > 0 else []
         raise UserErrors(malformed[:LISTED] + tail)
-    _check_skipped(table, skipped, allow_skipped)
+    _check_skipped(table, skipped, undecided, allow_skipped)
     formats: dict[bool, list[int]] = {}
     for number, row in passed:
         formats.setdefault(isinstance(row["prompt"], list), []).append(number)
@@ -103,12 +106,16 @@ def _located(error: Malformed, table: Table, number: int) -> UserError:
     return UserError(error.rule, key=where, value=error.value, fix=error.fix)
 
 
-def _check_skipped(table: Table, skipped: Mapping[str, Sequence[int]], allowed: float) -> None:
-    count, total = sum(map(len, skipped.values())), len(table.rows)
-    if count <= allowed * total and count < total:
+def _check_skipped(table: Table, skipped: Mapping[str, Sequence[int]], undecided: Set[str], allowed: float) -> None:
+    """Raise where too many rows are wrong, or none is left; rows that decide nothing are no wrong ones."""
+    left, total = len(table.rows) - sum(map(len, skipped.values())), len(table.rows)
+    wrong = {why: numbers for why, numbers in skipped.items() if why not in undecided}
+    count = sum(map(len, wrong.values()))
+    if count <= allowed * total and left:
         return
-    reasons = "; ".join(f"{len(numbers)}: {why} ({_first(numbers, table.unit)})" for why, numbers in skipped.items())
-    if count == total:
+    told = wrong if left else skipped
+    reasons = "; ".join(f"{len(numbers)}: {why} ({_first(numbers, table.unit)})" for why, numbers in told.items())
+    if not left:
         raise UserError(f"no usable row among {total} ({reasons})", key=table.key, value=table.name)
     raise UserError(
         f"{count} of {total} rows of {table.name} cannot be used ({reasons}), more than the share allowed",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.tasks.base import Row
-from harness.tasks.messages import Malformed, Skip
+from harness.tasks.messages import Malformed, Skip, Undecided
 from harness.tasks.rows import Table
 
 CONVERSATIONS = ("conversations", "conversation", "messages", "dialog", "dialogue")
@@ -24,16 +24,45 @@ RANKS = ("ranks", "ranking", "rankings", "rank")
 SIDES = (
     ("response_a", "response_b"), ("response_0", "response_1"), ("response_1", "response_2"), ("output_1", "output_2"),
     ("answer_a", "answer_b"), ("answer_0", "answer_1"), ("conversation_a", "conversation_b"),
+    ("response1", "response2"), ("completion_a", "completion_b"), ("human_ref_A", "human_ref_B"),
 )  # fmt: skip
 CHOICES = ("winner", "preference", "preferred", "better_response_id", "choice", "better", "label")
+SIGNED = ("preference_strength", "overall_preference")
+"""Below zero the first side is better, above it the second (HelpSteer2, HelpSteer3)."""
+POST = ("history",)
+"""What is asked, in data with the sides below; elsewhere the turns before the prompt."""
+FIRST_IF_ONE = {"human_ref_A": "labels"}
+"""Column of a first side -> column that is 1 where that side is better and 0 where the other is (SHP)."""
+MARKS = ("score", "rating", "reward", "overall_score")
+"""What a column with a number for each side begins or ends with: ``score_a``, ``response_a_score``."""
 SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"),
           ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"))  # fmt: skip
 LABELS = ("kto_tag", "desirable", "is_desirable", "binary_label")
 BESIDE = ("system", "system_prompt", "history")
 NOT_READ = ("tools", "images", "image", "videos", "video", "audios", "audio")
 """Columns that change what a model should see, and that are not read."""
-ALONE = (CONVERSATIONS, INSTRUCTIONS, OUTPUTS, RESPONSES, RATINGS, RANKS, CHOICES, LABELS, BESIDE, NOT_READ, ("input",))
-KNOWN = frozenset(name for names in (*ALONE, *SIDES, *SCORES) for name in names)
+ALONE = (CONVERSATIONS, INSTRUCTIONS, OUTPUTS, RESPONSES, RATINGS, RANKS, CHOICES, SIGNED, LABELS, BESIDE, NOT_READ,
+         ("input", "context", *FIRST_IF_ONE.values()))  # fmt: skip
+
+
+def marks_of(sides: tuple[str, str]) -> list[tuple[str, str]]:
+    """Pairs of columns that may hold a number for each side."""
+    ends = [side.removeprefix(stem_of(side)) for side in sides]
+    found = []
+    for mark in MARKS:
+        found += [(f"{mark}{ends[0]}", f"{mark}{ends[1]}"), (f"{mark}_{ends[0]}", f"{mark}_{ends[1]}")]
+        found += [(f"{sides[0]}_{mark}", f"{sides[1]}_{mark}")]
+    return found
+
+
+def stem_of(side: str) -> str:
+    """A side's column without the letter or number that tells it from the other."""
+    return side[:-1]
+
+
+KNOWN = frozenset(
+    name for names in (*ALONE, *SIDES, *SCORES, *(m for s in SIDES for m in marks_of(s))) for name in names
+)
 
 TIE = "the two sides are rated alike"
 WORSE = "chosen is rated below rejected"
@@ -71,7 +100,7 @@ def recognised(table: Table, columns: Mapping[Any, str]) -> Recognised:
     if pairs:
         steps += [(f"pairs whose {high} is not above {low} are left out", _scored(high, low))
                   for high, low in SCORES if {high, low} <= names]  # fmt: skip
-    steps += _beside(names)
+    steps += _beside(names - set(POST) if FIRST_IF_ONE.keys() & names else names)
     dropped = Counter(n for row in table.rows if isinstance(row, Mapping) for n in NOT_READ if row.get(n))
     notes = [f"{table.name}: the column {name} is not read ({count:,} rows have it)" for name, count in dropped.items()]
     if not steps:
@@ -103,14 +132,17 @@ def _prompt(names: set[str], pairs: bool) -> list[tuple[str, Callable[[dict[str,
     if (name := _first(names, CONVERSATIONS)) is not None and pairs:
         return [(f"prompts are the column {name}", lambda row: row.update(prompt=row[name]))]
     if (name := _first(names, INSTRUCTIONS)) is not None:
-        also = " and input, a line apart" if "input" in names else ""
+        beside = _first(names, ("input", "context"))
+        also = f" and {beside}, a line apart" if beside else ""
 
         def instructed(row: dict[str, Any]) -> None:
-            more = row.get("input")
+            more = row.get(beside) if beside else None
             if row.get(name) is not None:
                 row["prompt"] = f"{row[name]}\n{more}" if isinstance(more, str) and more.strip() else row[name]
 
         return [(f"prompts are the column {name}{also}", instructed)]
+    if (name := _first(names, ("context", *(POST if FIRST_IF_ONE.keys() & names else ())))) is not None:
+        return [(f"prompts are the column {name}", lambda row: row.update(prompt=row.get(name)))]
     return []
 
 
@@ -120,7 +152,8 @@ def _beside(names: set[str]) -> list[tuple[str, Callable[[dict[str, Any]], None]
     history = "history" if "history" in names else None
     if system is None and history is None:
         return []
-    read = " and ".join(name for name in (system, history) if name)
+    read = [name for name in (system, history) if name]
+    told = f"the column{'s' if len(read) > 1 else ''} {' and '.join(read)} stand{'' if len(read) > 1 else 's'}"
 
     def joined(row: dict[str, Any]) -> None:
         said, before = row.get(system) if system else None, row.get(history) if history else None
@@ -139,7 +172,7 @@ def _beside(names: set[str]) -> list[tuple[str, Callable[[dict[str, Any]], None]
         opening = [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
         row["prompt"] = [*opening, *earlier, *turns]
 
-    return [(f"the columns {read} stand before the prompts", joined)]
+    return [(f"{told} before the prompts", joined)]
 
 
 # -- answers -------------------------------------------------------------------------------------------
@@ -150,14 +183,8 @@ def _answers(names: set[str]) -> list[tuple[str, Callable[[dict[str, Any]], None
     if responses is not None:
         return [_rated(responses, names)]
     for sides in SIDES:
-        choice = _first(names, CHOICES)
-        if set(sides) <= names and choice is not None:
-            return [
-                (
-                    f"{choice} says which of {sides[0]} and {sides[1]} is chosen; ties are left out",
-                    _compared(sides, choice),
-                )
-            ]
+        if set(sides) <= names and (step := _decided(sides, names)) is not None:
+            return [step]
     steps: list[tuple[str, Callable[[dict[str, Any]], None]]] = []
     label = _first(names, (*LABELS, "label"))
     output = "completion" if "completion" in names else _first(names, OUTPUTS)
@@ -202,7 +229,7 @@ def _rated(column: str, names: set[str]) -> tuple[str, Callable[[dict[str, Any]]
             )
         order = sorted(range(len(texts)), key=lambda i: values[i])  # type: ignore[arg-type,return-value]
         if values[order[0]] == values[order[-1]]:
-            raise Skip(TIE)
+            raise Undecided(TIE)
         row["chosen"], row["rejected"] = texts[order[-1]], texts[order[0]]
 
     how = f"by {ratings or ranks}" if ratings or ranks else "by their own ratings"
@@ -232,20 +259,59 @@ def _number(value: Any, column: str) -> float:
         raise Malformed("must be a number", column=column, value=value) from None
 
 
+def _decided(sides: tuple[str, str], names: set[str]) -> tuple[str, Callable[[dict[str, Any]], None]] | None:
+    """Two named responses, and what says which is better."""
+    first, second = sides
+    told = f"which of {first} and {second} is chosen; ties are left out"
+    if (choice := FIRST_IF_ONE.get(first)) in names:
+        return f"{choice} says {told}", _by_sign(sides, choice, lambda number: number - 0.5)
+    if (choice := _first(names, CHOICES)) is not None:
+        return f"{choice} says {told}", _compared(sides, choice)
+    if (choice := _first(names, SIGNED)) is not None:
+        return f"{choice} says {told}", _by_sign(sides, choice, lambda number: -number)
+    for marks in marks_of(sides):
+        if set(marks) <= names:
+            return f"{marks[0]} and {marks[1]} say {told}", _by_marks(sides, marks)
+    return None
+
+
+def _by_sign(sides: tuple[str, str], choice: str, for_first: Callable[[float], float]) -> Callable[[Any], None]:
+    def compare(row: dict[str, Any]) -> None:
+        _choose(row, sides, for_first(_number(row.get(choice), choice)))
+
+    return compare
+
+
+def _by_marks(sides: tuple[str, str], marks: tuple[str, str]) -> Callable[[dict[str, Any]], None]:
+    def compare(row: dict[str, Any]) -> None:
+        first, second = (_number(row.get(mark), mark) for mark in marks)
+        _choose(row, sides, first - second)
+
+    return compare
+
+
+def _choose(row: dict[str, Any], sides: tuple[str, str], for_first: float) -> None:
+    """The first side is chosen where the number is above zero, the second where it is below."""
+    if not for_first:
+        raise Undecided(TIE)
+    row["chosen"], row["rejected"] = (row.get(side) for side in (sides if for_first > 0 else sides[::-1]))
+
+
 def _compared(sides: tuple[str, str], choice: str) -> Callable[[dict[str, Any]], None]:
     """Two named responses and a column that says which is better."""
-    ends = [side.rpartition("_")[2] for side in sides]
-    first, second = ({end, side, f"model_{end}", f"response_{end}"} for end, side in zip(ends, sides, strict=True))
+    ends = [side.removeprefix(stem_of(side)).lower() for side in sides]
+    first, second = (
+        {end, side.lower(), f"model_{end}", f"response_{end}"} for end, side in zip(ends, sides, strict=True)
+    )
 
     def compare(row: dict[str, Any]) -> None:
         said = str(row.get(choice)).strip().lower().removesuffix(".0")
         if said.startswith("tie") or said in ("both", "none", "equal", "same"):
-            raise Skip(TIE)
+            raise Undecided(TIE)
         if said not in first | second:
             rule = f"must be {ends[0]} or {ends[1]} (or tie)"
             raise Malformed(rule, column=choice, value=row.get(choice))
-        better = said in first
-        row["chosen"], row["rejected"] = (row.get(side) for side in (sides if better else sides[::-1]))
+        _choose(row, sides, 1 if said in first else -1)
 
     return compare
 
@@ -256,7 +322,7 @@ def _scored(high: str, low: str) -> Callable[[dict[str, Any]], None]:
             return
         above, below = _number(row[high], high), _number(row[low], low)
         if above == below:
-            raise Skip(TIE)
+            raise Undecided(TIE)
         if above < below:
             raise Skip(WORSE)
 

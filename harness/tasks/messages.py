@@ -30,6 +30,10 @@ class Skip(Exception):
     """Leave this row out; the argument is the reason, without a number in it."""
 
 
+class Undecided(Skip):
+    """Nothing is wrong with this row, and it states no preference: it does not count as one that cannot be used."""
+
+
 class Malformed(Exception):
     """This row breaks a rule: the column concerned, its value, the rule and the fix."""
 

@@ -96,7 +96,7 @@ class Layout:
         if self.encoded and isinstance(value, str) and value.lstrip().startswith("["):
             value = decoded(value, theirs)
         if isinstance(value, str):
-            return self._turns(value) if self.transcripts else value
+            return self._turns(value, ours) if self.transcripts else value
         if isinstance(value, list):
             return [message(item, theirs, self.dropped) for item in value]
         if isinstance(value, Mapping):
@@ -104,9 +104,9 @@ class Layout:
         kind = type(value).__name__
         raise Malformed(f"must be text or a list of messages, not {kind}", column=theirs, value=value)
 
-    def _turns(self, text: str) -> Text:
+    def _turns(self, text: str, ours: str) -> Text:
         """The messages of a transcript; an answer beside a prompt that is one stays text."""
-        found = transcripts.parsed(text)
+        found = transcripts.parsed(text, ends_open=ours == "prompt")
         if found is None and "prompt" not in self.names:
             raise Skip("the text is no transcript, and the others are")
         return text if found is None else found

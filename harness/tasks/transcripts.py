@@ -13,8 +13,11 @@ LOOKED_AT = 200
 NEARLY_ALL = 0.95
 
 
-def parsed(text: str) -> list[dict[str, str]] | None:
-    """The messages of a transcript; an open turn of the assistant at its end is left out. None where it is none."""
+def parsed(text: str, *, ends_open: bool = True) -> list[dict[str, str]] | None:
+    """The messages of a transcript, None where it is none.
+
+    An empty turn at its end waits for a reply and is left out; unless not ``ends_open``: then it is an empty reply.
+    """
     marks = list(MARK.finditer(text))
     if not marks or text[: marks[0].start()].strip() or marks[0].group(1) == "Assistant":
         return None
@@ -22,7 +25,7 @@ def parsed(text: str) -> list[dict[str, str]] | None:
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         words = text[mark.end() : None if following is None else following.start()].strip()
         role = ROLES[mark.group(1)]
-        if not words and following is None:
+        if not words and following is None and ends_open:
             break
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += f"\n\n{words}"
