@@ -11,11 +11,12 @@ import pytest
 from harness.cli import main
 from harness.errors import UserError
 from harness.plan import gpus
-from harness.plan.command import names
+from harness.plan.command import IN_4_BITS, names, planned
 from harness.plan.fixes import Fix, candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
 from harness.plan.render import Row, as_json, render
+from harness.sweep import plan_sweep
 from tests.test_rehearsal import SMALL, setup_of
 
 # -- fit and fixes -------------------------------------------------------------------------------------
@@ -68,6 +69,31 @@ def test_a_trial_that_trains_where_its_base_cannot_be_judged_is_told_so():
     row = Row("dpo-qlora", found, fixes=(Fix(("eval=none",), 42e9),))
     said = render([row], gpu_of("h100"), cuda=True, rule="r", markdown=True)
     assert "`eval=none` (needs" in said and "it is then not judged" in said
+
+
+def test_where_the_base_as_deployed_is_too_large_changes_are_tried_with_it_judged_in_4_bits(monkeypatch):
+    def foreseen(setups: Any, *_: Any) -> list[Prediction]:
+        """Deployed 140 GB, in 4 bits 38; training 5 GB a row of a micro-batch on top."""
+        found = []
+        for setup in setups:
+            base = 38e9 if setup.eval.baseline == "quantized" else 140e9
+            rows = setup.train.micro_batch_size * setup.train.max_length / 1024
+            found.append(Prediction({"baseline": {"weights": base}, "train": {"weights": 38e9 + 5e9 * rows}}))
+        return found
+
+    for place in ("harness.plan.command.predict", "harness.plan.fixes.predict"):
+        monkeypatch.setattr(place, foreseen)
+    sweep = plan_sweep(["algo=dpo", "adapter=qlora", "model=shape/llama-8b", "sweep=s"], multirun=False)
+    row = planned(sweep.points, gpu_of("50GB"), Target(cuda=True))[0]
+    assert row.note == IN_4_BITS and row.prediction is not None and row.prediction.peak == 58e9
+    assert row.fixes[0].overrides == ("train.micro_batch_size=1",) and row.nearest is None
+    small = planned(sweep.points, gpu_of("40GB"), Target(cuda=True))[0]
+    assert not small.fixes and small.nearest is not None
+    assert small.nearest.peak == 38e9 + 2.5e9  # half the length, a row at a time
+    said = render([small], gpu_of("40GB"), cuda=True, rule="r", markdown=True)
+    assert "left to change is the GPU: 43.2 GB, predicted" in said, said
+    fitting = planned(sweep.points, gpu_of("80GB"), Target(cuda=True))[0]
+    assert fitting.note == IN_4_BITS and not fitting.fixes
 
 
 def test_seed_rate_and_beta_share_a_prediction_and_the_reference_does_not():

@@ -12,14 +12,16 @@ from harness.display import say
 from harness.errors import UserError, UserErrors
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
-from harness.plan.predict import Prediction, Target, lighter, predict
+from harness.plan.predict import Prediction, Target, predict
 from harness.plan.render import Row, as_json, render
 from harness.preflight import TEMPLATE, check
 from harness.sweep import Point, Sweep, named, plan_sweep
 from harness.text import short_id, without_shared_seed
-from harness.trial import Setup, assemble
+from harness.trial import Setup, assemble, with_baseline
 
 AUTO = "the longest of the data; filled to train.max_length where a real model meets the embedded task"
+OF_BASE = ("load", "baseline")
+"""Phases that the base as deployed sets the peak of."""
 IN_4_BITS = "the base is judged in 4 bits: unquantized it would not fit (eval.baseline=auto)"
 
 
@@ -28,12 +30,13 @@ def main(argv: list[str]) -> int:
     options = _options(argv)
     if options is None:
         return 0
+    asked = None if options.gpu is None else gpu_of(options.gpu)
     forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
     try:
         sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=options.config_dir)
         if endless := _template_problems(sweep):
             raise UserErrors(endless)
-        gpu, cuda = _place(options.gpu, sweep)
+        gpu, cuda = _place(asked, sweep)
         target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[options.lengths])
         rows = planned(sweep.points, gpu, target, options.config_dir)
     finally:
@@ -65,19 +68,27 @@ def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dir
             rows.append(Row(label, None, str(found)))
         elif gpu is None or gpu.fits(found.peak):
             rows.append(Row(label, found))
-        elif (light := _judged_in_4_bits(point.setup, found, gpu, target)) is not None:
-            rows.append(Row(label, light, note=IN_4_BITS))
         else:
-            ways = fixes(point.setup, found, gpu, target, _recomposed(point, config_dirs))
-            rows.append(Row(label, found, fixes=ways))
+            rows.append(_changed(point, label, found, gpu, target, config_dirs))
     return rows
 
 
-def _judged_in_4_bits(setup: Setup, found: Prediction, gpu: Gpu, target: Target) -> Prediction | None:
-    """The prediction with the base judged in 4 bits, where ``eval.baseline=auto`` comes to that and it fits."""
-    other = lighter(setup, found, lambda p: gpu.fits(p.peak))
-    again = None if other is None else predict([other], target, say)[0]
-    return again if isinstance(again, Prediction) and gpu.fits(again.peak) else None
+def _changed(point: Point, label: str, found: Prediction, gpu: Gpu, target: Target, config_dirs: Sequence[str]) -> Row:
+    """The row of a trial that does not fit: with its base judged in 4 bits, and with what else to change."""
+    baseline = None if gpu.fits(max(found.totals.get(p, 0.0) for p in OF_BASE)) else "quantized"
+    light = _judged_in_4_bits(point.setup, target) if baseline else None
+    if light is not None and gpu.fits(light.peak):
+        return Row(label, light, note=IN_4_BITS)
+    again = _recomposed(point, config_dirs, None if light is None else baseline)
+    ways, nearest = fixes(again([]), light or found, gpu, target, again)
+    return Row(label, light or found, fixes=ways, nearest=nearest, note="" if light is None else IN_4_BITS)
+
+
+def _judged_in_4_bits(setup: Setup, target: Target) -> Prediction | None:
+    """The prediction with the base judged in 4 bits, where ``eval.baseline=auto`` may come to that."""
+    chosen = with_baseline(setup, "quantized")
+    again = None if chosen is setup or not setup.adapter.quantized else predict([chosen], target, say)[0]
+    return again if isinstance(again, Prediction) else None
 
 
 def names(points: Sequence[Point]) -> list[str]:
@@ -91,20 +102,22 @@ def names(points: Sequence[Point]) -> list[str]:
     return found if len(set(found)) == len(found) else [p.trial.trial_id for p in points]
 
 
-def _recomposed(point: Point, config_dirs: Sequence[str]) -> Callable[[Sequence[str]], Setup]:
+def _recomposed(
+    point: Point, config_dirs: Sequence[str], baseline: str | None = None
+) -> Callable[[Sequence[str]], Setup]:
     def composed(more: Sequence[str]) -> Setup:
         keys = {override.split("=")[0] for override in more}
         kept = [o for o in point.overrides if o.lstrip("+").split("=")[0] not in keys]
         with hydra_config(config_dirs):
-            return assemble(compose([*kept, *more]))
+            return with_baseline(assemble(compose([*kept, *more])), baseline)
 
     return composed
 
 
-def _place(asked: str | None, sweep: Sweep) -> tuple[Gpu | None, bool]:
+def _place(asked: Gpu | None, sweep: Sweep) -> tuple[Gpu | None, bool]:
     """The GPU to fit into, and whether to predict for one: unless ``runner.device=cpu`` says otherwise."""
     if asked is not None:
-        return gpu_of(asked), True
+        return asked, True
     if sweep.runner.device == "cpu":
         return None, False
     return gpu_present(), True

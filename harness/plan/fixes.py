@@ -31,8 +31,8 @@ class Fix:
 
 def fixes(
     setup: Setup, prediction: Prediction, gpu: Gpu, target: Target, composed: Callable[[Sequence[str]], Setup]
-) -> list[Fix]:
-    """Changes that make the trial fit, the mildest first.
+) -> tuple[list[Fix], Fix | None]:
+    """Changes that make the trial fit, the mildest first; where none does, the one that comes nearest.
 
     Args:
         setup: the trial.
@@ -42,6 +42,7 @@ def fixes(
         composed: the trial with more overrides.
     """
     found: list[Fix] = []
+    nearest: Fix | None = None
     for change in candidates(setup, prediction):
         if len(found) == TOLD:
             break
@@ -51,9 +52,13 @@ def fixes(
             answer = predict([composed(change)], target)[0]
         except (UserError, UserErrors):
             continue  # such as a micro-batch that the algorithm cannot work with
-        if isinstance(answer, Prediction) and gpu.fits(answer.peak):
+        if not isinstance(answer, Prediction):
+            continue
+        if gpu.fits(answer.peak):
             found.append(Fix(change, answer.peak))
-    return found
+        elif nearest is None or answer.peak < nearest.peak:
+            nearest = Fix(change, answer.peak)
+    return found, None if found else nearest
 
 
 def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tabulate import tabulate
 
@@ -27,6 +28,7 @@ class Row:
         prediction: None where the model cannot be built.
         problem: why.
         fixes: what to change where it does not fit.
+        nearest: of the changes that were tried, the one that comes nearest, where none makes it fit.
         note: what a reader should know of it.
     """
 
@@ -34,6 +36,7 @@ class Row:
     prediction: Prediction | None
     problem: str = ""
     fixes: Sequence[Fix] = field(default_factory=tuple)
+    nearest: Fix | None = None
     note: str = ""
 
 
@@ -83,11 +86,16 @@ def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> s
                 "phases": found.phases,
                 "fits": None if gpu is None else gpu.fits(found.peak),
                 **({"note": row.note} if row.note else {}),
-                "fixes": [{"overrides": f.overrides, "predicted_peak_bytes": f.peak} for f in row.fixes],
+                "fixes": [_as_record(fix) for fix in row.fixes],
+                **({"nearest": _as_record(row.nearest)} if row.nearest else {}),
             }
         )
     place = None if gpu is None else {"name": gpu.name, "bytes": gpu.bytes}
     return json.dumps({"gpu": place, "assumptions": assumptions(cuda, rule), "trials": trials}, indent=1) + "\n"
+
+
+def _as_record(fix: Fix) -> dict[str, Any]:
+    return {"overrides": fix.overrides, "predicted_peak_bytes": fix.peak}
 
 
 def assumptions(cuda: bool, rule: str) -> list[str]:
@@ -142,8 +150,14 @@ def _advice(row: Row, gpu: Gpu) -> str:
     assert row.prediction is not None
     head = f"- {row.label} needs {gb(needed(row.prediction.peak))} GB of {gb(gpu.bytes)}"
     if not row.fixes:
-        return (
+        told = (
             f"{head}: nothing that was tried makes it fit (smaller micro-batches, adapters, shorter rows, no judging)"
+        )
+        if row.nearest is None:
+            return told
+        way = f"`{' '.join(row.nearest.overrides)}`"
+        return (
+            f"{told}; the nearest is {way}, and left to change is the GPU: {gb(needed(row.nearest.peak))} GB, predicted"
         )
     ways = "; or ".join(
         f"`{' '.join(fix.overrides)}` (needs {gb(needed(fix.peak))} GB, predicted"
