@@ -105,22 +105,18 @@ def _described(plain: dict[str, Any]) -> str:
     from harness.cache import cache_dir
     from harness.conversation import style_of
     from harness.models import context_length
-    from harness.models.making import made
+    from harness.models.making import source_of
     from harness.trial import assemble
 
     setup = assemble(plain)
-    entry = made(setup.model, Cache(cache_dir(plain)))
-    source = entry.path if entry is not None else None
+    source = source_of(setup.model, Cache(cache_dir(plain)))
     tokenizer: Any = setup.model.tokenizer(source)
     config = setup.model.configuration(source)
     stops = ", ".join(repr(tokenizer.decode([i])) for i in setup.model.stops(tokenizer, config, source))
     style = style_of(tokenizer, conversational=False, wanted=True)
-    template = (
-        "no chat template"
-        if not style.chat
-        else "a chat template"
-        + (" that refuses system messages (they are put into the first user turn)" if style.folds_system else "")
-    )
+    template = "a chat template" if style.chat else "no chat template"
+    if style.folds_system:
+        template += " that refuses system messages (they are put into the first user turn)"
     size = f"{context_length(config) or 0:,} tokens of context, {len(tokenizer):,} in the vocabulary"
     return f"{config.model_type}, {size}; {template}; replies end with {stops}"
 

@@ -306,7 +306,8 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
         print("\n" + recipes.render_terminal(found.recipes, found.verdicts))
     if said := markdown.advice(found):
         print("\nadvice:  " + " ".join(said))
-    print(way_to(folder, [str(r.frame.iloc[0]["trial_id"]) for r in found.recipes[:1]]), end="")
+    if found.recipes:
+        print(way_to(folder / str(found.recipes[0].frame.iloc[0]["trial_id"])), end="")
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:

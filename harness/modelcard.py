@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,13 @@ def card(model: Path, result: TrialResult) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def way_to(sweep: Path, ranked: Sequence[str]) -> str:
-    """Lines that say where the policy of the first of the ``ranked`` trials is, and how to load it; else nothing."""
-    for trial_id in ranked[:1]:
-        folders = (sweep / trial_id / "artifacts" / name for name in FOLDERS)
-        if (model := next((p for p in folders if p.is_dir()), None)) is not None:
-            head = f"\npolicy:  {model}   (the first of the table; README.md there says what it is)"
-            return "\n".join([head, *(f"         {line}" for line in how_to_load(model) if line)]) + "\n"
-    return ""
+def way_to(trial: Path) -> str:
+    """Lines that say where the policy of a trial's folder is, and how to load it; nothing where none was kept."""
+    folders = (trial / "artifacts" / name for name in FOLDERS)
+    if (model := next((p for p in folders if p.is_dir()), None)) is None:
+        return ""
+    head = f"\npolicy:  {model}   (the first of the table; README.md there says what it is)"
+    return "\n".join([head, *(f"         {line}" for line in how_to_load(model) if line)]) + "\n"
 
 
 def how_to_load(model: Path) -> list[str]:

@@ -106,15 +106,14 @@ def _main(sender: Any, plains: list[str]) -> None:
 
 def find_problems(plain: dict[str, Any]) -> list[UserError]:
     """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
-    from harness.models.making import made
+    from harness.models.making import source_of
     from harness.trial import assemble, check_data
 
     try:
         setup = assemble(plain)
         data = check_data(setup)
         cache = Cache(cache_dir(plain))
-        entry = made(setup.model, cache)
-        source = entry.path if entry is not None else None
+        source = source_of(setup.model, cache)
         config = setup.model.configuration(source)
         tokenizer = setup.model.tokenizer(source)
     except UserErrors as errors:

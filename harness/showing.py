@@ -46,7 +46,7 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     from harness.cache import Cache, cache_dir
     from harness.config import compose, hydra_config
     from harness.data import ALLOWED, audited, load_data, looked_at
-    from harness.models.making import made
+    from harness.models.making import source_of
     from harness.trial import assemble, style_for
 
     transformers.logging.set_verbosity_error()  # what it would say of lengths is said here
@@ -54,8 +54,7 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
         plain = compose(["sweep=data", *overrides])
     setup = assemble(plain)
     data, cache = load_data(setup.task), Cache(cache_dir(plain))
-    entry = made(setup.model, cache)
-    source = entry.path if entry is not None else None
+    source = source_of(setup.model, cache)
     tokenizer = setup.model.tokenizer(source)
     found = looked_at(setup, data, tokenizer, style_for(setup, data, tokenizer), cache, source)
     seen, notes = audited(data), [*data.notes, *found.notes]

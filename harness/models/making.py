@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness import closure, identity
 from harness.cache import Cache, Entry
 from harness.models.base import Model
 
 STAGE = "model"
+
+
+def source_of(model: Model, cache: Cache) -> Path | None:
+    """Where a model that had to be made is; None where it is there already, or where a trial's stage makes it."""
+    entry = made(model, cache)
+    return None if entry is None else entry.path
 
 
 def made(model: Model, cache: Cache) -> Entry | None:

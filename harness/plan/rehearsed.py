@@ -10,7 +10,7 @@ import torch
 
 from harness.cache import Cache, cache_dir
 from harness.data import usable
-from harness.models.making import made
+from harness.models.making import source_of
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.precision import place_on
 from harness.rehearsal.step import Scene, rehearse
@@ -30,8 +30,7 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     data = check_data(setup)
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=target.cuda)
     cache = Cache(cache_dir(plain))
-    entry = made(setup.model, cache)
-    source = entry.path if entry is not None else None
+    source = source_of(setup.model, cache)
     config = setup.model.configuration(source)
     model = skeleton(config, setup.model)
     tokenizer = setup.model.tokenizer(source)
