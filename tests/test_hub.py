@@ -169,6 +169,16 @@ def adapter(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+def test_an_adapter_names_the_revision_of_its_base(tmp_path):
+    for revision in (None, "v2"):
+        (tmp_path / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": "owner/name", "revision": revision})
+        )
+        assert HF(path=str(tmp_path))._base() == HF(path="owner/name", revision=revision)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    assert HF(path=str(tmp_path)).adapter_base is None
+
+
 def test_an_adapters_folder_is_its_base_with_the_adapter_merged(adapter, folder, tmp_path, problems):
     from peft import AutoPeftModelForCausalLM
 

@@ -60,13 +60,19 @@ class HF(Model):
         return path if path.is_dir() or self.path.startswith(("/", "./", "../", "~")) else None
 
     @cached_property
-    def adapter_base(self) -> str | None:
-        """The base's path, where the directory holds an adapter and no model."""
+    def _adapter(self) -> Mapping[str, Any]:
+        """What peft wrote of an adapter, where the directory holds one and no model."""
         if self.local is None or (self.local / "config.json").is_file():
-            return None
+            return {}
         with suppress(OSError, ValueError):
-            return json.loads((self.local / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return None
+            found = json.loads((self.local / ADAPTER).read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    @property
+    def adapter_base(self) -> str | None:
+        """The base's path, where the directory holds an adapter."""
+        return self._adapter.get("base_model_name_or_path")
 
     def problems(self) -> list[UserError]:
         """A local path must be a model directory with whole files."""
@@ -121,7 +127,8 @@ class HF(Model):
     def _base(self) -> HF:
         """The model that the adapter is on."""
         assert self.adapter_base is not None
-        return HF(path=self.adapter_base, trust_remote_code=self.trust_remote_code, dtype=self.dtype)
+        revision = self._adapter.get("revision")
+        return HF(path=self.adapter_base, revision=revision, trust_remote_code=self.trust_remote_code, dtype=self.dtype)
 
     # -- identity ----------------------------------------------------------------------------------------
 
