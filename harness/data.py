@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness import closure, identity
 from harness.audit import Audit, audit
-from harness.cache import Cache
+from harness.cache import Cache, cache_dir
 from harness.conversation import Style
 from harness.errors import UserErrors
 from harness.ids import Found, Limits, look
 from harness.models import context_length
 from harness.tasks.base import Task, TaskData
 from harness.tasks.contract import check_contract
+from harness.tasks.kept import keeping
 
 if TYPE_CHECKING:
     from harness.trial import Setup
@@ -26,6 +27,11 @@ KEPT = 8
 ALLOWED = 0.05
 """Share of rows that may be left out where the task does not say."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
+
+
+def cache_of(setup: Setup) -> Cache:
+    """The stage cache of a trial."""
+    return Cache(cache_dir(setup.plain))
 
 
 def audited(data: TaskData) -> Audit:
@@ -103,10 +109,16 @@ def usable(
     return found.kept(data), found
 
 
-def load_data(task: Task) -> TaskData:
-    """The task's rows; read once per process for equal tasks and unchanged files."""
+def load_data(task: Task, cache: Cache) -> TaskData:
+    """The task's rows; read once per process for equal tasks and unchanged files.
+
+    Args:
+        task: whose rows.
+        cache: keeps what takes long to find in them.
+    """
     key = f"{type(task).__module__}.{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}"
-    return _load_keyed(_Keyed(task, key + task.fingerprint()))
+    with keeping(cache):
+        return _load_keyed(_Keyed(task, key + task.fingerprint()))
 
 
 class _Keyed:

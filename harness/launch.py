@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness import forkserver, identity, views
 from harness.audit import few_prompts
 from harness.config import hydra_application
-from harness.data import load_data
+from harness.data import cache_of, load_data
 from harness.display import say, spell
 from harness.errors import UserError, UserErrors, without_login
 from harness.modelcard import way_to
@@ -217,7 +217,7 @@ def _announce(sweep: Sweep) -> None:
     if sweep.expanded:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
     judged = [p.setup for p in sweep.points if p.setup.eval.active]
-    for note in dict.fromkeys(n for s in judged for n in few_prompts(load_data(s.task), s.eval.split)):
+    for note in dict.fromkeys(n for s in judged for n in few_prompts(load_data(s.task, cache_of(s)), s.eval.split)):
         say(f"note: {note}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train

@@ -53,7 +53,8 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     with hydra_config([config_dir] if config_dir else []):
         plain = compose(["sweep=data", *overrides])
     setup = assemble(plain)
-    data, cache = load_data(setup.task), Cache(cache_dir(plain))
+    cache = Cache(cache_dir(plain))
+    data = load_data(setup.task, cache)
     source = source_of(setup.model, cache)
     tokenizer = setup.model.tokenizer(source)
     found = looked_at(setup, data, tokenizer, style_for(setup, data, tokenizer), cache, source)

@@ -16,7 +16,7 @@ from harness.adapters import Adapter
 from harness.algorithms.base import Algorithm
 from harness.config import build
 from harness.conversation import Style, is_conversational, style_of
-from harness.data import audited, load_data
+from harness.data import audited, cache_of, load_data
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
 from harness.keys import judging_code, training_code
@@ -154,7 +154,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
 
 def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
-    data = load_data(setup.task)
+    data = load_data(setup.task, cache_of(setup))
     errors = setup.algo.problems(setup.task, data, setup.train)
     errors += setup.reward.data_problems(data) if setup.reward is not None else []
     for name, evaluator in setup.eval.active.items():

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness.config import compose, conf_dir, hydra_config
 from harness.errors import UserError, UserErrors
 
@@ -177,6 +179,12 @@ def _default_evaluators() -> set[str]:
 
 
 def _needed(root: Path, group: str, option: str) -> dict[str, str]:
-    """Values that an option cannot do without: required fields, marked ??? in its YAML."""
+    """Values that an option cannot do without: required fields, marked ??? in its YAML or in one that it overrides."""
     text = (root / group / f"{option}.yaml").read_text()
-    return {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}
+    content = yaml.safe_load(text)
+    needed = {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}
+    for other, name in re.findall(r"^  - override /(\w+): ([\w/]+)", text, flags=re.MULTILINE):
+        given = {f"{other}.{key}" for key in content.get(other) or ()}
+        below = next((r for r in (root, conf_dir()) if (r / other / f"{name}.yaml").is_file()), None)
+        needed |= {k: v for k, v in (_needed(below, other, name) if below else {}).items() if k not in given}
+    return needed

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from harness.audit import audit
+from harness.cache import Cache
 from harness.tasks.base import text_of
 from harness.tasks.checking import Checked
 from harness.tasks.copies import near, showing
 from harness.tasks.families import families
+from harness.tasks.kept import keeping, kept
 from harness.tasks.splits import assemble, hold_out
 
 WORDS = [f"w{i}" for i in range(3000)]
@@ -121,3 +123,29 @@ def test_a_hundred_thousand_runs_take_no_time():
     found = families(prompts)
     assert found.largest == 1 and len(found.of) == 1000
     assert text_of(prompts[0]) == prompts[0]
+
+
+def test_families_of_many_prompts_are_found_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.tasks.kept.MANY", 3)
+    calls: list[str] = []
+
+    def once(asked: list[Any]) -> dict[str, Any]:
+        return kept("families", [asked], lambda: calls.append("looked") or {"of": [0, 1, 1], "cut": []})
+
+    with keeping(Cache(tmp_path)):
+        assert once(["a", "b", "c"]) == once(["a", "b", "c"]) == {"of": [0, 1, 1], "cut": []}
+        assert calls == ["looked"]
+        once(["a", "b", "d"])
+        once(["a", "bc", ""])  # the same letters, parted otherwise
+        assert len(calls) == 3
+        once(["a", "b"])
+        assert len(calls) == 4 and len(list((tmp_path / "families").glob("*/"))) == 3
+    once(["a", "b", "c"])
+    assert len(calls) == 5
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing_and_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.tasks.kept.MANY", 1)
+    (tmp_path / "file").write_text("")
+    with keeping(Cache(tmp_path / "file")):
+        assert kept("families", [["a"]], lambda: {"of": [0], "cut": []}) == {"of": [0], "cut": []}

@@ -96,6 +96,7 @@ ORDER = (
     "commands",
     "doctor",
     "showing",
+    "validate",
     "cli",
     "__main__",
 )

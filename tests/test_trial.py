@@ -17,7 +17,7 @@ from harness.errors import UserErrors
 from harness.evaluators.lm_eval import LmEval
 from harness.training import fill_from_recipe
 from harness.trial import assemble as assemble_now
-from harness.trial import check_data, identify, load_data
+from harness.trial import check_data, identify
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
 
@@ -41,7 +41,7 @@ def trial(assemble):
 
     def call(*overrides):
         setup = assemble(*FEW, *overrides)
-        return identify(setup, load_data(setup.task))
+        return identify(setup, check_data(setup))
 
     return call
 
@@ -469,7 +469,7 @@ def test_other_content_under_the_same_path_changes_the_key_and_is_named(assemble
     def identified():
         few = () if "model=hf" in options else FEW
         setup = assemble(*few, *(o.format(folder) for o in options))
-        return identify(setup, load_data(setup.task))
+        return identify(setup, check_data(setup))
 
     before = identified()
     (folder / "nested").mkdir()

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import closure, forkserver, identity
 from harness.cache import Cache, cache_dir
-from harness.data import load_data
+from harness.data import cache_of, load_data
 from harness.errors import UserError
 from harness.models import Tiny
 from harness.plan.gpus import needed, resident
@@ -146,7 +146,7 @@ def lighter(setup: Setup, prediction: Prediction, fits: Callable[[Prediction], b
 def inputs(setup: Setup, target: Target) -> dict[str, Any]:
     """Everything that can change a prediction."""
     setup = with_baseline(setup, "deployed")
-    config, data = training_config(setup), load_data(setup.task)
+    config, data = training_config(setup), load_data(setup.task, cache_of(setup))
     train = {k: v for k, v in config.get("train", {}).items() if k not in NO_MATTER}
     algo = {k: v for k, v in config["algo"].items() if k != "beta"}
     algo |= {"reference": setup.algo.uses_reference, "shares": setup.algo.shares_reference(setup.train, data)}

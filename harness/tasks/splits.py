@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from harness.errors import UserError
@@ -12,6 +12,7 @@ from harness.tasks.base import Row, TaskData, Text, prompt_key, text_of
 from harness.tasks.checking import Checked
 from harness.tasks.copies import showing
 from harness.tasks.families import RUN, Families, families
+from harness.tasks.kept import kept
 
 Overlap = Literal["error", "drop"]
 SPLITS = ("validation", "test")
@@ -105,7 +106,8 @@ def assemble(
     notes = [*train.notes, *(held.notes if held else ())]
     if held is None:
         prompts = {loose_key(row["prompt"]): row["prompt"] for row in train.rows}
-        found = families(list(prompts.values()))
+        asked = list(prompts.values())
+        found = Families(**kept("families", [asked], lambda: asdict(families(asked))))
         split = hold_out(prompts, share, seed, dict(zip(prompts, found.of, strict=True)))
         source, rest = train, _outside(train.rows, split)
         notes += _on_families(found, len(prompts))
@@ -169,13 +171,14 @@ def _without_copies(rest: Sequence[Row], source: Checked, split: Held) -> tuple[
     held = sorted(
         {text_of(r["prompt"]) for r in source.rows if loose_key(r["prompt"]) in split.validation | split.test}
     )
-    shown = showing(held, [text_of(row["prompt"]) for row in rest])
+    asked = [text_of(row["prompt"]) for row in rest]
+    shown = set(kept("copies", [held, asked], lambda: {"shown": sorted(showing(held, asked))})["shown"])
     if not shown:
         return list(rest), []
-    kept = [row for i, row in enumerate(rest) if i not in shown]
-    if not kept:
+    left = [row for i, row in enumerate(rest) if i not in shown]
+    if not left:
         return list(rest), []  # the check for leaks says it
-    return kept, [f"{len(shown):,} of {len(rest):,} training rows left out: their prompts show held-out ones"]
+    return left, [f"{len(shown):,} of {len(rest):,} training rows left out: their prompts show held-out ones"]
 
 
 def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Overlap, eval_key: str) -> str:

@@ -1,0 +1,53 @@
+"""What follows from the words of many prompts and takes a minute to find: found once, and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from harness import closure
+from harness.cache import Cache
+from harness.errors import UserError
+
+MANY = 5_000
+"""Prompts below which finding it again takes less than a second."""
+CODE = "harness.tasks.families"
+_cache: ContextVar[Cache | None] = ContextVar("cache of splits", default=None)
+
+
+@contextmanager
+def keeping(cache: Cache) -> Iterator[None]:
+    """Within it results are kept in ``cache``."""
+    token = _cache.set(cache)
+    try:
+        yield
+    finally:
+        _cache.reset(token)
+
+
+def kept(what: str, texts: Sequence[Sequence[Any]], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``find`` gives, fit for JSON; from the cache where these ``texts`` were looked at before.
+
+    Args:
+        what: is found, a stage of the cache.
+        texts: everything that ``find`` looks at, text or messages.
+        find: finds it.
+    """
+    cache = _cache.get()
+    if cache is None or sum(map(len, texts)) < MANY:
+        return find()
+    hashed = hashlib.sha256()
+    for part in texts:
+        hashed.update(b"\x1e")
+        for one in part:
+            hashed.update(json.dumps(one, sort_keys=True).encode() + b"\x1f")
+    inputs = {"texts": hashed.hexdigest(), "code": closure.code_digest(closure.closure([CODE]))}
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        return dict(cache.note(cache.fetch(what, key, lambda _: find(), inputs=inputs)))
+    except (UserError, OSError):  # a cache that cannot be written keeps nothing
+        return find()
