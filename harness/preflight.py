@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness.errors import UserError, UserErrors
 from harness.models import Tiny
 from harness.preload import gpu_visible
 from harness.skeleton import skeleton
+from harness.streams import silence
 
 if TYPE_CHECKING:
     from harness.sweep import Sweep
@@ -82,10 +84,7 @@ def _needs_checking(setup: Any) -> bool:
 
 
 def _main(sender: Any, plains: list[str]) -> None:
-    import os
-    import sys
-
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # library chatter; what matters is sent
+    silence(1, 2)  # library chatter; what matters is sent
     cache: dict[str, list[UserError]] = {}
     answers = []
     for text in plains:

@@ -13,6 +13,7 @@ import os
 import sys
 
 from harness import closure, collector, identity
+from harness.streams import silence
 
 CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
 REST = (
@@ -63,10 +64,8 @@ def cuda_is_clean() -> bool:
 def import_all() -> None:
     """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
     saved = [os.dup(1), os.dup(2)]
-    sink = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
+        silence(1, 2)
         with collector.paused():
             for name in wanted(gpu_visible()):
                 if os.environ.get("HARNESS_RUNNER", str(os.getppid())) != str(os.getppid()):
@@ -82,7 +81,6 @@ def import_all() -> None:
         for number, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-        os.close(sink)
 
 
 if os.environ.get("HARNESS_PRELOAD") == "1":

@@ -68,9 +68,15 @@ class Lossy:
             number = stream.fileno() if stream is not None else -1
         except (OSError, ValueError):
             return  # of no descriptor: there is nothing that a later flush could fail at
-        sink = os.open(os.devnull, os.O_WRONLY)
+        silence(number)
+
+
+def silence(*numbers: int) -> None:
+    """Let descriptors lead nowhere: what is printed there is dropped, by whichever stream a library got hold of."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
         os.dup2(sink, number)
-        os.close(sink)
+    os.close(sink)
 
 
 @contextmanager

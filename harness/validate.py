@@ -15,6 +15,7 @@ import yaml
 
 from harness.config import compose, conf_dir, hydra_config
 from harness.errors import UserError, UserErrors
+from harness.streams import silence
 
 COMBINED = ("reward", "task")
 """Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
@@ -144,12 +145,10 @@ def _on_toys(plain: dict[str, Any], name: str) -> str:
 
 
 def _evaluate(sender: Any, text: str, name: str) -> None:
-    import warnings
-
     from harness.behaviour import context_on_toys, fixture_rows, of_evaluator
     from harness.trial import assemble, check_data
 
-    warnings.simplefilter("ignore")
+    silence(1, 2)  # library chatter; what matters is sent
     try:
         setup = assemble(json.loads(text))
         rows = fixture_rows(check_data(setup), setup.eval.split)

@@ -17,6 +17,7 @@ from harness.data import cache_of, load_data
 from harness.errors import UserError
 from harness.models import Tiny
 from harness.plan.gpus import needed, resident
+from harness.streams import silence
 from harness.tasks.arithmetic import Arithmetic
 from harness.text import count
 from harness.trial import Setup, training_config, with_baseline
@@ -219,9 +220,7 @@ def _main(sender: Any, text: str, target: Target) -> None:
     """In the child: rehearse, and send the prediction, a ``UserError``, or a traceback."""
     import traceback
 
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)  # library chatter; what matters is sent
-    os.dup2(sink, 2)
+    silence(1, 2)  # library chatter; what matters is sent
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         from harness.plan.rehearsed import prediction_of
