@@ -170,13 +170,16 @@ def _share(count: int, n: int) -> str:
 
 def few_prompts(data: TaskData, split: str) -> list[str]:
     """A line for each kind of held-out row that comes from fewer than ``FEW_PROMPTS`` different prompts."""
-    said = []
+    found: dict[str, str] = {}
     for kind, rows in (("pairs", data.eval_pairs.get(split) or ()), ("prompts", data.eval_prompts.get(split) or ())):
         distinct = len({prompt_key(row["prompt"]) for row in rows})
         if 0 < distinct < FEW_PROMPTS:
             why = " (a limit of rows on a file that is sorted by prompt leaves few)" if distinct < len(rows) else ""
-            said.append(
-                f"the {len(rows):,} held-out {kind} have {distinct} different prompts, and prompts are what intervals "
-                f"count: they will be wide{why}"
+            said = (
+                f"have {distinct} different prompts, and prompts are what intervals count: they will be wide{why} "
+                "(fix: task.held_out=0.3, or a file of their own: task.eval_path=FILE)"
             )
-    return said
+            found[said] = (
+                f"{found[said]} and the {len(rows):,} {kind}" if said in found else f"{len(rows):,} held-out {kind}"
+            )
+    return [f"the {rows} {said}" for said, rows in found.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -71,6 +72,8 @@ def _run(arguments: list[str]) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             return _command(arguments[0])(arguments[1:])
+        if arguments and re.fullmatch(r"[a-zA-Z][\w-]*", arguments[0]):
+            raise _no_command(arguments[0])
         if _flags(arguments) & INFO_FLAGS:
             return _hydra_info(arguments)
         from harness.launch import run_sweep
@@ -87,6 +90,14 @@ def _run(arguments: list[str]) -> int:
             raise  # a fault of ours, which its traceback tells
         print(f"error: {error}; what was written by then is kept", file=sys.stderr)
         return NOT_FINISHED
+
+
+def _no_command(word: str) -> UserError:
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}; a setting is key=value"
+    return UserError("no such command", key="python -m harness", value=word, fix=fix)
 
 
 def start() -> None:
@@ -112,6 +123,10 @@ def _hydra_info(arguments: list[str]) -> int:
     if _asks_help(arguments):
         commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
         arguments = [*arguments, f"hydra.help.template='{_escaped(HELP.format(commands=commands))}'"]
+    asked = sorted(_flags(arguments) & {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+    if asked and {"-m", "--multirun"} & _flags(arguments):
+        fix = "leave -m out: name one value for each key"
+        raise UserError("shows the configuration of one trial, and not of a sweep", key=asked[0], value="-m", fix=fix)
     try:
         hydra_application(lambda _: None, arguments)
     except SystemExit as ended:

@@ -39,8 +39,6 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
     """Initialise Hydra's compose API on ``conf/`` (plus the user's ``--config-dir``) for a while."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
     try:
@@ -56,7 +54,7 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
                     loader.get_search_path().prepend("command-line", f"file://{Path(path).resolve()}", "schema")
                 loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
             yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except _theirs() as error:
         raise as_user_error(error) from None
     finally:
         GlobalHydra.instance().clear()
@@ -122,33 +120,44 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -
         SystemExit: as Hydra's argument parser does.
     """
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
     sys.argv = [shown[0], *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except _theirs() as error:
         raise as_user_error(error) from None
     finally:
         sys.argv = shown
 
 
-def as_user_error(error: Exception) -> UserError:
-    """Hydra's and OmegaConf's own complaints, as ours; any other error is raised again."""
+def _theirs() -> tuple[type[Exception], ...]:
+    """What Hydra, OmegaConf and the reader of YAML raise about a configuration."""
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    return HydraException, OmegaConfBaseException, yaml.YAMLError
+
+
+def as_user_error(error: Exception) -> UserError:
+    """Complaints of Hydra, OmegaConf and the reader of YAML, as ours; any other error is raised again."""
+    import yaml
+
     if isinstance(error, UserError):
         return error
-    if not isinstance(error, HydraException | OmegaConfBaseException):
+    if not isinstance(error, _theirs()):
         raise error
+    if isinstance(error, yaml.YAMLError):
+        return UserError(f"is no YAML: {' '.join(str(error).split())}", key="configuration", fix="mend the file")
     text = (str(error).strip() or type(error).__name__).partition("\nConfig search path:")[0]
     absent = re.search(r"Could not find '([^']*)/([^'/]*)'\s+Available options in '[^']*':\s+(.+)", text, re.DOTALL)
     if absent:
         group, option, options = absent.groups()
+        if group.startswith("model/"):
+            fix = f"a model in a folder: model=hf model.path={group.removeprefix('model/')}/{option}"
+            return UserError("no such option", key="model", value=f"{group.removeprefix('model/')}/{option}", fix=fix)
         folders = sorted(f"{p.parent.name}/{p.stem}" for p in (conf_dir() / group).glob("*/*.yaml"))
         known = ", ".join([*options.split(), *folders])
         return UserError("no such option", key=group, value=option, fix=f"{group} is one of {known}")

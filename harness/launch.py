@@ -165,8 +165,8 @@ def _tell_rest(folder: Path, known: Sequence[str], done: str) -> None:
     took = [s for r in over if r.outcome is Outcome.FINISHED and (s := r.metrics.get("time/total_s"))]
     if left and took:
         mean = sum(took) / len(took)
-        so_far = "the first" if len(took) == 1 else f"the {len(took)} so far, on average"
-        say(f"{count(len(left), 'trial')} left, about {spell(mean * len(left))}: {so_far}, took {spell(mean)}")
+        so_far = "the first took" if len(took) == 1 else f"the {len(took)} so far took, on average,"
+        say(f"{count(len(left), 'trial')} left, about {spell(mean * len(left))} ({so_far} {spell(mean)})")
 
 
 def _track(sweep: Sweep) -> SweepRun | None:
@@ -234,7 +234,8 @@ def _length(train: Train) -> str:
     """How long training goes on, in words."""
     if named := train.budget.named:
         return f"{named[1]:,g} {named[0]}, in steps" if named[0] != "steps" else f"{named[1]:g} steps"
-    return f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    amount, unit = (train.steps, "step") if train.steps else (train.epochs, "epoch")
+    return f"{amount:g} {unit}" + ("" if amount == 1 else "s")
 
 
 def _hydra(options: Any, overrides: Sequence[str]) -> None:
@@ -298,7 +299,7 @@ def _fresh(folder: Path, result: TrialResult, started: float) -> bool:
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     """Where recipes were trained with several seeds, a row for each of them; then what follows from it."""
     from harness import results
-    from harness.report import markdown, recipes
+    from harness.report import choice, markdown, recipes
     from harness.report.findings import find
 
     found = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))
@@ -307,7 +308,9 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     if said := markdown.advice(found):
         print("\nadvice:  " + " ".join(said))
     if found.recipes:
-        print(way_to(folder / str(found.recipes[0].frame.iloc[0]["trial_id"])), end="")
+        kept = any(line.startswith(choice.KEEP) for line in said)
+        note = "not shown to be better than the base; the first of the table" if kept else "the first of the table"
+        print(way_to(folder / str(found.recipes[0].frame.iloc[0]["trial_id"]), note), end="")
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:

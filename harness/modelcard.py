@@ -70,12 +70,15 @@ def card(model: Path, result: TrialResult) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def way_to(trial: Path) -> str:
-    """Lines that say where the policy of a trial's folder is, and how to load it; nothing where none was kept."""
+def way_to(trial: Path, note: str) -> str:
+    """Lines that say where the policy of a trial's folder is, and how to load it; nothing where none was kept.
+
+    ``note`` says which trial it is.
+    """
     folders = (trial / "artifacts" / name for name in FOLDERS)
     if (model := next((p for p in folders if p.is_dir()), None)) is None:
         return ""
-    head = f"\npolicy:  {model}   (the first of the table; README.md there says what it is)"
+    head = f"\npolicy:  {model}   ({note}; README.md there says what it is)"
     return "\n".join([head, *(f"         {line}" for line in how_to_load(model) if line)]) + "\n"
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import fingerprint, journal, text
+from harness import absences, fingerprint, journal, text
 from harness.journal import Tail
 from harness.logged import BATCH, chunks, describe_run, log_policy
 from harness.outcome import document, write_json
@@ -201,6 +201,9 @@ def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     elif event.kind == "fingerprint":
         for name, one in fingerprint.told([event]).items():
             api.set_tag(state.run_id, fingerprint.COLUMN + name, fingerprint.as_text(one))
+    elif event.kind == "note":
+        for name, why in absences.told([event]).items():
+            api.set_tag(state.run_id, absences.COLUMN + name, why[:4000])
     elif event.kind == "memory":
         api.set_tag(state.run_id, "memory_lens", data["lens"])
     elif event.kind == "stage":

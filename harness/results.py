@@ -9,6 +9,8 @@ Columns, the same from either source; what a trial does not have is missing (NaN
 ``started``                    seconds since the epoch; missing where the row comes from a folder
 ``beta`` ``rank`` ``seed``     numbers; missing where the trial has no such knob
 ``eval/true_reward`` ...       every metric under its own name (they all contain a slash): the last point of a series
+``folder``                   where its files are, as the sweep was started
+``absent.eval/true_reward`` ...  why a figure could not be measured (``absences``)
 ``fingerprint.base`` ...       how evaluators and base behave on a fixture, as JSON (``fingerprint``)
 ``params.algo.beta`` ...       every configuration key as text, prefixed as in ``mlflow.search_runs``
 =============================  =========================================================================
@@ -26,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import collector, fingerprint, journal
+from harness import absences, collector, fingerprint, journal
 from harness.errors import UserError
 from harness.identity import flatten
 from harness.outcome import read_result
@@ -215,7 +217,8 @@ def _from_run(run: Any) -> dict[str, Any]:
     row["run_id"], row["started"] = run.info.run_id, run.info.start_time / 1000
     row.update({name: params.get(name) for name in NUMBERS})
     row.update({f"params.{name}": value for name, value in params.items()})
-    row.update({name: text for name, text in tags.items() if name.startswith(fingerprint.COLUMN)})
+    row.update({name: text for name, text in tags.items() if name.startswith((fingerprint.COLUMN, absences.COLUMN))})
+    row["folder"] = tags.get("folder")
     # The last sample of a memory series says nothing about the trial; ``series`` has them all.
     row.update({name: value for name, value in run.data.metrics.items() if not name.startswith("system/")})
     return row
@@ -251,7 +254,8 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
     for name, one in result.fingerprints.items():
         row[fingerprint.COLUMN + name] = fingerprint.as_text(fingerprint.Fingerprint(**one))
-    return {**row, **result.metrics}
+    row.update({absences.COLUMN + name: why for name, why in absences.told(events).items()})
+    return {**row, "folder": str(folder), **result.metrics}
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -133,8 +133,11 @@ def save_whole(model: Any, tokenizer: Any, target: Path, base: Path | None = Non
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         config = draft / "adapter_config.json"
-        if base is not None and config.is_file():
-            named = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base.resolve())}
+        if config.is_file():
+            named = json.loads(config.read_text(encoding="utf-8"))
+            place = base or Path(named.get("base_model_name_or_path") or "").expanduser()
+            if base is not None or (place.parts and place.is_dir()):  # the adapter is loaded from any folder
+                named["base_model_name_or_path"] = str(place.resolve())
             config.write_text(json.dumps(named, indent=2), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)

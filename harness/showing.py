@@ -64,7 +64,8 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
         page = card(seen, title=title, digest=data.digest, more=found.facts, notes=notes, examples=found.examples)
     else:
         page = plain_card({**seen.facts, **found.facts}, notes, found.examples, leaks=len(seen.leaks))
-    return page, found.problems(getattr(setup.task, "allow_skipped", ALLOWED))
+    problems = found.problems(getattr(setup.task, "allow_skipped", ALLOWED))
+    return page, [*setup.model.task_problems(setup.task), *problems]
 
 
 def plain_card(facts: dict[str, str], notes: list[str], examples: list[str], *, leaks: int) -> str:

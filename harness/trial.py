@@ -155,7 +155,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
 def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task, cache_of(setup))
-    errors = setup.algo.problems(setup.task, data, setup.train)
+    errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
     errors += setup.reward.data_problems(data) if setup.reward is not None else []
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, data)

@@ -56,8 +56,11 @@ def main(argv: list[str]) -> int:
 
 def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
     """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
-    wrong = 0
-    for root in map(Path, folders or [str(conf_dir())]):
+    wrong, roots = 0, [Path(folder) for folder in folders] or [conf_dir()]
+    if not any(True for root in roots for _ in options_of(root)):
+        fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
+        raise UserError("nothing to validate there", key="--config-dir", value=str(roots[0]), fix=fix)
+    for root in roots:
         for group, option in options_of(root):
             try:
                 _built(group, option, root, folders, plugins)
@@ -67,10 +70,13 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
                 # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
                 serious = [e for e in errors.errors if folders or e.key not in COMBINED]
                 wrong += bool(serious)
-                print(f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious))
+                print(
+                    f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious),
+                    flush=True,
+                )
             except UserError as error:
                 wrong += 1
-                print(f"WRONG {group}={option}\n    {error}")
+                print(f"WRONG {group}={option}\n    {error}", flush=True)
     print(f"{wrong} wrong" if wrong else "all sound")
     return 2 if wrong else 0
 
@@ -180,10 +186,9 @@ def _default_evaluators() -> set[str]:
 def _needed(root: Path, group: str, option: str) -> dict[str, str]:
     """Values that an option cannot do without: required fields, marked ??? in its YAML or in one that it overrides."""
     text = (root / group / f"{option}.yaml").read_text()
-    content = yaml.safe_load(text)
     needed = {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}
     for other, name in re.findall(r"^  - override /(\w+): ([\w/]+)", text, flags=re.MULTILINE):
-        given = {f"{other}.{key}" for key in content.get(other) or ()}
+        given = {f"{other}.{key}" for key in yaml.safe_load(text).get(other) or ()}
         below = next((r for r in (root, conf_dir()) if (r / other / f"{name}.yaml").is_file()), None)
         needed |= {k: v for k, v in (_needed(below, other, name) if below else {}).items() if k not in given}
     return needed

@@ -104,20 +104,20 @@ def test_what_to_avoid_is_below_the_base_or_worse_for_certain():
 
 def test_a_recipe_that_loses_to_the_base_is_never_recommended():
     words = said(seeds("good", [0.139, 0.14, 0.138]), seeds("bad", [0.1, 0.11, 0.1]), base=0.141)
-    assert words.startswith("**good** is not shown to beat the base (0.141): true reward -0.002 [")
+    assert words.startswith("**good** is not shown to beat the base (0.141): difference in true reward -0.002 [")
     assert "Keep the base: no recipe has a higher reward. Highest reward: **good**" in words
     assert "Best" not in words and "heapest" not in words
 
 
 def test_what_is_above_the_base_and_not_for_certain_is_the_highest_and_not_the_best():
     words = said(seeds("a", [0.5, 0.7]), seeds("b", [0.4, 0.5]), base=0.45)
-    assert words.startswith("**a** is not shown to beat the base (0.450): true reward +0.150 [")
+    assert words.startswith("**a** is not shown to beat the base (0.450): difference in true reward +0.150 [")
     assert "over 2 seeds, needs more seeds" in words and "Highest reward: **a**" in words and "Best" not in words
 
 
 def test_of_recipes_the_best_that_is_shown_to_beat_the_base_is_recommended():
     words = said(seeds("wild", [0.2, 0.9, 0.8]), seeds("sure", [0.60, 0.61, 0.60]), base=0.1)
-    assert words.startswith("**sure** is shown to beat the base (0.100): true reward +0.503 [")
+    assert words.startswith("**sure** is shown to beat the base (0.100): difference in true reward +0.503 [")
     assert "Best reward: **sure**" in words
 
 
@@ -129,10 +129,11 @@ def test_one_seed_says_what_the_rows_show():
     base = pd.DataFrame({"example": list("pqrs"), "true_reward": [0.1, 0.3, 0.2, 0.2]})
     yard = yardsticks.base_of(frame, [found], METRIC, {trial: rows}, base)
     assert yard is not None and yard.says(found, str) == (
-        "On the held-out rows of one seed a is above the base (0.200): true reward +0.300 [0.170, 0.430]."
+        "On the held-out rows of one seed a is above the base (0.200): difference in true reward +0.300 [0.170, 0.430]."
     )
     other = yardsticks.base_of(frame, [found], METRIC, {trial: rows}, base.assign(example=list("wxyz")))
-    assert other is not None and "a is higher than the base (0.200): true reward +0.300." in other.says(found, str)
+    said = "a is higher than the base (0.200): difference in true reward +0.300."
+    assert other is not None and said in other.says(found, str)
 
 
 def test_an_accuracy_below_length_alone_is_said_by_whichever_side_wins():
@@ -149,7 +150,7 @@ def test_an_accuracy_below_length_alone_is_said_by_whichever_side_wins():
     yard = yardsticks.length_of(frame, [found], {str(found.frame["trial_id"].iloc[0]): table})
     assert yard is not None and yard.value == pytest.approx(5 / 6)
     said = yard.says(found, str)
-    assert "not told apart from length alone (0.833, shorter wins): preference accuracy -0.167 [" in said
+    assert "not told apart from length alone (0.833, shorter wins): difference in preference accuracy -0.167 [" in said
     gap = yard.verdicts["a"].interval  # differences 0, 0, 0 and -1, -1, 1 with a mean of -1/6: sums of residuals ±½
     assert gap.high is not None and gap.high - gap.mean == pytest.approx(12.7062 * math.sqrt(2 * 0.5) / 6, rel=1e-4)
 

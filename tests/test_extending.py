@@ -62,6 +62,18 @@ def test_what_is_wrong_is_said_with_its_place(sandbox, kind):
     assert words in shown.stdout.partition("WRONG")[2], shown.stdout
 
 
+def test_a_folder_without_yaml_or_with_one_that_is_none_is_told(sandbox):
+    (sandbox.cwd / "bare").mkdir()
+    shown = sandbox.run("validate", "--config-dir", "bare", quick=False)
+    assert shown.returncode == 2 and "nothing to validate there" in shown.stderr
+    for name, text in {"a": "_target_: [", "b": "_target_: harness.rewards.rules.Length"}.items():
+        (sandbox.cwd / "bare" / "reward").mkdir(exist_ok=True)
+        (sandbox.cwd / "bare" / "reward" / f"{name}.yaml").write_text(text)
+    shown = sandbox.run("validate", "--config-dir", "bare", quick=False)
+    assert shown.returncode == 2 and "Traceback" not in shown.stderr, shown.stderr
+    assert "WRONG reward=a" in shown.stdout and "is no YAML" in shown.stdout and "ok  reward=b" in shown.stdout
+
+
 def test_a_folder_that_is_not_there_is_refused(sandbox):
     shown = sandbox.run("validate", "--config-dir", "nowhere", quick=False)
     assert shown.returncode == 2 and "--config-dir" in shown.stderr

@@ -20,6 +20,7 @@ ORDER = (
     # Facts and small tools: nothing of the house, or only what stands before.
     "errors",
     "records",
+    "absences",
     "text",
     "streams",
     "patterns",

@@ -56,6 +56,10 @@ def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:
     own = ("model=hf", "task=preferences", "task.path=prefs.jsonl")
     cases = {
         "model.pad_token": (*own, "model.path=padless"),
+        "this data cannot make the embedded base model": ("task=preferences", "task.path=prefs.jsonl"),
+        "model=hf model.path=./short": ("task=preferences", "task.path=prefs.jsonl", "model=./short"),
+        "did you mean report?": ("repot",),
+        "leave -m out": ("-m", "algo=dpo,kto", "--cfg", "job"),
         "model.path": (*own, "model.path=./absent"),
         "task.path": ("model=hf", "model.path=short", "task=preferences", "task.path=absent.jsonl"),
         "labels: desirable only": (

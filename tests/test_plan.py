@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_built_says_at_which_layer(tmp_path, monkeypatch,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(broken))
     setup_of().model.tokenizer(None).save_pretrained(folder)
-    assert main(["plan", "model=hf", f"model.path={folder}", "eval=none", "train.max_length=64"]) == 0
+    assert main(["plan", "model=hf", f"model.path={folder}", "eval=none", "train.max_length=64"]) == 2
     shown = capsys.readouterr()
     path = "LlamaForCausalLM > LlamaModel > LlamaDecoderLayer 0 > LlamaMLP"
     assert f"cannot be built without weights: stopped in {path}" in shown.out

@@ -13,6 +13,7 @@ import pytest
 
 from harness import results, text
 from harness.errors import UserError
+from harness.report import uses
 from harness.report.command import main, price_of
 from harness.report.findings import find
 from harness.report.gather import write_report
@@ -214,11 +215,11 @@ def head_of(frame: pd.DataFrame) -> str:
 def test_the_head_names_the_best_the_cheapest_and_the_limits(study):
     assert head_of(study) == (
         "2 of 4 trials finished. On the held-out rows of one seed **grpo-qlora-b0.1-r16** is higher than the base "
-        "(0.125): true reward +0.375. On the held-out rows of one seed **grpo-qlora-b0.1-r16** is lower than length "
-        "alone (0.640, shorter wins): preference accuracy -0.015. Highest mean true reward: **grpo-qlora-b0.1-r16** "
-        "with 0.500 [0.449, 0.551]. The runner-up, **dpo-lora-b0.1-r16** (0.375 [0.324, 0.426]), is 0.125 behind; the "
-        "two were not compared row by row. Lowest peak memory: **dpo-lora-b0.1-r16** with 577 MB. Each recipe was "
-        "trained with one seed: no proof of a difference, since held-out rows say nothing of the luck of a seed. A "
+        "(0.125): difference in true reward +0.375. On the held-out rows of one seed **grpo-qlora-b0.1-r16** is "
+        "lower than length alone (0.640, shorter wins): difference in preference accuracy -0.015. Highest mean true "
+        "reward: **grpo-qlora-b0.1-r16** with 0.500 [0.449, 0.551]. The runner-up, **dpo-lora-b0.1-r16** (0.375 "
+        "[0.324, 0.426]), is 0.125 behind; the two were not compared row by row. Lowest peak memory: "
+        "**dpo-lora-b0.1-r16** with 577 MB. Each recipe was trained with one seed: no proof of a difference, since held-out rows say nothing of the luck of a seed. A "
         "second is missing."
     )
 
@@ -437,9 +438,23 @@ def test_another_metric_ranks_where_it_is_asked_for_and_has_a_column(study):
     assert "| trial | outcome | letters/exact_match |" in written and "Highest letters/exact match" in written
 
 
+def test_a_report_says_where_the_policy_is_and_why_figures_are_missing():
+    frame = trials(
+        {"folder": "outputs/s/t0", "params.train.save": "adapter", "eval/true_reward": 0.5},
+        {"folder": "outputs/s/t1", "params.train.save": "none", "eval/true_reward": 0.4},
+    ).assign(**{"absent.eval/win_rate": ["no judge was named", None], "absent.eval/ece": ["it has no choices"] * 2})
+    found = find(frame)
+    assert "is in `outputs/s/t0/artifacts/model`" in uses.policy(found.recipes)
+    assert uses.policy(found.recipes[1:]) == "" == uses.policy([])
+    title, lines = uses.absent(found.frame)
+    assert title == "## Not measured" and "- `ece`: it has no choices" in lines
+    assert "- `win_rate` (1 of 2 trials): no judge was named" in lines
+    assert uses.absent(frame.drop(columns=["absent.eval/win_rate", "absent.eval/ece"])) == []
+
+
 def test_a_metric_that_cannot_rank_is_refused_with_those_that_can(study, uri, tmp_path):
     for wrong in ("nonsense", "eval/length_only_accuracy", "memory/peak_mb"):
-        with pytest.raises(UserError, match="is no metric of a finished trial") as refused:
+        with pytest.raises(UserError, match="is no metric that can rank") as refused:
             main(["--sweep", "study", "--rank-by", wrong, "--tracking-uri", uri, "--out", str(tmp_path)])
         assert refused.value.key == "--rank-by" and "eval/true_reward" in str(refused.value.fix)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -159,6 +160,20 @@ def test_a_policy_is_saved_whole_or_not_at_all(tmp_path):
     whole.dies = False
     saved.save_whole(whole, tokenizer, target)
     assert [p.name for p in target.iterdir()] == ["model.safetensors"] and len(list(target.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("named", ["base", "owner/name"])
+def test_an_adapter_names_a_base_in_a_folder_by_its_whole_path(tmp_path, monkeypatch, named):
+    class Adapted:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir(parents=True)
+            (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    saved.save_whole(Adapted(), SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "model")
+    kept = json.loads((tmp_path / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert kept == (str(tmp_path / "base") if named == "base" else named)
 
 
 def test_merging_makes_no_second_copy_of_the_weights(tmp_path, cache, monkeypatch):

@@ -58,6 +58,10 @@ class Model(ABC):
         """What is wrong before anything is loaded; torch-free."""
         return []
 
+    def task_problems(self, task: Task) -> list[UserError]:
+        """Why this base cannot be had with such a task; empty where it can."""
+        return []
+
     @abstractmethod
     def tokenizer(self, source: Path | None) -> PreTrainedTokenizerBase:
         """The tokenizer, padding on the left."""

@@ -13,12 +13,11 @@ from harness import closure, identity
 from harness.errors import UserError
 from harness.loading import character_tokenizer, load_pretrained
 from harness.models.base import Model
+from harness.tasks.base import Task
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from harness.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,16 @@ class Tiny(Model):
                 "versions": identity.library_versions(),
             }
         )
+
+    def task_problems(self, task: Task) -> list[UserError]:
+        """The base is trained on rows that the task makes; data from a file makes none."""
+        if type(task).base_rows is not Task.base_rows:
+            return []
+        try:
+            task.base_rows(0)
+        except UserError as error:
+            return [error]
+        return []
 
     def configuration(self, source: Path | None = None) -> Any:
         """The transformers configuration."""

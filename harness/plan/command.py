@@ -26,7 +26,7 @@ IN_4_BITS = "the base is judged in 4 bits: unquantized it would not fit (eval.ba
 
 
 def main(argv: list[str]) -> int:
-    """Print the plan; 0 whether or not trials fit."""
+    """Print the plan; 0 whether or not trials fit, 2 where none can be predicted."""
     options = _options(argv)
     if options is None:
         return 0
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         print(shown, end="")
     for overrides, errors in sweep.invalid:
         say(f"skipped (invalid): {' '.join(overrides)}: {errors}")
-    return 0
+    return 0 if any(row.prediction is not None for row in rows) else 2
 
 
 def _template_problems(sweep: Sweep) -> list[UserError]:

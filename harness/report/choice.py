@@ -59,6 +59,10 @@ def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np
     return np.array([math.nan if (v := of(r)) is None else v for r in found])
 
 
+KEEP = "Keep the base"
+"""How the advice begins that no recipe is better than the base."""
+
+
 def bold(label: str) -> str:
     """A recipe's name in markdown, where it is data."""
     return f"**{text.escape(label)}**"
@@ -92,7 +96,7 @@ def sentences(
     said = [y.says(best, mark) for y in (base, length) if y is not None]
     above = base is None or (estimate is not None and estimate.mean > base.value)
     if not above and base is not None:
-        said.append(f"Keep the base: no recipe has a higher {words}.")
+        said.append(f"{KEEP}: no recipe has a higher {words}.")
     first = "Best" if base is None or base.beaten_by(best.label) else "Highest"
     said.append(f"{first} {words}: {mark(best.label)} with {interval(estimate)}.")
     if len(found) > 1:

@@ -79,6 +79,6 @@ def _known(frame: pd.DataFrame, name: str) -> str:
     known = rankable(frame)
     metric = name if name.startswith("eval/") else f"eval/{name}"
     if metric not in known:
-        rule = "is no metric of a finished trial of which more is better"
+        rule = "is no metric that can rank (of a finished trial, higher is better)"
         raise UserError(rule, key="--rank-by", value=name, fix=f"known: {', '.join(known) or 'none'}")
     return metric

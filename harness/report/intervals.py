@@ -20,7 +20,7 @@ SHARES = (
 )  # fmt: skip
 ENDS = ("", "_stderr", "_low", "_high")
 LEGEND = "Brackets hold 95 % intervals"
-SHORT_LEGEND = "±: half of the 95 % interval, its wider side"
+SHORT_LEGEND = "±: from the value to the farther end of its 95 % interval"
 
 
 def known(frame: pd.DataFrame, name: str) -> list[Any]:

@@ -73,7 +73,7 @@ QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 NOT_BETTER = (
     "preference_brier", "preference_ece", "ece", "brier", "perplexity", "word_perplexity", "byte_perplexity",
     "bits_per_byte", "declined_answerable", "repetition", "self_similarity", "kl_per_sequence", "kl_per_token",
-    "entropy_per_token", "preference_pairs", "length_only_accuracy",
+    "entropy_per_token", "preference_pairs", "length_only_accuracy", "chosen_logratio", "rejected_logratio",
 )  # fmt: skip
 """Figures of which more is worse, or says nothing (docs/metrics.md): they rank no recipe."""
 GOOD, BAD = dict.fromkeys(("finished", "reused"), "green"), dict.fromkeys(("failed", "diverged"), "red")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness import text
 from harness.records import PHASES
-from harness.report import choice, effects, forgetting, lenses, provenance, recipes
+from harness.report import choice, effects, forgetting, lenses, provenance, recipes, uses
 from harness.report.comparability import differences
 from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
@@ -33,7 +33,11 @@ SHOWN = 100
 """Trials that the tables show, the best first."""
 SAMPLE_ROWS = 8
 SAMPLE_CHARACTERS = 160
-QUALITY_WORDS = {"eval/true_reward": "mean true reward", "eval/preference_accuracy": "held-out preference accuracy"}
+QUALITY_WORDS = {
+    "eval/true_reward": "mean true reward",
+    "eval/preference_accuracy": "held-out preference accuracy",
+    "eval/correct": "share of correct completions",
+}
 MEMORY_COLUMNS = {**{p: f"memory/{p}_peak_mb" for p in PHASES}, "peak": "memory/peak_mb"}
 TIME_COLUMNS = {**{p: f"time/{p}_s" for p in PHASES}, "total": "time/total_s"}
 
@@ -82,6 +86,7 @@ def compose(material: Material) -> str:
     sections = [
         f"# {text.escape(material.title[:1].upper() + material.title[1:])}",
         summary(found),
+        uses.policy(found.recipes),
         *_warnings(differences(frame)),
         *recipes.section(
             found.recipes,
@@ -117,6 +122,7 @@ def compose(material: Material) -> str:
         *evaluations(rows, several),
         plot("reliability", "Confidence against how often it was right", "no reliability in this source"),
         *_samples(material),
+        *uses.absent(frame),
         *_unfinished(frame, material.rest),
         *provenance.data_card(material.card),
         *provenance.environment(frame, material.environment, material.source, material.command, material.again),
@@ -262,7 +268,9 @@ def _samples(material: Material) -> list[str]:
         [text.escape(prompt, SAMPLE_CHARACTERS), *(found.get((prompt, n), text.MISSING) for found in keyed.values())]
         for prompt, n in list(_by_prompt(first))[:SAMPLE_ROWS]
     ]
-    head = "Sampled completions of the same prompts, with their reward; ↵ is a line break, … where text was cut."
+    paid = any("reward" in table and table["reward"].notna().any() for table in columns.values())
+    reward = ", with their reward" if paid else ""
+    head = f"Sampled completions of the same prompts{reward}; ↵ is a line break, … where text was cut."
     return ["## Samples", head, text.table(["prompt", *columns], rows, left=1 + len(columns))]
 
 

@@ -47,7 +47,7 @@ class Yardstick:
         against = f"{self.words} ({text.number(self.value)}{f', {self.note}' if self.note else ''})"
         if found is None:
             return f"{name} was not compared with {against}."
-        gap = f"{what} {interval(found.interval, signed=True)}"
+        gap = f"difference in {what} {interval(found.interval, signed=True)}"
         over = text.count(found.seeds, "seed")
         if found.verdict is Verdict.ONE_SEED:
             return f"On the held-out rows of one seed {name} is {_side(found)} {against}: {gap}."

@@ -97,8 +97,9 @@ class Verifier(Reward):
                 "this data has no rule that scores a completion, so an online algorithm has no reward on it",
                 key="reward",
                 value="verifier",
-                fix="use an offline algorithm (algo=dpo, ipo or kto), or a task with verifiable answers "
-                "(task=gsm8k, task=arithmetic); runner.skip_invalid=true runs the valid rest of a sweep",
+                fix="reward=model trains a reward model on the data's pairs; or use an offline algorithm (algo=dpo, "
+                "ipo or kto), or a task with verifiable answers (task=problems, task=gsm8k, task=arithmetic); "
+                "runner.skip_invalid=true runs the valid rest of a sweep",
             )
         ]
 

@@ -1,0 +1,44 @@
+"""What a reader does next with a report: load the best policy, and understand what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import pandas as pd
+
+from harness import absences, text
+from harness.report.leaderboard import finished
+from harness.report.recipes import Recipe
+
+
+def policy(found: Sequence[Recipe]) -> str:
+    """Where the first recipe's policy is; nothing where none was kept, or a baseline alone was measured."""
+    if not found:
+        return ""
+    trial = found[0].frame.iloc[0]
+    folder, kept = trial.get("folder"), trial.get("params.train.save")
+    if not isinstance(folder, str) or kept not in ("adapter", "full") or trial.get("algo") == "none":
+        return ""
+    place = PurePath(folder) / "artifacts" / "model"
+    return (
+        f"The policy of {text.escape(found[0].label)} is in `{text.printable(str(place))}`; "
+        "its README.md says what it is and has the lines that load it."
+    )
+
+
+def absent(frame: pd.DataFrame) -> list[str]:
+    """What could not be measured, a line for each reason."""
+    done = finished(frame)
+    reasons: dict[str, dict[str, set[str]]] = {}
+    for row in done.to_dict("records"):
+        for name, why in absences.of_row({str(k): v for k, v in row.items()}).items():
+            reasons.setdefault(why, {}).setdefault(name.partition("/")[2], set()).add(str(row["trial_id"]))
+    if not reasons:
+        return []
+    lines = []
+    for why, names in reasons.items():
+        trials = set().union(*names.values())
+        whose = "" if len(trials) == len(done) else f" ({len(trials)} of {len(done)} trials)"
+        lines.append(f"- {', '.join(f'`{text.printable(n)}`' for n in sorted(names))}{whose}: {text.escape(why, 300)}")
+    return ["## Not measured", "\n".join(lines)]
