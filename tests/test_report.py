@@ -219,8 +219,8 @@ def test_the_head_names_the_best_the_cheapest_and_the_limits(study):
         "lower than length alone (0.640, shorter wins): difference in preference accuracy -0.015. Highest mean true "
         "reward: **grpo-qlora-b0.1-r16** with 0.500 [0.449, 0.551]. The runner-up, **dpo-lora-b0.1-r16** (0.375 "
         "[0.324, 0.426]), is 0.125 behind; the two were not compared row by row. Lowest peak memory: "
-        "**dpo-lora-b0.1-r16** with 577 MB. Each recipe was trained with one seed: no proof of a difference, since held-out rows say nothing of the luck of a seed. A "
-        "second is missing."
+        "**dpo-lora-b0.1-r16** with 577 MB. Each recipe was trained with one seed: no proof of a difference, since "
+        "held-out rows say nothing of the luck of a seed. A second is missing."
     )
 
 
