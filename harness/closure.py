@@ -30,6 +30,7 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.keys": "makes keys",
     "harness.identity": "makes keys, and records the environment",
     "harness.preload": "imports ahead of trials",
+    "harness.streams": "where what is printed goes",
     "harness.collector": "when cycles are searched for",
     "harness.behaviour": "runs beside a trial, on toys; its figures are kept by the code that they come from",
     "harness.fingerprint": "compares such figures",

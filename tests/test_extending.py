@@ -62,6 +62,7 @@ def test_what_is_wrong_is_said_with_its_place(sandbox, kind):
     assert words in shown.stdout.partition("WRONG")[2], shown.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_without_yaml_or_with_one_that_is_none_is_told(sandbox):
     (sandbox.cwd / "bare").mkdir()
     shown = sandbox.run("validate", "--config-dir", "bare", quick=False)
