@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from harness.errors import Diverged
 from harness.journal import Journal
 from harness.meter import Meter
+from harness.training import UNKNOWN_STEPS
 
 SKIPPED = (
     "num_tokens",  # what it counts differs between TRL's trainers; the meter's means one thing
@@ -22,6 +23,8 @@ SKIPPED = (
     "train_loss",
 )
 
+WITHIN_S = 5.0
+"""Seconds after which progress within a step is told."""
 WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
 
 
@@ -32,10 +35,22 @@ class JournalCallback(TrainerCallback):
         """Write to ``journal``; ``learning_rate`` is named where training diverges."""
         self.journal, self.meter, self.learning_rate = journal, meter, learning_rate
         self._progress_at = 0.0
+        self._part = 0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Progress within a step, which takes minutes where a large batch is made of many small ones."""
+        self._part += 1
+        now = time.monotonic()
+        if now - self._progress_at >= WITHIN_S:
+            self._progress_at = now
+            done = state.global_step + min(0.99, self._part / args.gradient_accumulation_steps)
+            known = state.global_step or state.max_steps < UNKNOWN_STEPS
+            total = self.meter.expected(state.global_step, state.max_steps) if known else None
+            self.journal.write("progress", what="train", step=round(done, 2), total=total)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Progress at most twice a second; the last step is always logged."""
-        now = time.monotonic()
+        now, self._part = time.monotonic(), 0
         if now - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
             self._progress_at = now
             total = self.meter.expected(state.global_step, state.max_steps)

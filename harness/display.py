@@ -37,9 +37,11 @@ class Display:
         self.started = self._last = time.monotonic()
         self._phase = ""
         self._drawn = 0.0
-        self._paced, self._first = "", (0, 0.0)
+        self._paced, self._first = "", (0.0, 0.0)
 
-    def update(self, phase: str, step: int | None, total: int | None, memory_mb: float | None, what: str = "") -> None:
+    def update(
+        self, phase: str, step: float | None, total: int | None, memory_mb: float | None, what: str = ""
+    ) -> None:
         """Show the present state; cheap enough to be called ten times a second."""
         now = time.monotonic()
         text = self._text(phase, step, total, memory_mb, what)
@@ -65,7 +67,7 @@ class Display:
         """The trial's last line."""
         self.say(f"{self.label} · {text}")
 
-    def _pace(self, of: str, step: int, total: int) -> list[str]:
+    def _pace(self, of: str, step: float, total: int) -> list[str]:
         """How fast it goes and how long it will go on, by the steps since it began."""
         now = time.monotonic()
         if of != self._paced or step < self._first[0]:
@@ -77,10 +79,10 @@ class Display:
         left = [f"{spell((total - step) / rate)} left"] if step < total else []
         return [f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each", *left]
 
-    def _text(self, phase: str, step: int | None, total: int | None, memory_mb: float | None, what: str) -> str:
+    def _text(self, phase: str, step: float | None, total: int | None, memory_mb: float | None, what: str) -> str:
         parts = [self.label, f"{phase}{f' ({what})' if what else ''}"]
         if step is not None and total:
-            parts.append(f"step {step:,}/{total:,}")
+            parts.append(f"step {step:,.4g}/{total:,}" if step % 1 else f"step {int(step):,}/{total:,}")
             parts += self._pace(f"{phase} {what}", step, total)
         if memory_mb is not None:
             parts.append(f"{memory_mb:,.0f} MB")

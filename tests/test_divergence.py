@@ -15,6 +15,7 @@ from harness.config import build
 from harness.errors import Diverged, UserErrors
 from harness.outcome import decide
 from harness.records import Event, Outcome
+from harness.training import UNKNOWN_STEPS
 from tests.conftest import QUICK
 from tests.inside import tell
 from tests.toys import build_model, conversational_rows, write_jsonl
@@ -42,6 +43,25 @@ def callback() -> JournalCallback:
     journal: Any = SimpleNamespace(write=lambda *_, **__: None)
     meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
     return JournalCallback(journal, meter, 0.5)
+
+
+def test_progress_is_told_within_a_step_of_many_micro_batches(monkeypatch):
+    told: list[tuple[float, int | None]] = []
+    journal: Any = SimpleNamespace(write=lambda kind, **e: told.append((e["step"], e["total"])))
+    meter: Any = SimpleNamespace(spent={}, expected=lambda step, planned: planned)
+    one, now = JournalCallback(journal, meter), iter(range(0, 1000, 3))
+    monkeypatch.setattr("harness.callback.time.monotonic", lambda: 100.0 + next(now))
+    arguments = SimpleNamespace(gradient_accumulation_steps=4)
+    for step in range(2):
+        state = SimpleNamespace(global_step=step, max_steps=9)
+        for _ in range(3):
+            one.on_substep_end(arguments, state, None)
+        one.on_step_end(arguments, SimpleNamespace(global_step=step + 1, max_steps=9), None)
+    assert told == [(0.25, 9), (0.75, 9), (1, 9), (1.5, 9), (2, 9)]  # within a step every five seconds
+    told.clear()
+    one.on_substep_end(arguments, SimpleNamespace(global_step=0, max_steps=UNKNOWN_STEPS), None)
+    one.on_substep_end(arguments, SimpleNamespace(global_step=0, max_steps=UNKNOWN_STEPS), None)
+    assert told[-1][1] is None
 
 
 @pytest.mark.parametrize("logs", [{"loss": float("nan")}, {"loss": 0.1, "grad_norm": float("inf")}])
