@@ -59,6 +59,17 @@ def test_the_interval_is_that_of_two_means_with_a_pooled_spread():
     assert found.outcome is Outcome.REGRESSED and found.fails and found.seeds == (6, 3)
 
 
+def test_a_base_that_measures_otherwise_is_told_and_judged_all_the_same():
+    before = record(0.7, 0.71, 0.72, of_base={REWARD: 0.141})
+    for now, told in ((0.122, True), (0.143, False)):
+        after = record(0.7, 0.71, 0.72, of_base={REWARD: now})
+        found = decide({"dpo": before}, {"dpo": after}, policy(absolute=0.05))
+        said = [f.note for f in found if f.outcome is Outcome.CHANGED]
+        assert bool(said) is told, said
+        assert not told or f"{REWARD} 0.141 → 0.122" in said[0]
+        assert any(f.metric == REWARD for f in found) and not any(f.fails for f in found)
+
+
 def test_false_alarms_are_shared_out_over_all_metrics_and_recipes():
     alone = decided(record(*STEADY), record(*STEADY), policy(false_alarms=0.04))
     two = {name: record(*STEADY) for name in ("dpo", "kto")}

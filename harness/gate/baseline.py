@@ -36,6 +36,7 @@ class Record:
         seeds: in the order of the values.
         metrics: name -> a value per seed.
         fingerprints: how its evaluators and its base behave on a fixture; a baseline of before there were any has none.
+        of_base: metric -> what the base itself had before training, where all seeds were held to the same one.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -46,6 +47,7 @@ class Record:
     seeds: list[int]
     metrics: dict[str, list[float]]
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    of_base: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,18 @@ def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
         seeds=[int(seed) for seed in rows["seed"]],
         metrics=values,
         fingerprints=_fingerprints(rows),
+        of_base=_of_base(rows, metrics),
     )
+
+
+def _of_base(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
+    """The base's own figures of the metrics, which is one base where all seeds have the same."""
+    found = {}
+    for name in metrics:
+        values = set(known(rows, name.replace("eval/", "baseline/", 1))) if name.startswith("eval/") else set()
+        if len(values) == 1 and math.isfinite(value := float(values.pop())):
+            found[name] = _rounded(value)
+    return found
 
 
 def _fingerprints(rows: pd.DataFrame) -> dict[str, Fingerprint]:

@@ -111,6 +111,8 @@ def decide(
     return found
 
 
+SAME_BASE = 0.005
+"""By how much a figure of one base may differ, since the last digits of two processors tip a sample here and there."""
 BEHAVES = {"evaluators": fingerprint.JUDGING, "base": fingerprint.BASE}
 """Digests that hold code -> the fingerprints that tell whether other code does the same."""
 
@@ -172,8 +174,11 @@ def _of_recipe(
     if compared.obstacles:
         return [*found, Finding(label, None, Outcome.NOT_COMPARABLE, "; ".join(compared.obstacles), fails=True)]
     found += [Finding(label, None, Outcome.SKIPPED, note) for note in compared.notes]
-    if note := changed(before, after):
-        found.append(Finding(label, None, Outcome.CHANGED, note))
+    found += [
+        Finding(label, None, Outcome.CHANGED, note)
+        for note in (changed(before, after), other_base(before, after))
+        if note
+    ]
     for name, rule in policy.metrics.items():
         if not rule.concerns(label):
             continue
@@ -190,6 +195,21 @@ def _of_recipe(
         else:
             found.append(_decided(label, name, rule, before.metrics[name], after.metrics[name], policy, alpha))
     return found
+
+
+def other_base(before: Record, after: Record) -> str | None:
+    """What says that the two were not trained from the same base, though its recipe is the same: its own figures."""
+    moved = [
+        f"{name} {was:.4g} → {now:.4g}"
+        for name, was in before.of_base.items()
+        if (now := after.of_base.get(name)) is not None and abs(now - was) > SAME_BASE
+    ]
+    if not moved:
+        return None
+    return (
+        f"the base itself measures otherwise before training ({', '.join(moved)}): another processor or other "
+        "versions make another base of the same recipe; a baseline of this machine tells a recipe's change from it"
+    )
 
 
 def _skipped(rule: Rule, before: Record, after: Record) -> str | None:
