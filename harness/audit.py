@@ -177,7 +177,7 @@ def few_prompts(data: TaskData, split: str) -> list[str]:
             why = " (a limit of rows on a file that is sorted by prompt leaves few)" if distinct < len(rows) else ""
             said = (
                 f"have {distinct} different prompts, and prompts are what intervals count: they will be wide{why} "
-                "(fix: task.held_out=0.3, or a file of their own: task.eval_path=FILE)"
+                "(fix: a larger task.held_out, or held-out data of their own)"
             )
             found[said] = (
                 f"{found[said]} and the {len(rows):,} {kind}" if said in found else f"{len(rows):,} held-out {kind}"

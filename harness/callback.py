@@ -40,23 +40,23 @@ class JournalCallback(TrainerCallback):
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Progress within a step, which takes minutes where a large batch is made of many small ones."""
         self._part += 1
-        now = time.monotonic()
-        if now - self._progress_at >= WITHIN_S:
-            self._progress_at = now
-            done = state.global_step + min(0.99, self._part / args.gradient_accumulation_steps)
-            known = state.global_step or state.max_steps < UNKNOWN_STEPS
-            total = self.meter.expected(state.global_step, state.max_steps) if known else None
-            self.journal.write("progress", what="train", step=round(done, 2), total=total)
+        if time.monotonic() - self._progress_at >= WITHIN_S:
+            part = min(0.99, self._part / args.gradient_accumulation_steps)
+            self._tell(round(state.global_step + part, 2), state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Progress at most twice a second; the last step is always logged."""
-        now, self._part = time.monotonic(), 0
-        if now - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
-            self._progress_at = now
-            total = self.meter.expected(state.global_step, state.max_steps)
-            self.journal.write("progress", what="train", step=state.global_step, total=total)
+        self._part = 0
+        if time.monotonic() - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
+            self._tell(state.global_step, state)
         if state.global_step == state.max_steps:
             control.should_log = True
+
+    def _tell(self, step: float, state: Any) -> None:
+        self._progress_at = time.monotonic()
+        known = state.global_step or state.max_steps < UNKNOWN_STEPS
+        total = self.meter.expected(state.global_step, state.max_steps) if known else None
+        self.journal.write("progress", what="train", step=step, total=total)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """One point of every series.

@@ -29,18 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sync": ("harness.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }
-INFO_FLAGS = {
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-}
+OF_ONE_TRIAL = {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+INFO_FLAGS = {"--help", "-h", "--hydra-help", "--version", *OF_ONE_TRIAL}
 
 HELP = """\
 Decide how to align a language model: sweep over algorithm, adapter, beta and rank.
@@ -123,7 +113,7 @@ def _hydra_info(arguments: list[str]) -> int:
     if _asks_help(arguments):
         commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
         arguments = [*arguments, f"hydra.help.template='{_escaped(HELP.format(commands=commands))}'"]
-    asked = sorted(_flags(arguments) & {"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+    asked = sorted(_flags(arguments) & OF_ONE_TRIAL)
     if asked and {"-m", "--multirun"} & _flags(arguments):
         fix = "leave -m out: name one value for each key"
         raise UserError("shows the configuration of one trial, and not of a sweep", key=asked[0], value="-m", fix=fix)

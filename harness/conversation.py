@@ -149,6 +149,12 @@ def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     return _split(tokenizer, rows, SIDES)
 
 
+def encode_sides(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, completion ids) of preference rows: of all chosen sides, then of all rejected ones."""
+    found = encode_pairs(tokenizer, rows)
+    return [one for side in SIDES for one in zip(found["prompt_ids"], found[f"{side}_ids"], strict=True)]
+
+
 def _split(tokenizer: Any, rows: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, list[list[int]]]:
     if is_conversational(rows):
         wholes = {side: _of_conversations(tokenizer, [row["prompt"] + row[side] for row in rows]) for side in sides}

@@ -102,14 +102,14 @@ def model_findings(path: str, overrides: list[str]) -> list[Finding]:
 
 def _described(plain: dict[str, Any]) -> str:
     """Architecture, context, template and ends of the model of a composed configuration."""
-    from harness.cache import cache_dir
     from harness.conversation import style_of
+    from harness.data import cache_of
     from harness.models import context_length
     from harness.models.making import source_of
     from harness.trial import assemble
 
     setup = assemble(plain)
-    source = source_of(setup.model, Cache(cache_dir(plain)))
+    source = source_of(setup.model, cache_of(setup))
     tokenizer: Any = setup.model.tokenizer(source)
     config = setup.model.configuration(source)
     stops = ", ".join(repr(tokenizer.decode([i])) for i in setup.model.stops(tokenizer, config, source))

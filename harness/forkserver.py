@@ -62,6 +62,37 @@ def start(target: Callable[..., None], *args: Any, name: str) -> Any:
     return process
 
 
+class Ended(Exception):
+    """A process ended without an answer, with ``code``."""
+
+    def __init__(self, code: int | None):
+        """Keep the exit code."""
+        super().__init__(f"its process ended with code {code}")
+        self.code = code
+
+
+def asked(target: Callable[..., None], *args: Any, name: str, tries: int = 1) -> Any:
+    """What a process that runs ``target(sender, *args)`` sends; waits for it.
+
+    Raises:
+        Ended: none of ``tries`` processes sent anything; of the last one.
+    """
+    for _ in range(tries - 1):
+        with suppress(Ended):
+            return asked(target, *args, name=name)
+    receiver, sender = context().Pipe(duplex=False)
+    process = start(target, sender, *args, name=name)
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise Ended(process.exitcode) from None
+    finally:
+        receiver.close()
+        process.join()
+
+
 def end_group(process: Any, *, grace_s: float = 0.0) -> None:
     """Kill a trial's process and its children, and wait for it."""
     for sig in (signal.SIGTERM, signal.SIGKILL) if grace_s else (signal.SIGKILL,):

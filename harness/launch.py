@@ -308,9 +308,10 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     if said := markdown.advice(found):
         print("\nadvice:  " + " ".join(said))
     if found.recipes:
-        kept = any(line.startswith(choice.KEEP) for line in said)
-        note = "not shown to be better than the base; the first of the table" if kept else "the first of the table"
-        print(way_to(folder / str(found.recipes[0].frame.iloc[0]["trial_id"]), note), end="")
+        first, note = found.recipes[0], "the first of the table"
+        if found.metric is not None and not choice.is_above(first, found.metric, found.base):
+            note = f"not shown to be better than the base; {note}"
+        print(way_to(folder / str(first.frame.iloc[0]["trial_id"]), note), end="")
 
 
 def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:

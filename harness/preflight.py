@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.cache import Cache, cache_dir
+from harness.cache import Cache
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
 from harness.preload import gpu_visible
@@ -43,30 +43,12 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
     from harness import forkserver
 
     plains = [json.dumps(dict(p.setup.plain)) for p in asked]
-    answers, code = None, None
-    for _ in range(2):  # its server may have been killed, or the machine short of memory for a moment
-        receiver, sender = forkserver.context().Pipe(duplex=False)
-        process = forkserver.start(_main, sender, plains, name="preflight")
-        sender.close()
-        try:
-            answers = receiver.recv()
-            break
-        except EOFError:
-            continue
-        finally:
-            receiver.close()
-            process.join()
-            code = process.exitcode
-    if answers is None:
-        raise UserErrors(
-            [
-                UserError(
-                    f"the process that looks at models and data ended with code {code}",
-                    key="model",
-                    fix="-9 is mostly a lack of memory; look for what is very large in the model's folder",
-                )
-            ]
-        )
+    try:  # twice: its server may have been killed, or the machine short of memory for a moment
+        answers = forkserver.asked(_main, plains, name="preflight", tries=2)
+    except forkserver.Ended as ended:
+        rule = f"the process that looks at models and data ended with code {ended.code}"
+        fix = "-9 is mostly a lack of memory; look for what is very large in the model's folder"
+        raise UserErrors([UserError(rule, key="model", fix=fix)]) from None
     return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
 
 
@@ -105,13 +87,14 @@ def _main(sender: Any, plains: list[str]) -> None:
 
 def find_problems(plain: dict[str, Any]) -> list[UserError]:
     """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
+    from harness.data import cache_of
     from harness.models.making import source_of
     from harness.trial import assemble, check_data
 
     try:
         setup = assemble(plain)
         data = check_data(setup)
-        cache = Cache(cache_dir(plain))
+        cache = cache_of(setup)
         source = source_of(setup.model, cache)
         config = setup.model.configuration(source)
         tokenizer = setup.model.tokenizer(source)

@@ -254,7 +254,7 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
     for name, one in result.fingerprints.items():
         row[fingerprint.COLUMN + name] = fingerprint.as_text(fingerprint.Fingerprint(**one))
-    row.update({absences.COLUMN + name: why for name, why in absences.told(events).items()})
+    row.update({absences.COLUMN + name: why for name, why in absences.told(journal.latest_attempt(events)).items()})
     return {**row, "folder": str(folder), **result.metrics}
 
 

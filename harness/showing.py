@@ -43,9 +43,8 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     import transformers
 
     from harness.audit import card
-    from harness.cache import Cache, cache_dir
     from harness.config import compose, hydra_config
-    from harness.data import ALLOWED, audited, load_data, looked_at
+    from harness.data import ALLOWED, audited, cache_of, load_data, looked_at
     from harness.models.making import source_of
     from harness.trial import assemble, style_for
 
@@ -53,7 +52,7 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     with hydra_config([config_dir] if config_dir else []):
         plain = compose(["sweep=data", *overrides])
     setup = assemble(plain)
-    cache = Cache(cache_dir(plain))
+    cache = cache_of(setup)
     data = load_data(setup.task, cache)
     source = source_of(setup.model, cache)
     tokenizer = setup.model.tokenizer(source)

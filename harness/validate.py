@@ -35,13 +35,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="a trial or a sweep; plugins=[...] alone goes with every YAML")
     options = parser.parse_intermixed_args(argv)
     folders = [options.config_dir] if options.config_dir else []
-    if folders and not Path(folders[0]).is_dir():
-        raise UserError(
-            "is no folder",
-            key="--config-dir",
-            value=folders[0],
-            fix="name the folder that holds algo/, task/ or others",
-        )
     if not all(o.startswith("plugins=") for o in options.overrides):
         from harness.sweep import named, plan_sweep
 
@@ -56,27 +49,29 @@ def main(argv: list[str]) -> int:
 
 def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
     """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
-    wrong, roots = 0, [Path(folder) for folder in folders] or [conf_dir()]
-    if not any(True for root in roots for _ in options_of(root)):
+    with hydra_config(folders):  # which knows whether they are there
+        roots = [Path(folder) for folder in folders] or [conf_dir()]
+        found = [(root, group, option) for root in roots for group, option in options_of(root)]
+    if not found:
         fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
         raise UserError("nothing to validate there", key="--config-dir", value=str(roots[0]), fix=fix)
-    for root in roots:
-        for group, option in options_of(root):
-            try:
-                _built(group, option, root, folders, plugins)
-                tried = _tried(group, option, root, folders, plugins) if folders else ""
-                print(f"ok  {group}={option}{tried}", flush=True)
-            except UserErrors as errors:
-                # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
-                serious = [e for e in errors.errors if folders or e.key not in COMBINED]
-                wrong += bool(serious)
-                print(
-                    f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious),
-                    flush=True,
-                )
-            except UserError as error:
-                wrong += 1
-                print(f"WRONG {group}={option}\n    {error}", flush=True)
+    wrong = 0
+    for root, group, option in found:
+        try:
+            _built(group, option, root, folders, plugins)
+            tried = _tried(group, option, root, folders, plugins) if folders else ""
+            print(f"ok  {group}={option}{tried}", flush=True)
+        except UserErrors as errors:
+            # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
+            serious = [e for e in errors.errors if folders or e.key not in COMBINED]
+            wrong += bool(serious)
+            print(
+                f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious),
+                flush=True,
+            )
+        except UserError as error:
+            wrong += 1
+            print(f"WRONG {group}={option}\n    {error}", flush=True)
     print(f"{wrong} wrong" if wrong else "all sound")
     return 2 if wrong else 0
 
@@ -138,16 +133,10 @@ def _on_toys(plain: dict[str, Any], name: str) -> str:
     """In a child: what went wrong when the evaluator looked at toy models; empty where nothing did."""
     from harness import forkserver
 
-    receiver, sender = forkserver.context().Pipe(duplex=False)
-    process = forkserver.start(_evaluate, sender, json.dumps(plain), name, name="validate")
-    sender.close()
     try:
-        return receiver.recv()
-    except EOFError:
-        return f"its process ended with code {process.exitcode}"
-    finally:
-        receiver.close()
-        process.join()
+        return forkserver.asked(_evaluate, json.dumps(plain), name, name="validate")
+    except forkserver.Ended as ended:
+        return str(ended)
 
 
 def _evaluate(sender: Any, text: str, name: str) -> None:

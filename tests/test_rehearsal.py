@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from harness.conversation import Style
 from harness.loading import character_tokenizer
 from harness.precision import place_on
 from harness.rehearsal import standins
+from harness.rehearsal.judging import heaviest
 from harness.rehearsal.rows import lengthened, longest
 from harness.rehearsal.step import Scene, rehearse, shortened
 from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
@@ -265,6 +267,14 @@ def test_a_long_accumulation_becomes_a_short_one_and_a_rollout_keeps_its_size():
     algo, train = shortened(setup, check_data(setup))
     assert (train.batch_size, train.steps) == (16, 1)
     assert algo.rollout(train).prompts == setup.algo.rollout(setup.train).prompts
+
+
+def test_of_the_batches_of_scoring_the_one_of_most_tokens_is_rehearsed(monkeypatch):
+    monkeypatch.setattr("harness.evaluators.scoring.MOST_LOGITS", 2_000)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=1))
+    context: Any = SimpleNamespace(model=SimpleNamespace(config=config), max_length=1_024, batch_size=64)
+    scored = [([0] * n, [0]) for n in (1_199, 989, 979)]  # the longest is cut, and alone: two of 990 do fit
+    assert sorted(len(prompt) + 1 for prompt, _ in heaviest(context, scored)) == [980, 990]
 
 
 def test_a_batch_is_lengthened_to_the_limit():

@@ -449,6 +449,8 @@ def test_a_report_says_where_the_policy_is_and_why_figures_are_missing():
     title, lines = uses.absent(found.frame)
     assert title == "## Not measured" and "- `ece`: it has no choices" in lines
     assert "- `win_rate` (1 of 2 trials): no judge was named" in lines
+    measured = found.frame.assign(**{"eval/ece": [0.1, float("nan")]})  # of one, by a later attempt
+    assert "- `ece` (1 of 2 trials): it has no choices" in uses.absent(measured)[1]
     assert uses.absent(frame.drop(columns=["absent.eval/win_rate", "absent.eval/ece"])) == []
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from harness.conversation import SIDES, encode_pairs, prompt_ids
+from harness.conversation import encode_sides, prompt_ids
 from harness.errors import Diverged
 from harness.evaluators.base import EvalContext
 from harness.forecast import clustered_error, share
@@ -51,8 +51,7 @@ def pair_log_probs(context: EvalContext) -> PairLogProbs:
 
 def _score_pairs(context: EvalContext) -> PairLogProbs:
     pairs = context.rows(context.data.eval_pairs[context.split])
-    found = encode_pairs(context.tokenizer, pairs)
-    sides = [s for side in SIDES for s in zip(found["prompt_ids"], found[f"{side}_ids"], strict=True)]
+    sides = encode_sides(context.tokenizer, pairs)
     truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
     sums, counts = _finite(context, *completion_log_probs(context, sides))
     n = len(pairs)
@@ -78,7 +77,7 @@ def completion_log_probs(
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     counts = torch.zeros(len(sequences), dtype=torch.long)
     done = 0
-    for chosen in _batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
+    for chosen in batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
         rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
         picked = _token_log_probs(context, rows)
         for row, index in enumerate(chosen):
@@ -118,8 +117,8 @@ def rows_at_once(context: EvalContext, width: int) -> int:
     return max(1, min(context.batch_size, MOST_LOGITS // (width * vocabulary)))
 
 
-def _batches(context: EvalContext, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of sequences, shortest first, in batches whose longest row fits with all others."""
+def batches(context: EvalContext, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of sequences, shortest first, in batches whose longest row (the last) fits with all others."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and len(batch) >= rows_at_once(context, min(lengths[index], context.max_length)):

@@ -15,7 +15,7 @@ import pandas as pd
 from harness import fingerprint
 from harness.errors import UserError
 from harness.fingerprint import Fingerprint
-from harness.report.leaderboard import known
+from harness.report.intervals import known, shared_value
 from harness.report.recipes import Recipe, recipes
 
 SCHEMA_VERSION = 1
@@ -109,12 +109,10 @@ def _record(recipe: Recipe, metrics: Sequence[str]) -> Record:
 
 def _of_base(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
     """The base's own figures of the metrics, which is one base where all seeds have the same."""
-    found = {}
-    for name in metrics:
-        values = set(known(rows, name.replace("eval/", "baseline/", 1))) if name.startswith("eval/") else set()
-        if len(values) == 1 and math.isfinite(value := float(values.pop())):
-            found[name] = _rounded(value)
-    return found
+    values = {
+        name: shared_value(rows, name.replace("eval/", "baseline/", 1)) for name in metrics if name.startswith("eval/")
+    }
+    return {name: _rounded(value) for name, value in values.items() if value is not None}
 
 
 def _fingerprints(rows: pd.DataFrame) -> dict[str, Fingerprint]:

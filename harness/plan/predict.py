@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import closure, forkserver, identity
-from harness.cache import Cache, cache_dir
 from harness.data import cache_of, load_data
 from harness.errors import UserError
 from harness.models import Tiny
@@ -106,7 +105,7 @@ def predict(
     """
     if not setups:
         return []
-    cache = Cache(cache_dir(setups[0].plain))
+    cache = cache_of(setups[0])
     asked = [inputs(setup, target.of(setup)) for setup in setups]
     keys = [identity.digest(one) for one in asked]
     found: dict[str, Prediction | UserError] = {}

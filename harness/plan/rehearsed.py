@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.cache import Cache, cache_dir
-from harness.data import usable
+from harness.data import cache_of, usable
 from harness.models.making import source_of
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.precision import place_on
@@ -29,7 +28,7 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     setup = assemble(plain)
     data = check_data(setup)
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=target.cuda)
-    cache = Cache(cache_dir(plain))
+    cache = cache_of(setup)
     source = source_of(setup.model, cache)
     config = setup.model.configuration(source)
     model = skeleton(config, setup.model)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from harness.conversation import SIDES, encode_pairs, prompt_ids
-from harness.evaluators.scoring import completion_log_probs, rows_at_once
+from harness.conversation import encode_sides, prompt_ids
+from harness.evaluators.base import EvalContext
+from harness.evaluators.scoring import batches, completion_log_probs
 from harness.generation import own_distribution, rows_within_cache, sampling_config
 from harness.ground import context_of
 from harness.precision import Place, computing
@@ -28,8 +29,7 @@ def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill:
     settings, split = setup.eval, setup.eval.split
     if not settings.active:
         return [], []
-    found = encode_pairs(tokenizer, rows(data.eval_pairs.get(split, ())))
-    pairs = [s for side in SIDES for s in zip(found["prompt_ids"], found[f"{side}_ids"], strict=True)]
+    pairs = encode_sides(tokenizer, rows(data.eval_pairs.get(split, ())))
     prompts = prompt_ids(tokenizer, [row["prompt"] for row in rows(data.eval_prompts.get(split, ()))])
     scored = pairs + [(ids, [tokenizer.eos_token_id] * settings.max_completion_length) for ids in prompts]
     if fill:
@@ -57,8 +57,7 @@ def judge(
     settings = setup.eval
     if scored:
         context = context_of(setup, model, tokenizer, TaskData(), rows, place)
-        longest = min(max(len(p) + len(c) for p, c in scored), settings.max_length)
-        completion_log_probs(context, scored[: rows_at_once(context, longest)])
+        completion_log_probs(context, heaviest(context, scored))
     if prompts:
         width = max(map(len, prompts))
         longest, wide = width + settings.max_completion_length, place.precision != "bf16"
@@ -73,6 +72,13 @@ def judge(
         arithmetic = computing(place.device, place.precision)
         with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), ends:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+
+
+def heaviest(context: EvalContext, scored: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
+    """Of the batches in which sequences are scored the one of most tokens; that of the longest may have few rows."""
+    lengths = [min(len(prompt) + len(completion), context.max_length) for prompt, completion in scored]
+    chosen = max(batches(context, lengths), key=lambda batch: len(batch) * lengths[batch[-1]])
+    return [scored[i] for i in chosen]
 
 
 def score(setup: Setup, reward: Any, scene: Any, tracker: Any) -> None:

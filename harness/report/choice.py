@@ -59,10 +59,6 @@ def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np
     return np.array([math.nan if (v := of(r)) is None else v for r in found])
 
 
-KEEP = "Keep the base"
-"""How the advice begins that no recipe is better than the base."""
-
-
 def bold(label: str) -> str:
     """A recipe's name in markdown, where it is data."""
     return f"**{text.escape(label)}**"
@@ -94,15 +90,21 @@ def sentences(
     best = _shown_best(found, base)
     estimate = best.estimate(metric)
     said = [y.says(best, mark) for y in (base, length) if y is not None]
-    above = base is None or (estimate is not None and estimate.mean > base.value)
-    if not above and base is not None:
-        said.append(f"{KEEP}: no recipe has a higher {words}.")
+    above = is_above(best, metric, base)
+    if not above:
+        said.append(f"Keep the base: no recipe has a higher {words}.")
     first = "Best" if base is None or base.beaten_by(best.label) else "Highest"
     said.append(f"{first} {words}: {mark(best.label)} with {interval(estimate)}.")
     if len(found) > 1:
         said += [_cheapest(found, verdicts, mark)] if above and best is found[0] else []
         said += [_worst(found, metric, verdicts, None if base is None else base.value, mark)]
     return [s for s in said if s]
+
+
+def is_above(best: Recipe, metric: str, base: Yardstick | None) -> bool:
+    """Whether a recipe's mean is above the base, where there is one."""
+    estimate = best.estimate(metric)
+    return base is None or (estimate is not None and estimate.mean > base.value)
 
 
 def _shown_best(found: Sequence[Recipe], base: Yardstick | None) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import PurePath
 import pandas as pd
 
 from harness import absences, text
+from harness.report.intervals import value_of
 from harness.report.leaderboard import finished
 from harness.report.recipes import Recipe
 
@@ -33,6 +34,8 @@ def absent(frame: pd.DataFrame) -> list[str]:
     reasons: dict[str, dict[str, set[str]]] = {}
     for row in done.to_dict("records"):
         for name, why in absences.of_row({str(k): v for k, v in row.items()}).items():
+            if value_of(row, name) is not None:
+                continue  # a later attempt has measured it
             reasons.setdefault(why, {}).setdefault(name.partition("/")[2], set()).add(str(row["trial_id"]))
     if not reasons:
         return []

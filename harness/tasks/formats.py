@@ -46,18 +46,13 @@ ALONE = (CONVERSATIONS, INSTRUCTIONS, OUTPUTS, RESPONSES, RATINGS, RANKS, CHOICE
 
 
 def marks_of(sides: tuple[str, str]) -> list[tuple[str, str]]:
-    """Pairs of columns that may hold a number for each side."""
-    ends = [side.removeprefix(stem_of(side)) for side in sides]
+    """Pairs of columns that may hold a number for each side; its last character tells a side from the other."""
+    ends = [side[-1] for side in sides]
     found = []
     for mark in MARKS:
         found += [(f"{mark}{ends[0]}", f"{mark}{ends[1]}"), (f"{mark}_{ends[0]}", f"{mark}_{ends[1]}")]
         found += [(f"{sides[0]}_{mark}", f"{sides[1]}_{mark}")]
     return found
-
-
-def stem_of(side: str) -> str:
-    """A side's column without the letter or number that tells it from the other."""
-    return side[:-1]
 
 
 KNOWN = frozenset(
@@ -299,7 +294,7 @@ def _choose(row: dict[str, Any], sides: tuple[str, str], for_first: float) -> No
 
 def _compared(sides: tuple[str, str], choice: str) -> Callable[[dict[str, Any]], None]:
     """Two named responses and a column that says which is better."""
-    ends = [side.removeprefix(stem_of(side)).lower() for side in sides]
+    ends = [side[-1].lower() for side in sides]
     first, second = (
         {end, side.lower(), f"model_{end}", f"response_{end}"} for end, side in zip(ends, sides, strict=True)
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from harness import closure
+from harness import closure, identity
 from harness.cache import Cache
 from harness.errors import UserError
+from harness.tasks.base import digest_of
 
 MANY = 5_000
 """Prompts below which finding it again takes less than a second."""
@@ -40,14 +39,11 @@ def kept(what: str, texts: Sequence[Sequence[Any]], find: Callable[[], dict[str,
     cache = _cache.get()
     if cache is None or sum(map(len, texts)) < MANY:
         return find()
-    hashed = hashlib.sha256()
-    for part in texts:
-        hashed.update(b"\x1e")
-        for one in part:
-            hashed.update(json.dumps(one, sort_keys=True).encode() + b"\x1f")
-    inputs = {"texts": hashed.hexdigest(), "code": closure.code_digest(closure.closure([CODE]))}
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    inputs = {
+        "texts": digest_of([list(part) for part in texts]),
+        "code": closure.code_digest(closure.closure([CODE])),
+    }
     try:
-        return dict(cache.note(cache.fetch(what, key, lambda _: find(), inputs=inputs)))
+        return dict(cache.note(cache.fetch(what, identity.digest(inputs), lambda _: find(), inputs=inputs)))
     except (UserError, OSError):  # a cache that cannot be written keeps nothing
         return find()
