@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import harness
 from harness.config import conf_dir
 
 PACKAGE = Path(harness.__file__).parent
+TESTS = Path(__file__).parent
 
 ORDER = (
     # Facts and small tools: nothing of the house, or only what stands before.
@@ -240,3 +242,31 @@ def test_planning_a_sweep_imports_neither_mlflow_nor_pandas():
     assert (
         loaded_by("harness.sweep", "harness.launch", "harness.tracking") & {"mlflow", "pandas", "matplotlib"} == set()
     )
+
+
+def test_what_a_test_replaces_is_there() -> None:
+    """A slow or nightly test that patches a function by its name must not be the first to hear that it was renamed."""
+    missing = []
+    for path in sorted(TESTS.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        modules = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "harness"
+            for alias in node.names
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            match call:
+                case ast.Call(ast.Attribute(attr="setattr"), [ast.Constant(str(target)), *_]):
+                    where, _, name = target.rpartition(".")
+                case ast.Call(ast.Attribute(attr="setattr"), [ast.Name(owner), ast.Constant(str(name)), *_]):
+                    where = modules.get(owner, "")
+                case _:
+                    continue
+            try:
+                found = not where or hasattr(pkgutil.resolve_name(where), name)
+            except (ImportError, AttributeError):
+                found = False
+            if not found:
+                missing.append(f"{path.name}:{call.lineno}: {where}.{name}")
+    assert not missing, missing

@@ -59,7 +59,7 @@ def test_sync_rebuilds_a_lost_database(sandbox: Sandbox, monkeypatch: pytest.Mon
     sweep = open_sweep(Tracking(uri=f"sqlite:///{sandbox.cwd}/second.db"), "lost")
     (folder,) = sandbox.folders("lost")
     with monkeypatch.context() as locked:
-        locked.setattr(projection, "_describe_run", lambda *_: (_ for _ in ()).throw(RuntimeError("locked")))
+        locked.setattr(projection, "describe_run", lambda *_: (_ for _ in ()).throw(RuntimeError("locked")))
         with pytest.raises(RuntimeError, match="locked"):
             projection.project(folder, sweep)
     projection.project(folder, sweep)
