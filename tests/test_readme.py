@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import socket
@@ -63,8 +64,13 @@ def test_a_command_that_trains_nothing_succeeds(sandbox: Sandbox, command: str) 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if trains(c)])
+def speed(command: str) -> pytest.MarkDecorator:
+    """A sweep of a dozen trials and more takes minutes, and walks where the smaller ones do."""
+    trials = math.prod(word.count(",") + 1 for word in command.split() if "=" in word)
+    return pytest.mark.nightly if trials > 12 else pytest.mark.slow
+
+
+@pytest.mark.parametrize("command", [pytest.param(c, marks=speed(c)) for c in COMMANDS if trains(c)])
 def test_a_command_that_trains_finishes(sandbox: Sandbox, command: str) -> None:
     own = ("train.steps=2", "train.batch_size=4", "train.max_length=64", "train.micro_batch_size=4")
     extra = own if "model=hf" in command else QUICK
