@@ -101,12 +101,15 @@ def usable(
     """The rows that a trial can use, and what the audit found.
 
     Raises:
-        UserErrors: too many rows mean nothing to this model, or all do.
+        UserErrors: too many rows mean nothing to this model, or those that are left are too few for the algorithm.
     """
     found = looked_at(setup, data, tokenizer, style, cache, source)
     if errors := found.problems(getattr(setup.task, "allow_skipped", ALLOWED)):
         raise UserErrors(errors)
-    return found.kept(data), found
+    kept = found.kept(data)
+    if found.dropped and (errors := setup.algo.problems(setup.task, kept, setup.train)):
+        raise UserErrors(errors)
+    return kept, found
 
 
 def load_data(task: Task, cache: Cache) -> TaskData:

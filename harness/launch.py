@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.peaks import Expected
+    from harness.trial import Setup
 
 STOP = ".stopped"
 SERVER_BACK_S = 60.0
@@ -216,8 +217,7 @@ def _announce(sweep: Sweep) -> None:
         say(f"same trial: {' '.join(overrides)} is {twin}, runs once")
     if sweep.expanded:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
-    judged = [p.setup for p in sweep.points if p.setup.eval.active]
-    for note in dict.fromkeys(n for s in judged for n in few_prompts(load_data(s.task, cache_of(s)), s.eval.split)):
+    for note in dict.fromkeys(note for point in sweep.points for note in _noted(point.setup)):
         say(f"note: {note}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
@@ -228,6 +228,15 @@ def _announce(sweep: Sweep) -> None:
             else "evaluates the model as it is"
         )
         say(f"  {point.trial.trial_id}  {recipe}{unused}")
+
+
+def _noted(setup: Setup) -> list[str]:
+    """What a trial's data makes of its settings."""
+    data = load_data(setup.task, cache_of(setup))
+    return [
+        *(setup.algo.notes(data, setup.train) if setup.algo.trains else ()),
+        *(few_prompts(data, setup.eval.split) if setup.eval.active else ()),
+    ]
 
 
 def _length(train: Train) -> str:

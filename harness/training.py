@@ -185,6 +185,15 @@ def train_problems(train: Train, algo: str) -> list[UserError]:
                 fix=f"leave one of them away (train.{other}=null)",
             )
         )
+    if train.steps and train.epochs:
+        errors.append(
+            UserError(
+                f"training ends after train.steps={train.steps}, so epochs say nothing",
+                key="train.epochs",
+                value=train.epochs,
+                fix="leave one of them away (train.epochs=null or train.steps=null)",
+            )
+        )
     if train.steps is None and train.epochs is None and not named:
         errors.append(
             UserError(

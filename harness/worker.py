@@ -223,6 +223,8 @@ def take_steps(trainer: Any, checkpoint: Path | None) -> None:
         lambda: f"after step {trainer.state.global_step} the policy's probabilities are not finite"
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not trainer.state.global_step:
+        raise RuntimeError("training ended before its first step: the trainer found no batch of rows")
 
 
 @contextmanager

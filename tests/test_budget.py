@@ -92,6 +92,7 @@ def test_a_budget_silences_the_steps_and_epochs_of_the_recipe():
         (("train.budget.tokens=10", "train.steps=2"), "train.steps=2"),
         (("train.budget.tokens=10", "train.epochs=2"), "train.epochs=2"),
         (("train.budget.tokens=0",), "greater than 0"),
+        (("train.steps=2", "train.epochs=3"), "training ends after train.steps=2"),
         (("train.budget.hours=1",), "hours"),
     ],
 )

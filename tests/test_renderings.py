@@ -227,5 +227,6 @@ def test_text_is_encoded_as_trl_encodes_it_but_for_doubled_and_missing_ends(fami
     assert single["completion_ids"] == ours["chosen_ids"]
 
 
-def test_completions_are_moved_on_within_their_micro_batch():
-    assert rotated([[1], [2], [3], [4], [5]], 2) == [[2], [1], [4], [3], [5]]
+def test_completions_are_moved_on_within_their_micro_batch_and_none_keeps_its_own():
+    assert rotated([[1], [2], [3], [4], [5], [6]], 3) == [[3], [1], [2], [6], [4], [5]]
+    assert rotated([[1], [2], [3], [4], [5]], 2) == [[2], [1], [4], [3], [4]], "alone at the end: the one before it"

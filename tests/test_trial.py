@@ -239,10 +239,10 @@ def test_changed_evaluation_code_changes_the_eval_key_alone(trial, monkeypatch):
 
 
 def test_another_algorithms_file_changes_no_key_of_this_trial(trial, monkeypatch):
-    dpo, ppo = trial(), trial("algo=ppo")
+    dpo, ppo = trial(), trial("algo=ppo", "train.batch_size=8")
     with_changed(monkeypatch, "harness.algorithms.ppo_math")
     assert (trial().train_key, trial().eval_key) == (dpo.train_key, dpo.eval_key)
-    assert trial("algo=ppo").train_key != ppo.train_key
+    assert trial("algo=ppo", "train.batch_size=8").train_key != ppo.train_key
 
 
 def test_another_device_changes_the_train_key_and_is_named_and_the_id_stays(trial, monkeypatch):
@@ -363,7 +363,15 @@ def test_a_recipe_that_is_not_in_the_table_is_an_error_for_each_missing_value(co
         (("rank=0",), "adapter.rank=0", "adapter.rank"),
         (("train.batch_size=10", "train.micro_batch_size=4"), "train.micro_batch_size=4", "train.micro_batch_size=10"),
         (("algo=grpo", "train.batch_size=12"), "train.batch_size=12", "train.batch_size=16"),
-        (("algo=grpo", "algo.num_generations=1"), "algo.num_generations=1", "algo.num_generations=8"),
+        (("algo=ppo", "task.pairs=8"), "train.batch_size=64", "train.batch_size=8"),
+        (("algo=ppo", "task.pairs=8", "algo.minibatches=2"), "train.batch_size=64", "train.batch_size=4"),
+        (("algo=ppo", "task.pairs=8", "algo.minibatches=9"), "train.batch_size=64", "more training prompts"),
+        (("algo=grpo", "task.pairs=5"), "train.batch_size=64", "train.batch_size=40"),
+        (
+            ("algo=grpo", "algo.num_generations=1", "train.batch_size=16"),
+            "algo.num_generations=1",
+            "algo.num_generations=8",
+        ),
         (("algo=grpo", "~reward"), "reward=None", "reward=verifier"),
         (("beta=0",), "algo.beta=0.0", "beta=0.1"),
         (("algo=kto", "beta=-1"), "algo.beta=-1.0", "beta=0.1"),
@@ -377,6 +385,16 @@ def test_an_impossible_combination_is_refused_with_key_value_and_fix(complaints,
     (message,) = complaints(*overrides)
     assert message.startswith(f"{key}: ")
     assert fix in message.partition("fix: ")[2]
+
+
+def test_a_batch_that_the_data_cannot_fill_is_told(assemble):
+    def told(*overrides: str) -> list[str]:
+        setup = assemble(*FEW, "train.batch_size=32", *overrides)
+        return setup.algo.notes(check_data(setup), setup.train)
+
+    assert told("algo=dpo") == ["dpo has 20 training rows: each step takes all of them, not 32"]
+    assert told("algo=sft") == ["sft has 20 training rows: each step takes all of them, not 32"]
+    assert told("algo=kto") == told("algo=grpo") == []
 
 
 def test_a_beta_of_zero_is_grpos_way_to_have_no_reference(assemble):

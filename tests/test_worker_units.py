@@ -426,3 +426,9 @@ def test_the_base_is_judged_anew_when_the_tasks_rule_of_scoring_has_changed(tmp_
         assert told.metrics["baseline/true_reward"] == told.metrics["eval/true_reward"]
         assert abs(told.metrics["eval/true_reward"] - reward) < 2
         assert told.stages["baseline-true_reward"] is hit
+
+
+def test_training_that_found_no_rows_is_no_training():
+    trainer = SimpleNamespace(train=lambda **_: None, state=SimpleNamespace(global_step=0))
+    with pytest.raises(RuntimeError, match="before its first step"):
+        worker.take_steps(trainer, None)

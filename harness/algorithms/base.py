@@ -108,6 +108,10 @@ class Algorithm(ABC):
         """False for an algorithm that only has a model evaluated."""
         return True
 
+    def rows_in(self, data: TaskData) -> int:
+        """Rows that a pass over the data takes."""
+        return len(data.train_prompts if self.consumes == "prompts" else data.train_pairs)
+
     def problems(self, task: Task, data: TaskData, train: Train) -> list[UserError]:
         """What is impossible about this combination; empty where all is well. Torch-free."""
         found: list[UserError] = []
@@ -122,7 +126,31 @@ class Algorithm(ABC):
             )
         if self.consumes == "prompts" and not data.train_prompts:
             found.append(UserError(f"{self.name} needs prompts, and this data set has none", key="task"))
+        elif self.consumes == "prompts":
+            found += self._too_few_for_a_rollout(len(data.train_prompts), train)
         return found
+
+    def _too_few_for_a_rollout(self, prompts: int, train: Train) -> list[UserError]:
+        """A rollout takes whole batches of different prompts; where there are fewer, nothing would be trained."""
+        if not train.batch_size or (rollout := self.rollout(train)) is None or rollout.prompts <= prompts:
+            return []
+        shared = math.gcd(train.batch_size, rollout.prompts)
+        smaller = train.batch_size // shared * (prompts // (rollout.prompts // shared))
+        return [
+            UserError(
+                f"a rollout of {self.name} takes {rollout.prompts:,} different prompts, and training has {prompts:,}",
+                key="train.batch_size",
+                value=train.batch_size,
+                fix=f"train.batch_size={smaller}" if smaller else "more training prompts",
+            )
+        ]
+
+    def notes(self, data: TaskData, train: Train) -> list[str]:
+        """What is possible about this combination and hardly meant. Torch-free."""
+        rows = self.rows_in(data)
+        if self.family != "offline" or not train.batch_size or rows >= train.batch_size:
+            return []
+        return [f"{self.name} has {rows:,} training rows: each step takes all of them, not {train.batch_size:,}"]
 
     def rollout(self, train: Train) -> Rollout | None:
         """How an online algorithm samples; None for one that learns from given rows."""

@@ -38,7 +38,7 @@ class DPO(Algorithm):
 
     def shares_reference(self, train: Train, data: Any) -> bool:
         """As asked; by itself where training sees at least half of the rows."""
-        return shares_by_rule(self.share_reference, train, len(data.train_pairs))
+        return shares_by_rule(self.share_reference, train, self.rows_in(data))
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer; with an adapter the reference is the base with the adapter off."""

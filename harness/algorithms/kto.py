@@ -66,9 +66,13 @@ class KTO(Algorithm):
             )
         return found
 
+    def rows_in(self, data: Any) -> int:
+        """Unpaired rows; pairs give two each."""
+        return len(data.train_unpaired) or 2 * len(data.train_pairs)
+
     def shares_reference(self, train: Train, data: Any) -> bool:
         """As asked; by itself where training sees at least half of the rows."""
-        return shares_by_rule(self.share_reference, train, len(data.train_unpaired) or 2 * len(data.train_pairs))
+        return shares_by_rule(self.share_reference, train, self.rows_in(data))
 
     def trainer(self, job: TrainJob) -> Trainer:
         """TRL's trainer on shuffled rows."""
@@ -107,9 +111,15 @@ class KTO(Algorithm):
 
 
 def rotated(completions: Sequence[Any], size: int) -> list[Any]:
-    """Each micro-batch of ``size`` completions moved on by one: mismatched to prompts, they estimate the KL term."""
-    chunks = [completions[i : i + size] for i in range(0, len(completions), size)]
-    return [moved for chunk in chunks for moved in (chunk[-1], *chunk[:-1])]
+    """Each micro-batch of ``size`` completions moved on by one: mismatched to prompts, they estimate the KL term.
+
+    A row that is left alone at the end takes the completion before it, since its own would be no mismatch.
+    """
+    moved: list[Any] = []
+    for i in range(0, len(completions), size):
+        chunk = completions[i : i + size]
+        moved += (completions[i - 1] if len(chunk) == 1 else chunk[-1], *chunk[:-1])
+    return moved
 
 
 def shuffled_rows(

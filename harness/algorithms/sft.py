@@ -31,9 +31,13 @@ class SFT(Algorithm):
         """Imitation needs no reference."""
         return False
 
+    def rows_in(self, data: Any) -> int:
+        """Chosen and desirable completions."""
+        return len(data.train_pairs) + sum(bool(row["label"]) for row in data.train_unpaired)
+
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
         """At least one desirable completion is needed."""
-        if data.train_pairs or any(row["label"] for row in data.train_unpaired):
+        if self.rows_in(data):
             return []
         return [UserError("sft needs chosen or desirable completions, and this data set has none", key="task")]
 
