@@ -330,7 +330,8 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
     behind = _catch_up(trial_folders(sweep.folder), run)
     try:
         close_sweep(run, succeeded=succeeded and not behind)
-        path = write_report(run.uri, sweep.name, Path("reports") / sweep.name, experiment=sweep.tracking.experiment)
+        out_dir = Path("reports") / sweep.name
+        path = write_report(run.uri, sweep.name, out_dir, experiment=sweep.tracking.experiment).path
         client(run.uri).log_artifacts(run.parent_id, str(path.parent), "report")
         print(f"report:  {path}")
     except UserError:

@@ -23,6 +23,8 @@ from harness.spread import Error, Spread, error_of, p_value, quantile, smallest_
 LEVEL = 0.95
 MOST_SEEDS = 100
 """A need for more seeds than this is told as "more than"."""
+ROUNDING = 1e-12
+"""Of a mean: a smaller error is that of the arithmetic."""
 
 Scores = Mapping[int, Sequence[float]]
 """A recipe's results: seed -> a value per example, in an order that all recipes share."""
@@ -120,7 +122,8 @@ def rows_interval(
 ) -> Interval:
     """Student's interval of a mean of many values, such as examples, with their clusters as units.
 
-    A paired comparison is this one on the differences. ``least`` is a standard error below which it cannot be.
+    A paired comparison is this one on the differences. ``least`` is a standard error below which it cannot be. Where
+    all values are alike and not 0 there are no bounds: three equal differences say nothing of how the fourth would be.
 
     Raises:
         ValueError: no values.
@@ -129,8 +132,12 @@ def rows_interval(
     mean = float(sample.mean())
     if error is None:
         return Interval(mean, None, None, len(sample), "one cluster")
+    size = max(error, least)
+    if size <= ROUNDING * abs(mean):
+        bound = 0.0 if mean == 0 else None
+        return Interval(mean, bound, bound, len(sample), "all rows alike")
     freedom = int(numbered(clusters, len(sample)).max())
-    return _around(mean, Error(max(error, least), freedom), len(sample), level, "held-out rows")
+    return _around(mean, Error(size, freedom), len(sample), level, "held-out rows")
 
 
 def _around(mean: float, error: Error, n: int, level: float = LEVEL, method: str = "t") -> Interval:

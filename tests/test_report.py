@@ -55,7 +55,7 @@ def study(uri) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     root = study_root(tmp_path_factory.getbasetemp())
-    return write_report(f"sqlite:///{root / 'mlflow.db'}", "study", root / "report")
+    return write_report(f"sqlite:///{root / 'mlflow.db'}", "study", root / "report").path
 
 
 def trials(*rows: dict) -> pd.DataFrame:
@@ -270,7 +270,9 @@ def test_a_recorded_command_is_shown_as_one_types_it():
 def test_the_command_writes_the_latest_sweep_below_reports_and_prints_where(uri, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([f"tracking.uri={uri}"]) == 0
-    assert capsys.readouterr().out == "reports/study/report.md\n"
+    told = capsys.readouterr()
+    assert told.out == "reports/study/report.md\n"
+    assert told.err.startswith("advice:  ") and "Highest mean" in told.err
     assert (tmp_path / "reports/study/report.md").read_text(encoding="utf-8").startswith("# Sweep study\n")
 
 

@@ -39,6 +39,13 @@ def test_one_value_has_a_mean_and_no_bounds():
         assert (found.mean, found.low, found.high) == (3.0, None, None)
 
 
+@pytest.mark.parametrize(("values", "low"), [([0.3] * 3, None), ([-1.0] * 50, None), ([0.0] * 3, 0.0)])
+def test_rows_that_are_all_alike_have_no_interval_of_width_zero_unless_they_tie(values, low):
+    found = stats.rows_interval(values)
+    assert (found.low, found.high, found.method) == (low, low, "all rows alike")
+    assert stats.rows_interval([0.3] * 3, least=0.1).high is not None
+
+
 @pytest.mark.parametrize("call", [stats.t_interval, stats.rows_interval])
 def test_no_values_are_an_error(call):
     with pytest.raises(ValueError, match="values are needed"):

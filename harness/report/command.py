@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from harness.commandline import OVERRIDES, Parser
+from harness.display import say
 from harness.errors import UserError
 from harness.tracking import Tracking
 
@@ -20,7 +21,7 @@ NAMES = {"html": "report.html", "csv": "results.csv", "parquet": "results.parque
 
 
 def main(argv: list[str]) -> int:
-    """Write the report and print its path.
+    """Write the report, print the paths of what was written, and tell (on stderr) what it advises.
 
     Raises:
         UserError: an unknown option, store, sweep or folder.
@@ -58,18 +59,23 @@ def main(argv: list[str]) -> int:
         raise UserError("unknown format", key="--format", value=",".join(unknown), fix=f"known: {', '.join(FORMATS)}")
     price = None if options.price is None else price_of(options.price)
 
+    from harness.report import markdown, uses
     from harness.report.gather import write_report, write_report_from_folder
 
     if options.from_folder:
-        path = write_report_from_folder(options.from_folder, options.out, formats, price=price, rank_by=options.rank_by)
+        done = write_report_from_folder(options.from_folder, options.out, formats, price=price, rank_by=options.rank_by)
     else:
         experiment = options.experiment or Tracking().experiment
         whole = options.experiment is not None and not selected
-        path = write_report(
+        done = write_report(
             options.tracking_uri, options.sweep, options.out, experiment, formats,
             runs=options.runs, whole=whole, price=price, rank_by=options.rank_by,
         )  # fmt: skip
-    for written in (path, *(path.with_name(NAMES[f]) for f in formats if f in NAMES)):
+    if said := markdown.advice(done.findings):
+        say(f"advice:  {' '.join(said)}")
+    if (place := uses.place_of_policy(done.findings.recipes)) is not None:
+        say(f"policy:  {place}")
+    for written in (done.path, *(done.path.with_name(NAMES[f]) for f in formats if f in NAMES)):
         print(written)
     return 0
 

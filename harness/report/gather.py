@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -28,6 +28,13 @@ MOST_RELIABILITY, MOST_TIMELINES = 7, 6
 DATA_CARD = "data_card.md"
 
 
+class Written(NamedTuple):
+    """The path of ``report.md``, and what it says."""
+
+    path: Path
+    findings: Findings
+
+
 def write_report(
     uri: str,
     sweep: str | None = None,
@@ -39,7 +46,7 @@ def write_report(
     whole: bool = False,
     price: Price | None = None,
     rank_by: str | None = None,
-) -> Path:
+) -> Written:
     """Write ``report.md`` and its plots from MLflow alone.
 
     Args:
@@ -53,9 +60,6 @@ def write_report(
         whole: every trial of the experiment, in place of a sweep.
         price: of an hour of the device.
         rank_by: the metric that ranks; None is the usual one.
-
-    Returns:
-        the path of ``report.md``.
 
     Raises:
         UserError: as ``results.from_mlflow``, or the folder cannot be written.
@@ -101,7 +105,7 @@ def write_report_from_folder(
     *,
     price: Price | None = None,
     rank_by: str | None = None,
-) -> Path:
+) -> Written:
     """Write a report from the ``result.json`` files below ``outputs/<sweep>``, without series and samples."""
     frame = results.from_folder(folder)
     findings = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name), rank_by)
@@ -128,7 +132,7 @@ def _write(
     stretches: dict[str, pd.DataFrame],
     out_dir: Path,
     formats: Sequence[str],
-) -> Path:
+) -> Written:
     found = material.findings
     drawn = {
         "quality_against_memory": lambda path: plots.quality_against_memory(found, path),
@@ -156,7 +160,7 @@ def _write(
             found.frame.to_csv(out_dir / "results.csv", index=False)
         if "parquet" in formats:
             found.frame.to_parquet(out_dir / "results.parquet", index=False)
-        return report
+        return Written(report, found)
     except OSError as error:
         raise UserError(
             f"the report cannot be written ({error.strerror or error})", key="--out", value=str(out_dir)

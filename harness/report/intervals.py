@@ -16,7 +16,7 @@ from harness.stats import Interval
 NORMAL = 1.96
 SHARES = (
     "preference_accuracy", "likelihood_accuracy", "sequence_likelihood_accuracy", "length_only_accuracy", "correct",
-    "ended_by_eos", "win_rate", "acc", "acc_norm", "exact_match",
+    "ended_by_eos", "win_rate", "acc", "acc_norm", "exact_match", "self_similarity", "repetition",
 )  # fmt: skip
 ENDS = ("", "_stderr", "_low", "_high")
 LEGEND = "Brackets hold 95 % intervals"

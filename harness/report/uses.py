@@ -13,15 +13,21 @@ from harness.report.leaderboard import finished
 from harness.report.recipes import Recipe
 
 
-def policy(found: Sequence[Recipe]) -> str:
-    """Where the first recipe's policy is; nothing where none was kept, or a baseline alone was measured."""
+def place_of_policy(found: Sequence[Recipe]) -> PurePath | None:
+    """The folder of the first recipe's policy; None where none was kept, or a baseline alone was measured."""
     if not found:
-        return ""
+        return None
     trial = found[0].frame.iloc[0]
     folder, kept = trial.get("folder"), trial.get("params.train.save")
     if not isinstance(folder, str) or kept not in ("adapter", "full") or trial.get("algo") == "none":
+        return None
+    return PurePath(folder) / "artifacts" / "model"
+
+
+def policy(found: Sequence[Recipe]) -> str:
+    """Where the first recipe's policy is, in a sentence; nothing where there is none."""
+    if (place := place_of_policy(found)) is None:
         return ""
-    place = PurePath(folder) / "artifacts" / "model"
     return (
         f"The policy of {text.escape(found[0].label)} is in `{text.printable(str(place))}`; "
         "its README.md says what it is and has the lines that load it."
