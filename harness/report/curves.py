@@ -18,6 +18,7 @@ from harness.report.drawing import (
     DASHES,
     FAINT,
     GREY,
+    PHASE_COLOURS,
     columns,
     figure,
     handle,
@@ -139,7 +140,7 @@ def memory_timelines(
     for axes, (row, points, table) in zip(grid.flat, shown, strict=False):
         start = table["began"].iloc[0]
         for stretch in table.to_dict("records"):
-            colour = COLOURS[PHASES.index(str(stretch["phase"])) % len(COLOURS)]
+            colour = PHASE_COLOURS[str(stretch["phase"])]
             left = stretch["began"] - start
             axes.axvspan(left, left + stretch["seconds"], color=colour, alpha=0.22, linewidth=0)
         axes.plot(points["time"] - start, points["value"], color="#000000", linewidth=1.2)
@@ -155,7 +156,7 @@ def memory_timelines(
         axes.set_ylabel("MB")
     for axes in list(grid.flat)[len(shown) :]:
         axes.remove()
-    keys = [patch(COLOURS[PHASES.index(p) % len(COLOURS)], p) for p in seen]
+    keys = [patch(PHASE_COLOURS[p], p) for p in seen]
     if any(value_of(row, "memory/predicted_peak_mb") is not None for row, *_ in shown):
         keys.append(handle(color=GREY, linestyle=DASHES[1], label="predicted peak"))
     legend(drawn, keys, "lower")

@@ -12,6 +12,7 @@ table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 
 th, td { padding: .25rem .5rem; border-bottom: 1px solid #8884; vertical-align: top; }
 th { border-bottom-color: #888; }
 td { font-variant-numeric: tabular-nums; max-width: 34rem; overflow-wrap: break-word; }
+th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; }
 td:first-child { min-width: 11rem; }
 td[style*="right"] { white-space: nowrap; }
 img { max-width: 100%; background: #fff; }

@@ -15,10 +15,10 @@ import pandas as pd
 from harness.records import PHASES
 from harness.report import labelling
 from harness.report.drawing import (
-    COLOURS,
     FAINT,
     GREY,
     MARKERS,
+    PHASE_COLOURS,
     colour_of,
     cycle,
     figure,
@@ -193,7 +193,7 @@ def memory_by_phase(findings: Findings, path: Path) -> bool:
     for i, phase in enumerate(PHASES):
         added = [parts[i] for _, parts in rows]
         if any(added):
-            axes.barh(range(len(rows)), added, left=left, color=COLOURS[i], label=phase, height=0.7)
+            axes.barh(range(len(rows)), added, left=left, color=PHASE_COLOURS[phase], label=phase, height=0.7)
         left = [before + more for before, more in zip(left, added, strict=True)]
     axes.set_yticks(range(len(rows)), [one_line(r.label, 36) for r, _ in rows])
     axes.margins(y=0.01)
