@@ -93,11 +93,17 @@ def model_findings(path: str, overrides: list[str]) -> list[Finding]:
     except UserError as found:
         problems = [found]
     if problems:
-        return [Finding("model", "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
+        return [Finding(_subject(e.key), "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
     return [
         Finding("model", "ok", _described(plain)),
         *([] if named else [Finding("data", "note", "none named: task=...")]),
     ]
+
+
+def _subject(key: str | None) -> str:
+    """What a finding is about: the data, the model, or another group of the configuration."""
+    group = (key or "model").partition(".")[0]
+    return "data" if group == "task" else group
 
 
 def _described(plain: dict[str, Any]) -> str:

@@ -322,8 +322,9 @@ def test_what_is_no_baseline_is_said_so(tmp_path, content, words):
     path = tmp_path / "b.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as refused:
         store.read(path)
+    assert "python -m harness gate --update" in str(refused.value.fix)
 
 
 def test_policies_are_found_by_name_or_file_and_checked(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness import preflight
+from harness.doctor import model_findings
 from harness.errors import UserError
 from harness.preflight import find_problems
 from tests.toys import build_model, conversational_rows, write_jsonl
@@ -50,3 +51,14 @@ def test_a_chat_template_that_loops_or_fails_is_named_with_its_own_words(plain, 
 
 def test_a_model_whose_files_are_sound_has_no_problem(plain):
     assert find_problems(plain) == []
+
+
+def test_the_doctor_says_whether_the_model_or_the_data_is_ill(plain, tmp_path):
+    model, task = plain["model"]["path"], ("task=preferences", f"task.path={tmp_path / 'prefs.jsonl'}")
+    (well,) = model_findings(model, [*task, "train.max_length=64"])
+    assert (well.name, well.state) == ("model", "ok") and "qwen2" in well.text
+    write_jsonl(tmp_path / "prefs.jsonl", [{"prompt": "a", "chosen": "b"}] * 20)
+    (ill,) = model_findings(model, [*task, "train.max_length=64"])
+    assert (ill.name, ill.state) == ("data", "wrong") and "task.columns.rejected" in ill.fix
+    (gone,) = model_findings(str(tmp_path / "nowhere"), [])
+    assert (gone.name, gone.state) == ("model", "wrong")

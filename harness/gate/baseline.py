@@ -160,7 +160,8 @@ def read(path: Path) -> Baseline:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", key=key, value=str(path)) from None
+        fix = again if isinstance(error, FileNotFoundError) else None
+        raise UserError(f"cannot be read ({error.strerror})", key=key, value=str(path), fix=fix) from None
     except ValueError as error:
         raise UserError(f"is not JSON: {error}", key=key, value=str(path), fix="mend it, or " + again) from None
     version = content.get("schema_version") if isinstance(content, Mapping) else None

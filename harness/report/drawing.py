@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), without the yellow, which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Tol's muted scheme, those that nobody takes for an algorithm's: a phase has its colour in every plot.
-PHASE_COLOURS = dict(zip(PHASES, ("#BBBBBB", "#332288", "#DDCC77", "#882255", "#44AA99", "#999933"), strict=True))
+PHASE_COLOURS: dict[str, str] = dict(
+    zip(PHASES, ("#BBBBBB", "#332288", "#DDCC77", "#882255", "#44AA99", "#999933"), strict=True)
+)
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 MARKERS = "osD^vPX*"
 GREY = "#666666"
