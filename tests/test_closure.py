@@ -23,7 +23,7 @@ from harness.plan import predict
 from harness.stages import reference, reward_model
 from harness.trial import Setup, assemble, check_data, identify
 
-FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
+FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", "train.batch_size=8")
 
 
 @functools.cache
