@@ -40,9 +40,7 @@ def main(job: Job) -> None:
         hold_freed_memory()
         _check_preload(journal)
         _set_threads(job.threads)
-        from harness import worker
-
-        worker.run(job, journal)
+        tell_story(job, journal)
     except BaseException as error:
         traceback.print_exc()
         journal.write("error", **describe(error))
@@ -54,6 +52,18 @@ def main(job: Job) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # atexit hooks of the libraries have nothing to add, and some hang
+
+
+def tell_story(job: Job, journal: Journal) -> None:
+    """What the process is there for: the trial, or the heaviest of its steps. Imports torch."""
+    if job.mode == "preflight":
+        from harness.rehearsal import heaviest
+
+        heaviest.run(job, journal)
+    else:
+        from harness import worker
+
+        worker.run(job, journal)
 
 
 def describe(error: BaseException) -> dict[str, object]:

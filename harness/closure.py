@@ -29,7 +29,7 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.closure": "makes keys",
     "harness.keys": "makes keys",
     "harness.identity": "makes keys, and records the environment",
-    "harness.preload": "imports ahead of trials",
+    "harness.devices": "names the device, which keys hold by its name",
     "harness.streams": "where what is printed goes",
     "harness.collector": "when cycles are searched for",
     "harness.behaviour": "runs beside a trial, on toys; its figures are kept by the code that they come from",

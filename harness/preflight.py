@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.cache import Cache
+from harness.devices import gpu_visible
 from harness.errors import UserError, UserErrors
 from harness.models import Tiny
-from harness.preload import gpu_visible
 from harness.skeleton import skeleton
 from harness.streams import silence
 

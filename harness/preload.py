@@ -12,7 +12,8 @@ import importlib
 import os
 import sys
 
-from harness import closure, collector, identity
+from harness import closure, collector
+from harness.devices import gpu_visible
 from harness.streams import silence
 
 CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
@@ -34,20 +35,6 @@ REST = (
 def wanted(gpu: bool) -> tuple[str, ...]:
     """Modules to import ahead of trials."""
     return CUDA_FREE if gpu else CUDA_FREE + REST
-
-
-def gpu_visible() -> bool:
-    """Whether an NVIDIA device node exists and is not hidden; asks neither torch nor the driver."""
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hidden = mask is not None and mask.strip() in ("", "-1")
-    return not hidden and os.path.exists("/dev/nvidiactl")
-
-
-def compute_device(wanted: str) -> str:
-    """What ``runner.device`` comes to, as a trial's process will find it: ``cpu`` or ``cuda``."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if gpu_visible() and not identity.version_of("torch").endswith("+cpu") else "cpu"
 
 
 def missing() -> list[str]:

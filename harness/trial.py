@@ -17,12 +17,12 @@ from harness.algorithms.base import Algorithm
 from harness.config import build
 from harness.conversation import Style, is_conversational, style_of
 from harness.data import audited, cache_of, load_data
+from harness.devices import compute_device
 from harness.errors import UserError, UserErrors
 from harness.evaluators.base import Eval
 from harness.keys import judging_code, training_code
 from harness.models import Model
 from harness.precision import precision_problems
-from harness.preload import compute_device
 from harness.records import Trial
 from harness.rewards.base import Reward
 from harness.tasks.base import Task, TaskData

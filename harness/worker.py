@@ -43,11 +43,7 @@ def run(job: Job, journal: Journal) -> None:
         setup = assemble(job.plain)
         data = check_data(setup)
         ground = prepare_ground(setup, data, job, journal)
-        if job.mode != "preflight":
-            keep_data_card(ground, data, journal)
-    if job.mode == "preflight":
-        heaviest_step(ground, clock, journal)
-        return
+        keep_data_card(ground, data, journal)
     with clock.phase("baseline"):
         tell_fingerprints(ground, journal)
         seed_everything(setup.eval.seed)
@@ -74,33 +70,6 @@ def run(job: Job, journal: Journal) -> None:
         judge_trained(ground, model, reference, journal)
         if setup.algo.trains:
             settle(ground, model, journal)
-    report_clock(clock, journal)
-
-
-def heaviest_step(ground: Ground, clock: PhaseClock, journal: Journal) -> None:
-    """One optimizer step of the longest rows, from which nothing is kept: memory runs out now or not at all."""
-    from harness.rehearsal.step import Scene, rehearse
-
-    setup = ground.setup
-
-    def load(quantization: Any | None) -> Any:
-        return setup.model.load(ground.source, dtype=ground.dtype, device=ground.device, quantization=quantization)
-
-    with clock.phase("prepare"):
-        folders = ground.reward_folders(journal)
-        seed_everything(setup.seed)
-    scene = Scene(
-        setup,
-        ground.data,
-        ground.tokenizer,
-        ground.rows,
-        ground.place,
-        ground.device == "cuda",
-        load=load,
-        folders=folders,
-    )
-    with clock.phase("train"):
-        rehearse(scene, setup.model.configuration(ground.source), evaluation=False)
     report_clock(clock, journal)
 
 

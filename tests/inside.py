@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import worker
+from harness.child import tell_story
 from harness.config import compose, hydra_config
 from harness.job import Job
 from harness.journal import Journal, read
@@ -55,7 +55,7 @@ def tell(folder: Path, cache: Path, *overrides: str, mode: Any = "train", sizes:
     journal = Journal(folder / f"worker-{mode}.jsonl")
     job = Job(folder=str(folder), plain=plain, cache_dir=str(cache), mode=mode, device="cpu")
     try:
-        worker.run(job, journal)
+        tell_story(job, journal)
     finally:
         journal.close()
     return Told(read(journal.path))

@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from harness import closure, identity, preload
+from harness import closure, devices, identity
 from harness.config import compose as compose_now
 from harness.config import conf_dir, hydra_config
 from harness.errors import UserErrors
@@ -258,10 +258,10 @@ def test_another_device_changes_the_train_key_and_is_named_and_the_id_stays(tria
     ("node", "build", "device"), [(True, "2.13.0", "cuda"), (True, "2.13.0+cpu", "cpu"), (False, "2.13.0", "cpu")]
 )
 def test_the_device_is_found_without_torch(monkeypatch, node, build, device):
-    monkeypatch.setattr(preload, "gpu_visible", lambda: node)
+    monkeypatch.setattr(devices, "gpu_visible", lambda: node)
     monkeypatch.setattr(identity, "version_of", lambda name: build)
-    assert preload.compute_device("auto") == device
-    assert preload.compute_device("cpu") == "cpu"
+    assert devices.compute_device("auto") == device
+    assert devices.compute_device("cpu") == "cpu"
 
 
 def test_another_version_of_a_computing_library_changes_the_train_key(trial, monkeypatch):

@@ -1,0 +1,44 @@
+"""One optimizer step of the longest rows, from which nothing is kept: memory runs out now or not at all.
+
+Runs in a process of its own, in place of a trial's story.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.ground import prepare_ground
+from harness.job import Job
+from harness.journal import Journal
+from harness.rehearsal.step import Scene, rehearse
+from harness.telemetry.clock import PhaseClock
+from harness.trial import assemble, check_data
+from harness.worker import report_clock, seed_everything
+
+
+def run(job: Job, journal: Journal) -> None:
+    """Prepare as the trial would, then take the step."""
+    clock = PhaseClock(lambda kind, data: journal.write(kind, **data))
+    with clock.phase("prepare"):
+        setup = assemble(job.plain)
+        ground = prepare_ground(setup, check_data(setup), job, journal)
+
+    def load(quantization: Any | None) -> Any:
+        return setup.model.load(ground.source, dtype=ground.dtype, device=ground.device, quantization=quantization)
+
+    with clock.phase("prepare"):
+        folders = ground.reward_folders(journal)
+        seed_everything(setup.seed)
+    scene = Scene(
+        setup,
+        ground.data,
+        ground.tokenizer,
+        ground.rows,
+        ground.place,
+        ground.device == "cuda",
+        load=load,
+        folders=folders,
+    )
+    with clock.phase("train"):
+        rehearse(scene, setup.model.configuration(ground.source), evaluation=False)
+    report_clock(clock, journal)
