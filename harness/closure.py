@@ -30,15 +30,11 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.keys": "makes keys",
     "harness.identity": "makes keys, and records the environment",
     "harness.devices": "names the device, which keys hold by its name",
-    "harness.streams": "where what is printed goes",
-    "harness.collector": "when cycles are searched for",
     "harness.behaviour": "runs beside a trial, on toys; its figures are kept by the code that they come from",
     "harness.fingerprint": "compares such figures",
     "harness.audit": "refuses or tells; no row is changed",
     "harness.allocator": "how freed memory is held: the peak, and no value",
     "harness.telemetry": "samples memory and seconds beside the computation",
-    "harness.rehearsal": "runs in processes of its own, from which nothing is kept",
-    "harness.skeleton": "models without weights, for rehearsals",
 }
 """Modules and packages of the house that a trial reaches and that cannot change what it computes -> why not."""
 
