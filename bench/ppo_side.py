@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from harness.adapters import Full, LoRA
-from harness.allocator import hold_freed_memory
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import sample
 from harness.models import Shape
+from harness.models.adapters import Full, LoRA
 from harness.tasks.arithmetic import Arithmetic
 from harness.telemetry.host import peak_resident_bytes, reset_peak
+from harness.trial.heap import hold_freed_memory
 
 TASK = Arithmetic()
 EPOCHS, LENGTH = 4, 32
@@ -46,10 +46,10 @@ def base(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
     from harness.algorithms.base import TrainJob
-    from harness.algorithms.ppo import PPO
+    from harness.algorithms.ppo.algorithm import PPO
+    from harness.config.train import Train
     from harness.rewards.base import Verifier
     from harness.telemetry.clock import PhaseClock
-    from harness.training import Train
 
     hold_freed_memory()  # as in a trial's process
     adapter = LoRA(rank=16) if options["adapter"] == "lora" else Full()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import workdir
 
-from harness.tracking import Tracking, open_sweep
+from harness.store.mlflow_store import Tracking, open_sweep
 
 BEGAN = 1_800_000_000_000
 SEEDS = 3

@@ -1,6 +1,6 @@
 """``python -m harness``."""
 
-from harness.cli import start
+from harness.cli.main import start
 
 if __name__ == "__main__":
     start()

@@ -124,7 +124,7 @@ def lora_of_8() -> tuple[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from harness.adapters import LoRA
+    from harness.models.adapters import LoRA
 
     config = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
                          num_attention_heads=32)  # fmt: skip

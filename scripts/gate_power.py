@@ -15,11 +15,11 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness import results
 from harness.gate import baseline as store
 from harness.gate.baseline import Record
 from harness.gate.decide import Outcome, decide
 from harness.gate.policy import Policy, Rule, read_policy
+from harness.store import results
 
 
 def part(record: Record, chosen: frozenset[int]) -> Record:

@@ -3,7 +3,7 @@
     python scripts/share_coverage.py --draws 2000
 
 Pairs come in prompts of one, or of one to eight; of each prompt the chance of a right pair is its own, from a beta
-distribution whose correlation within a prompt is given. Intervals are those of ``harness.forecast.share``.
+distribution whose correlation within a prompt is given. Intervals are those of ``harness.base.calibration.share``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from harness.forecast import share
+from harness.base.calibration import share
 
 PROMPTS = (5, 10, 30, 100, 500)
 KINDS = {

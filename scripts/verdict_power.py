@@ -4,7 +4,7 @@
 
 Sweeps are drawn as the embedded task makes them: every trial of a sweep answers the same held-out examples, which have
 difficulties of their own; a seed moves a recipe's level; what is sampled for an example has noise of its own; values
-lie on a grid. Each sweep is judged by ``harness.stats.compare_all``, as a report judges it.
+lie on a grid. Each sweep is judged by ``harness.base.stats.compare_all``, as a report judges it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness import stats
-from harness.stats import Verdict
+from harness.base import stats
+from harness.base.stats import Verdict
 
 CLAIMS = (Verdict.BETTER, Verdict.WORSE)
 

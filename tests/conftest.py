@@ -61,8 +61,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def compose() -> Any:
     """``compose("algo=kto", ...)`` -> the resolved configuration, with a fixed sweep name."""
-    from harness.config import compose as compose_now
-    from harness.config import hydra_config
+    from harness.config.compose import compose as compose_now
+    from harness.config.compose import hydra_config
 
     def call(*overrides: str) -> dict[str, Any]:
         with hydra_config():
@@ -74,6 +74,6 @@ def compose() -> Any:
 @pytest.fixture
 def assemble(compose: Any) -> Any:
     """``assemble("algo=kto", ...)`` -> a built and checked Setup."""
-    from harness.trial import assemble as assemble_now
+    from harness.trial.assemble import assemble as assemble_now
 
     return lambda *overrides: assemble_now(compose(*overrides))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.child import tell_story
-from harness.config import compose, hydra_config
-from harness.job import Job
-from harness.journal import Journal, read
-from harness.records import Event
+from harness.base.records import Event
+from harness.config.compose import compose, hydra_config
+from harness.runner.child import tell_story
+from harness.store.journal import Journal, read
+from harness.trial.job import Job
 from tests.conftest import QUICK
 
 # 64 wide: bitsandbytes' 4-bit kernels for CPUs are right only for rows that are a multiple of 64 values.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from harness.cli import main
+from harness.cli.main import main
 from tests.conftest import QUICK
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from harness.adapters import Adapter, Full, LoRA, QLoRA, lora_parameters, target_shapes
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.models import HF, Shape
+from harness.models.adapters import Adapter, Full, LoRA, QLoRA, lora_parameters, target_shapes
 
 CONFIGS: dict[str, Any] = {
     "llama": lambda **more: LlamaConfig(

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from harness.allocator import _glibc
+from harness.trial.heap import _glibc
 
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="glibc only")
 
 FAULTS = """
 import ctypes, resource
-from harness.allocator import hold_freed_memory
+from harness.trial.heap import hold_freed_memory
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 if {hold}:
@@ -33,7 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 RESIDENT = """
 import ctypes, os
-from harness.allocator import give_back, hold_freed_memory
+from harness.trial.heap import give_back, hold_freed_memory
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 hold_freed_memory()

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness.audit import audit, card, few_prompts
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.audit import audit, card, few_prompts
 from harness.tasks.base import TaskData
-from harness.tasks.copies import tight_key
 from harness.tasks.preferences import Preferences
-from harness.trial import check_data
+from harness.tasks.reading.copies import tight_key
+from harness.trial.assemble import check_data
 from tests.inside import tell
 
 CLEAN = Arithmetic(pairs=400, eval_pairs=60, eval_prompts=60).load()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from harness import forecast
+from harness.base import calibration
 from harness.evaluators import behaviour, scoring
 from harness.evaluators.base import EvalContext
 from harness.evaluators.behaviour import Behaviour
@@ -21,7 +21,7 @@ from harness.evaluators.preference import Preference
 from harness.evaluators.scoring import PairLogProbs, pair_log_probs, ratio_with_stderr
 from harness.evaluators.true_reward import TrueReward
 from harness.evaluators.win_rate import WinRate
-from harness.loading import character_tokenizer
+from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from tests.toys import random_llama
 
@@ -193,7 +193,7 @@ def test_calibration_by_hand(monkeypatch):
 
 
 def test_indifference_is_half_right():
-    assert forecast.confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
+    assert calibration.confidence([0.5, 0.9, 0.2]) == ([0.5, 0.9, 0.8], [0.5, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(

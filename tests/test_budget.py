@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from harness.algorithms.budget_meter import Meter, rate
 from harness.algorithms.dpo import DPO
 from harness.algorithms.grpo import GRPO
-from harness.algorithms.ppo import PPO
-from harness.conversation import encode
-from harness.errors import UserError, UserErrors
-from harness.meter import Meter, rate
-from harness.training import UNKNOWN_STEPS, Budget, Train, fill_from_recipe
-from harness.trial import assemble
+from harness.algorithms.ppo.algorithm import PPO
+from harness.base.errors import UserError, UserErrors
+from harness.config.train import UNKNOWN_STEPS, Budget, Train, fill_from_recipe
+from harness.tasks.conversation import encode
+from harness.trial.assemble import assemble
 from tests.inside import plain_config, tell
 
 FAST = ("eval=none", "adapter=lora", "train.steps=null", "train.logging_steps=1")

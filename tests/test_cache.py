@@ -14,9 +14,9 @@ from pathlib import Path
 import filelock
 import pytest
 
-from harness import cache as cache_module
-from harness.cache import MARK, Cache, default_dir
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.store import cache as cache_module
+from harness.store.cache import MARK, Cache, default_dir
 
 
 def put(text: str = "value", note: dict | None = None):
@@ -116,7 +116,7 @@ def test_of_two_threads_one_builds_and_the_other_waits(tmp_path):
 
 def test_of_two_processes_one_builds_and_the_other_waits(tmp_path):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom harness.cache import Cache\n"
+        "import sys, time\nfrom pathlib import Path\nfrom harness.store.cache import Cache\n"
         "def build(folder):\n    print('built', flush=True)\n    time.sleep(0.5)\n"
         f"print(Cache(Path({str(tmp_path)!r})).fetch('sft', 'k', build, inputs={{}}).hit)\n"
     )

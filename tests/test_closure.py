@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from harness import closure, identity
-from harness.closure import NO_NUMBER, PACKAGE, STORY, Sources, code_digest, data_beside, file_of, within
-from harness.config import compose, conf_dir, hydra_config
-from harness.keys import baseline_code, judging_code, training_code
+from harness.config import closure, identity
+from harness.config.closure import NO_NUMBER, PACKAGE, STORY, Sources, code_digest, data_beside, file_of, within
+from harness.config.compose import compose, conf_dir, hydra_config
 from harness.models import base_entries
 from harness.plan import predict
 from harness.stages import reference, reward_model
-from harness.trial import Setup, assemble, check_data, identify
+from harness.trial.assemble import Setup, assemble, check_data, identify
+from harness.trial.keys import baseline_code, judging_code, training_code
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", "train.batch_size=8")
 
@@ -47,7 +47,11 @@ def shipped() -> list[str]:
         for file in conf_dir().rglob("*.yaml")
         for match in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), flags=re.MULTILINE)
     }
-    return sorted(t for t in targets if not t.startswith(("harness.gate", "harness.runner", "harness.tracking")))
+    return sorted(
+        t
+        for t in targets
+        if not t.startswith(("harness.gate", "harness.runner.run_trial", "harness.store.mlflow_store"))
+    )
 
 
 # -- every module has its place ------------------------------------------------------------------------
@@ -78,8 +82,11 @@ def test_no_name_in_the_set_is_stale_and_none_is_a_component():
 def test_evaluators_are_no_part_of_training_and_the_story_no_part_of_evaluation():
     trained, judged = training_code(setup()), judging_code(setup().eval.active.values(), setup().task)
     assert not any(within(name, ("harness.evaluators",)) for name in trained)
-    assert {"harness.conversation", "harness.tasks.arithmetic"} <= trained.keys() & judged.keys()
-    assert {"harness.trial", "harness.ground", STORY}.isdisjoint(judged) and {"harness.trial", STORY} <= trained.keys()
+    assert {"harness.tasks.conversation", "harness.tasks.arithmetic"} <= trained.keys() & judged.keys()
+    assert {"harness.trial.assemble", "harness.trial.context", STORY}.isdisjoint(judged) and {
+        "harness.trial.assemble",
+        STORY,
+    } <= trained.keys()
 
 
 # -- one expression is changed in each -----------------------------------------------------------------
@@ -170,20 +177,20 @@ def test_a_changed_expression_changes_the_keys_that_hold_the_module_and_a_commen
 @pytest.mark.parametrize(
     ("module", "keys"),
     [
-        ("harness.trial", {"train dpo", "train ppo", "baseline", "prediction"}),
-        ("harness.meter", {"train dpo", "train ppo", "baseline"}),
-        ("harness.conversation", {*KEYS} - {"base"}),
+        ("harness.trial.assemble", {"train dpo", "train ppo", "baseline", "prediction"}),
+        ("harness.algorithms.budget_meter", {"train dpo", "train ppo", "baseline"}),
+        ("harness.tasks.conversation", {*KEYS} - {"base"}),
         ("harness.models", {*KEYS}),
         ("harness.stages.sft", {"base", "prediction"}),
         ("harness.stages.reward_model", {"train ppo", "reward model", "prediction"}),
         ("harness.stages.reference", {"train dpo", "references", "prediction"}),
-        ("harness.classifier", {"train ppo", "eval", "reward model", "prediction"}),
-        ("harness.algorithms.ppo_math", {"train ppo"}),
+        ("harness.models.classifier", {"train ppo", "eval", "reward model", "prediction"}),
+        ("harness.algorithms.ppo.mathematics", {"train ppo"}),
         ("harness.algorithms.dpo", {"train dpo", "references", "prediction"}),
         ("harness.evaluators.scoring", {"eval", "baseline", "prediction"}),
         ("harness.evaluators.preference", {"eval"}),
         ("harness.evaluators.true_reward", {"eval", "baseline"}),
-        ("harness.forecast", {"eval", "baseline", "reward model", "prediction", "train ppo"}),
+        ("harness.base.calibration", {"eval", "baseline", "reward model", "prediction", "train ppo"}),
         ("harness.tasks.arithmetic", {"train dpo", "train ppo", "base", "eval", "baseline", "prediction"}),
         ("harness.rehearsal.tracker", {"prediction"}),
     ],
@@ -197,10 +204,10 @@ def test_the_keys_of_a_trial_follow_their_code(monkeypatch):
     data = check_data(one)
     before, read = identify(one, data), Sources.read
     for module, same in (
-        ("harness.ground", {"base", "evaluators", "dataset"}),
+        ("harness.trial.context", {"base", "evaluators", "dataset"}),
         ("harness.stages.sft", {"code", "evaluators", "dataset"}),
         ("harness.evaluators.win_rate", {"code", "base", "dataset"}),
-        ("harness.journal", {"code", "base", "evaluators", "dataset"}),
+        ("harness.store.journal", {"code", "base", "evaluators", "dataset"}),
     ):
         path = file_of(module)
         with monkeypatch.context() as change:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.fingerprint import Fingerprint, as_text
+from harness.config.fingerprint import Fingerprint, as_text
 from harness.report.comparability import differences
 from tests.test_report import trials
 

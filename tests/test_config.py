@@ -11,10 +11,10 @@ import pytest
 import yaml
 from annotated_types import Gt
 
-from harness import validate
-from harness.config import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
-from harness.errors import UserError, UserErrors
-from harness.trial import assemble
+from harness.base.errors import UserError, UserErrors
+from harness.cli import validate
+from harness.config.compose import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
+from harness.trial.assemble import assemble
 
 PLUGIN = __name__.split(".")[0]
 
@@ -137,7 +137,7 @@ def test_a_package_whose_name_only_begins_like_ours_is_outside():
 
 
 @pytest.mark.parametrize(
-    "target", ["harness.nowhere.DPO", "harness.algorithms.dpo.Nothing", "harness", "harness.config.build"]
+    "target", ["harness.nowhere.DPO", "harness.algorithms.dpo.Nothing", "harness", "harness.config.compose.build"]
 )
 def test_a_target_that_is_no_importable_class_is_refused(target):
     (error,) = errors_of({"_target_": target})
@@ -149,7 +149,7 @@ def test_a_component_of_the_wrong_kind_is_refused():
     assert str(error) == "car._target_: must be a Car, not a Wheel"
 
 
-@pytest.mark.parametrize("target", ["harness.algorithms.base.Algorithm", "harness.journal.Journal"])
+@pytest.mark.parametrize("target", ["harness.algorithms.base.Algorithm", "harness.store.journal.Journal"])
 def test_a_class_that_is_abstract_or_no_component_is_refused_as_a_user_error(target):
     (error,) = errors_of({"_target_": target})
     assert error.key.startswith("car")
@@ -162,7 +162,7 @@ def test_a_component_without_a_target_is_refused_as_a_user_error():
 
 
 def test_one_value_of_a_wrong_type_is_one_error_under_the_key_the_user_knows():
-    node = {"_target_": "harness.adapters.LoRA", "targets": 5}
+    node = {"_target_": "harness.models.adapters.LoRA", "targets": 5}
     (error,) = errors_of(node)
     assert (error.key, error.value) == ("car.targets", 5)
 

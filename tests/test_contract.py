@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from harness.errors import UserErrors
+from harness.base.errors import UserErrors
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Score, Task, TaskData
 from harness.tasks.contract import check_contract

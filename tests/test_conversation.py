@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOTrainer
 
-from harness.conversation import encode_pairs
+from harness.tasks.conversation import encode_pairs
 from tests.toys import build_model, conversational_rows
 
 TEXT = [

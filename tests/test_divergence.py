@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.callback import JournalCallback
-from harness.config import build
-from harness.errors import Diverged, UserErrors
-from harness.outcome import decide
-from harness.records import Event, Outcome
-from harness.training import UNKNOWN_STEPS
+from harness.algorithms.journal_callback import JournalCallback
+from harness.base.errors import Diverged, UserErrors
+from harness.base.records import Event, Outcome
+from harness.config.compose import build
+from harness.config.train import UNKNOWN_STEPS
+from harness.store.result import decide
 from tests.conftest import QUICK
 from tests.inside import tell
 from tests.toys import build_model, conversational_rows, write_jsonl
@@ -50,7 +50,7 @@ def test_progress_is_told_within_a_step_of_many_micro_batches(monkeypatch):
     journal: Any = SimpleNamespace(write=lambda kind, **e: told.append((e["step"], e["total"])))
     meter: Any = SimpleNamespace(spent={}, expected=lambda step, planned: planned)
     one, now = JournalCallback(journal, meter), iter(range(0, 1000, 3))
-    monkeypatch.setattr("harness.callback.time.monotonic", lambda: 100.0 + next(now))
+    monkeypatch.setattr("harness.algorithms.journal_callback.time.monotonic", lambda: 100.0 + next(now))
     arguments = SimpleNamespace(gradient_accumulation_steps=4)
     for step in range(2):
         state = SimpleNamespace(global_step=step, max_steps=9)
@@ -90,12 +90,12 @@ def test_it_is_an_outcome_of_its_own_with_the_words_as_its_reason():
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_knob_that_is_no_number_is_refused(value):
     with pytest.raises(UserErrors, match="must be a finite number"):
-        build({"_target_": "harness.training.Train", "learning_rate": value}, path="train")
+        build({"_target_": "harness.config.train.Train", "learning_rate": value}, path="train")
 
 
 def test_no_figure_of_a_diverged_trial_is_kept_that_is_not_a_number(tmp_path: Path, cache_dir: Path):
-    from harness import journal
-    from harness.outcome import metrics_of
+    from harness.store import journal
+    from harness.store.result import metrics_of
 
     with pytest.raises(Diverged):
         tell(tmp_path / "t", cache_dir, "algo=dpo", "train.learning_rate=1e30", "train.logging_steps=1", *QUICK)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.conversation import PLAIN_TEMPLATE, Style, as_messages, encode, is_conversational
+from harness.base.calibration import clustered_error, t_quantile, wilson
 from harness.evaluators.base import EvalContext, Evaluator
 from harness.evaluators.lm_eval import EMBEDDED, LmEval, embedded_rows, plain_metrics
 from harness.evaluators.preference import Preference, wins
@@ -23,10 +23,10 @@ from harness.evaluators.scoring import (
     with_stderr,
 )
 from harness.evaluators.true_reward import TrueReward
-from harness.forecast import clustered_error, t_quantile, wilson
-from harness.loading import character_tokenizer
+from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
+from harness.tasks.conversation import PLAIN_TEMPLATE, Style, as_messages, encode, is_conversational
 from tests.toys import random_llama
 
 TOKENIZER = character_tokenizer(96)
@@ -386,7 +386,7 @@ def test_lm_eval_chooses_the_likeliest_of_four_answers(context, small):
 def test_an_unknown_lm_eval_task_is_a_user_error(context, small, monkeypatch):
     import lm_eval.tasks
 
-    from harness.errors import UserError
+    from harness.base.errors import UserError
 
     manager = lm_eval.tasks.TaskManager  # listing the tasks that come with lm-eval takes 10 s
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **o: manager(**{**o, "include_defaults": False}))

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from harness.audit import audit
-from harness.cache import Cache
+from harness.store.cache import Cache
+from harness.tasks.audit import audit
 from harness.tasks.base import text_of
-from harness.tasks.checking import Checked
-from harness.tasks.copies import near, showing
-from harness.tasks.families import families
-from harness.tasks.kept import keeping, kept
-from harness.tasks.splits import assemble, hold_out
+from harness.tasks.reading.checking import Checked
+from harness.tasks.reading.copies import near, showing
+from harness.tasks.reading.families import families
+from harness.tasks.reading.kept import keeping, kept
+from harness.tasks.reading.splits import assemble, hold_out
 
 WORDS = [f"w{i}" for i in range(3000)]
 
@@ -101,7 +101,7 @@ def test_single_prompts_are_split_as_ever():
 
 
 def test_two_families_cannot_be_split_into_three():
-    from harness.errors import UserError
+    from harness.base.errors import UserError
 
     with pytest.raises(UserError, match="8 distinct prompts in 2 families"):
         hold_out([str(i) for i in range(8)], 0.5, 0, {str(i): i % 2 for i in range(8)})
@@ -126,7 +126,7 @@ def test_a_hundred_thousand_runs_take_no_time():
 
 
 def test_families_of_many_prompts_are_found_once_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.tasks.kept.MANY", 3)
+    monkeypatch.setattr("harness.tasks.reading.kept.MANY", 3)
     calls: list[str] = []
 
     def once(asked: list[Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_families_of_many_prompts_are_found_once_and_kept(tmp_path, monkeypatch)
 
 
 def test_a_cache_that_cannot_be_written_keeps_nothing_and_stops_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.tasks.kept.MANY", 1)
+    monkeypatch.setattr("harness.tasks.reading.kept.MANY", 1)
     (tmp_path / "file").write_text("")
     with keeping(Cache(tmp_path / "file")):
         assert kept("families", [["a"]], lambda: {"of": [0], "cut": []}) == {"of": [0], "cut": []}

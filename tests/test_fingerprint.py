@@ -11,8 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from harness import behaviour, fingerprint
-from harness.behaviour import (
+from harness.config import fingerprint
+from harness.config.fingerprint import BASE, JUDGING, Fingerprint, as_text, compare, differences, from_text
+from harness.evaluators.base import Evaluation
+from harness.evaluators.true_reward import TrueReward
+from harness.evaluators.win_rate import WinRate
+from harness.gate.baseline import Record
+from harness.gate.decide import Outcome, alike, decide
+from harness.gate.policy import Policy, Rule
+from harness.models import Tiny
+from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.conversation import as_messages
+from harness.trial import behaviour
+from harness.trial.assemble import assemble, check_data, identify
+from harness.trial.behaviour import (
     asked_of,
     asked_of_base,
     context_on_toys,
@@ -22,18 +34,7 @@ from harness.behaviour import (
     of_evaluator,
     of_rules,
 )
-from harness.conversation import as_messages
-from harness.evaluators.base import Evaluation
-from harness.evaluators.true_reward import TrueReward
-from harness.evaluators.win_rate import WinRate
-from harness.fingerprint import BASE, JUDGING, Fingerprint, as_text, compare, differences, from_text
-from harness.gate.baseline import Record
-from harness.gate.decide import Outcome, alike, decide
-from harness.gate.policy import Policy, Rule
-from harness.keys import judging_code
-from harness.models import Tiny
-from harness.tasks.arithmetic import Arithmetic
-from harness.trial import assemble, check_data, identify
+from harness.trial.keys import judging_code
 from tests.inside import plain_config, tell
 from tests.toys import conversational_rows
 

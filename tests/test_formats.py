@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import TaskData
 from harness.tasks.preferences import Preferences
 from harness.tasks.problems import Problems
-from harness.tasks.transcripts import parsed
+from harness.tasks.reading.transcripts import parsed
 
 
 def user(words: str) -> dict[str, str]:

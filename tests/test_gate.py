@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline, Record
 from harness.gate.decide import Finding, Outcome, decide

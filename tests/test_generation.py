@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
 from harness.algorithms.grpo import GRPO
-from harness.algorithms.ppo import PPO
+from harness.algorithms.ppo.algorithm import PPO
+from harness.config.train import Train
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import sample
-from harness.generation import own_distribution, sampling_config, stop_ids
-from harness.loading import character_tokenizer
+from harness.models.adapters import Full, LoRA
+from harness.models.generation import own_distribution, sampling_config, stop_ids
+from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.training import Train
 from tests.inside import tell
 from tests.toys import Fixed, build_model, conversational_rows, random_llama, write_jsonl
 

@@ -17,7 +17,7 @@ BACKTRACKS = "__import__('re').match('(a+)+$', 'a' * 60 + 'b')"
 SLEEPS = "__import__('time').sleep(600)"
 RUNNER = """
 import os, sys, time
-from harness import forkserver
+from harness.runner import forkserver
 
 def stuck(place):
     os.setpgid(0, 0)
@@ -60,7 +60,7 @@ def test_a_trial_that_never_gives_up_the_interpreter_ends_with_its_runner(tmp_pa
 
 def test_a_forkserver_in_the_middle_of_its_imports_ends_with_its_runner(tmp_path):
     script = (
-        "import os, time\nfrom harness import forkserver\nfrom multiprocessing import forkserver as own\n"
+        "import os, time\nfrom harness.runner import forkserver\nfrom multiprocessing import forkserver as own\n"
         "forkserver.warm_up()\nprint(own._forkserver._forkserver_pid, flush=True)\ntime.sleep(600)\n"
     )
     runner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -74,7 +74,7 @@ def test_a_forkserver_in_the_middle_of_its_imports_ends_with_its_runner(tmp_path
 
 def test_a_server_that_was_killed_is_replaced_when_a_process_is_to_start():
     script = (
-        "import os, signal\nfrom harness import forkserver\nfrom multiprocessing import forkserver as own\n"
+        "import os, signal\nfrom harness.runner import forkserver\nfrom multiprocessing import forkserver as own\n"
         "forkserver.warm_up()\nos.kill(own._forkserver._forkserver_pid, signal.SIGKILL)\n"
         "process = forkserver.start(os._exit, 7, name='x')\nprocess.join()\n"
         "print(process.exitcode)\nforkserver.stop()\n"
@@ -86,7 +86,7 @@ def test_a_server_that_was_killed_is_replaced_when_a_process_is_to_start():
 
 def test_the_guard_of_a_runner_that_ends_well_ends_too():
     script = (
-        "from harness import forkserver\nforkserver.warm_up()\nforkserver.stop()\n"
+        "from harness.runner import forkserver\nforkserver.warm_up()\nforkserver.stop()\n"
         "print(forkserver._guard.pid, flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

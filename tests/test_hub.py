@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.cache import Cache
-from harness.errors import UserError
-from harness.loading import unlike
+from harness.base.errors import UserError
 from harness.models import HF
+from harness.models.loading import unlike
 from harness.models.making import made
-from harness.preflight import find_problems
+from harness.store.cache import Cache
+from harness.sweep.deep_checks import find_problems
 from harness.tasks.arithmetic import Arithmetic
 from tests.toys import build_model, conversational_rows, write_jsonl
 
@@ -222,7 +222,7 @@ def test_a_gguf_file_is_named_where_it_is_meant(tmp_path):
 def test_an_adapter_on_routed_experts_trains_what_peft_says(problems, tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from harness.adapters import LoRA
+    from harness.models.adapters import LoRA
 
     folder = build_model(tmp_path / "mixtral", "llama")
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import journal
-from harness.journal import Journal, Tail
-from harness.records import Event
+from harness.base.records import Event
+from harness.store import journal
+from harness.store.journal import Journal, Tail
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.report import lenses
 from harness.report.leaderboard import PREDICTED, leaderboard, predicted
+from harness.report.sections import lenses
 
 ROW = {
     "label": "dpo|lora", "trial_id": "t", "outcome": "finished", "reason": None,

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from harness.config import conf_dir
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config.compose import conf_dir
 from harness.evaluators.base import EvalContext, Evaluation
 from harness.evaluators.lm_eval import LmEval, by_reported_name, choice_calibration, leaked, per_document
 from harness.evaluators.lm_eval_model import CountingModel, length_for
-from harness.loading import character_tokenizer
+from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from tests.inside import tell

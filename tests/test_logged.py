@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from harness.journal import Journal
-from harness.logged import describe_run, log_policy
-from harness.tracking import Tracking, client, open_sweep
+from harness.store.journal import Journal
+from harness.store.logged import describe_run, log_policy
+from harness.store.mlflow_store import Tracking, client, open_sweep
 
 TRIAL: dict[str, Any] = {
     "trial_id": "dpo-lora-b0.1-r16-s0-abc",

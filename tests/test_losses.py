@@ -13,21 +13,21 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
 from harness.algorithms.dpo import DPO, IPO
 from harness.algorithms.grpo import GRPO
 from harness.algorithms.kto import KTO, shuffled_rows
 from harness.algorithms.sft import SFT
-from harness.errors import UserError
-from harness.loading import character_tokenizer
+from harness.algorithms.trainers import ready_trainer
+from harness.base.errors import UserError
+from harness.config.train import Train
+from harness.models.adapters import Full, LoRA
+from harness.models.loading import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.rewards.scoring import checked
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.trainers import ready_trainer
-from harness.training import Train
 from tests.toys import Fixed, random_llama, says
 
 TOKENIZER = character_tokenizer(64)

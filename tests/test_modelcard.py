@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.modelcard import card, how_to_load, write_card
-from harness.records import Outcome, TrialResult
+from harness.base.records import Outcome, TrialResult
+from harness.store.modelcard import card, how_to_load, write_card
 from tests.conftest import QUICK
 from tests.inside import tell
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.journal import Journal
-from harness.outcome import decide, metrics_of, read_result, since_attempt, write_json, write_result
-from harness.records import SCHEMA_VERSION, Event, Outcome
+from harness.base.records import SCHEMA_VERSION, Event, Outcome
+from harness.store.journal import Journal
+from harness.store.result import decide, metrics_of, read_result, since_attempt, write_json, write_result
 
 DONE = Event(9.0, "done")
 TRIAL = {

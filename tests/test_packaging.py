@@ -29,7 +29,8 @@ def test_the_wheel_holds_conf_and_works_outside_the_checkout(tmp_path: Path) -> 
         [
             sys.executable,
             "-c",
-            "import harness.config as c; print(c.conf_dir()); import harness.cli as m; m.main(['validate'])",
+            "from harness.cli import main as m; from harness.config import compose as c\n"
+            "print(c.conf_dir()); m.main(['validate'])",
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(installed)},

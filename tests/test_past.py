@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.books import close_books, close_open_attempt, open_book
-from harness.journal import Journal
-from harness.outcome import read_result, write_json
-from harness.past import past_of, result_of, trial_folders
-from harness.records import Outcome, Trial
-from harness.runner import make_plan
+from harness.base.records import Outcome, Trial
+from harness.runner.books import close_books, close_open_attempt, open_book
+from harness.runner.run_trial import make_plan
+from harness.store.journal import Journal
+from harness.store.past import past_of, result_of, trial_folders
+from harness.store.result import read_result, write_json
 
 TRAINS = SimpleNamespace(algo=SimpleNamespace(trains=True))
 OLD = Trial("dpo-1", "s", {"algo": {"beta": 0.1}}, "t1", "e1", {"dataset": "d"}, {"evaluation: seed": "0"})

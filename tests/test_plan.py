@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from harness.cli import main
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.cli.main import main
+from harness.cli.plan import IN_4_BITS, names, planned
 from harness.plan import gpus
-from harness.plan.command import IN_4_BITS, names, planned
 from harness.plan.fixes import Fix, candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
 from harness.plan.render import Row, as_json, render
-from harness.sweep import plan_sweep
+from harness.sweep.expand import plan_sweep
 from tests.test_rehearsal import SMALL, setup_of
 
 # -- fit and fixes -------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_where_the_base_as_deployed_is_too_large_changes_are_tried_with_it_judge
             found.append(Prediction({"baseline": {"weights": base}, "train": {"weights": 38e9 + 5e9 * rows}}))
         return found
 
-    for place in ("harness.plan.command.predict", "harness.plan.fixes.predict"):
+    for place in ("harness.cli.plan.predict", "harness.plan.fixes.predict"):
         monkeypatch.setattr(place, foreseen)
     sweep = plan_sweep(["algo=dpo", "adapter=qlora", "model=shape/llama-8b", "sweep=s"], multirun=False)
     row = planned(sweep.points, gpu_of("50GB"), Target(cuda=True))[0]

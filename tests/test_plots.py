@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import results
-from harness.report import curves, plots
+from harness.report.figures import curves, scatter
 from harness.report.findings import find
+from harness.store import results
 from tests.test_report import trials
 from tests.test_results import BEGAN
 
@@ -41,9 +41,14 @@ def test_a_plot_without_data_is_not_drawn(tmp_path):
     frame = trials({"outcome": "failed"})
     nothing = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
     found = find(frame)
-    for plot in (plots.quality_against_memory, plots.quality_against_drift, plots.responses, plots.memory_by_phase):
+    for plot in (
+        scatter.quality_against_memory,
+        scatter.quality_against_drift,
+        scatter.responses,
+        scatter.memory_by_phase,
+    ):
         assert not plot(found, tmp_path / "p.png")
-    assert not plots.reliability({"dpo": pd.DataFrame()}, tmp_path / "r.png")
+    assert not scatter.reliability({"dpo": pd.DataFrame()}, tmp_path / "r.png")
     assert not curves.learning_curves(nothing, found, tmp_path / "l.png")
     assert not curves.memory_over_time(nothing, found, tmp_path / "m.png")
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +81,7 @@ def test_many_trials_can_be_plotted(tmp_path):
         columns=list(results.SERIES_COLUMNS),
     )
     found = find(frame)
-    assert plots.quality_against_memory(found, tmp_path / "q.png")
+    assert scatter.quality_against_memory(found, tmp_path / "q.png")
     assert curves.learning_curves(series, found, tmp_path / "l.png")
 
 
@@ -93,7 +98,7 @@ def drifting(*betas: float, algos: str = "dpo") -> pd.DataFrame:
 
 
 def test_quality_is_drawn_against_drift_with_a_line_over_beta(tmp_path, drawn):
-    assert plots.quality_against_drift(find(drifting(0.5, 0.1, algos="dpo,kto")), tmp_path / "d.png")
+    assert scatter.quality_against_drift(find(drifting(0.5, 0.1, algos="dpo,kto")), tmp_path / "d.png")
     lines = [d[1:] for d in drawn if d[0] == "plot"]
     assert len(lines) == 2
     for xs, ys in lines:
@@ -101,21 +106,21 @@ def test_quality_is_drawn_against_drift_with_a_line_over_beta(tmp_path, drawn):
 
 
 def test_one_recipe_or_none_with_a_measured_drift_is_no_plot(tmp_path):
-    assert not plots.quality_against_drift(find(drifting(0.5)), tmp_path / "d.png")
+    assert not scatter.quality_against_drift(find(drifting(0.5)), tmp_path / "d.png")
     unmeasured = drifting(0.5, 0.1).drop(columns="eval/kl_per_sequence")
-    assert not plots.quality_against_drift(find(unmeasured), tmp_path / "d.png")
+    assert not scatter.quality_against_drift(find(unmeasured), tmp_path / "d.png")
 
 
 def test_a_knob_with_three_values_is_drawn_and_one_with_two_is_not(tmp_path, drawn):
-    assert plots.responses(find(drifting(0.1, 0.2, 0.4)), tmp_path / "r.png")
+    assert scatter.responses(find(drifting(0.1, 0.2, 0.4)), tmp_path / "r.png")
     (bars,) = [d for d in drawn if d[0] == "errorbar"]
     assert bars[1] == pytest.approx([0.1, 0.2, 0.4]) and bars[2] == pytest.approx([0.4, 0.5, 0.7])
-    assert not plots.responses(find(drifting(0.1, 0.2)), tmp_path / "r.png")
+    assert not scatter.responses(find(drifting(0.1, 0.2)), tmp_path / "r.png")
 
 
 def test_the_phases_stack_to_the_peak_of_the_trial(tmp_path, drawn):
     peaks = {"memory/prepare_peak_mb": 100.0, "memory/train_peak_mb": 400.0, "memory/evaluate_peak_mb": 250.0}
-    assert plots.memory_by_phase(
+    assert scatter.memory_by_phase(
         find(trials({"eval/true_reward": 0.5, "memory/peak_mb": 400.0, **peaks})), tmp_path / "p.png"
     )
     assert [added for kind, _, added in drawn if kind == "barh"] == [[100.0], [300.0]]
@@ -124,7 +129,7 @@ def test_the_phases_stack_to_the_peak_of_the_trial(tmp_path, drawn):
 def test_what_was_built_for_the_cache_does_not_reach_above_the_peak(tmp_path, drawn):
     peaks = {"memory/prepare_peak_mb": 100.0, "memory/baseline_peak_mb": 700.0, "memory/train_peak_mb": 400.0}
     found = find(trials({"eval/true_reward": 0.5, "memory/peak_mb": 400.0, **peaks}))
-    assert plots.memory_by_phase(found, tmp_path / "p.png")
+    assert scatter.memory_by_phase(found, tmp_path / "p.png")
     assert sum(added[0] for kind, _, added in drawn if kind == "barh") == 400.0
 
 
@@ -168,6 +173,6 @@ def test_a_wide_series_gets_a_scale_that_writes_plain_numbers(low, high, logarit
 
 def test_reliability_pools_the_bins_of_all_seeds_by_their_counts(tmp_path, drawn):
     bins = pd.DataFrame({"low": [0.5, 0.5], "count": [30, 10], "predicted": [0.6, 0.7], "observed": [0.5, 0.9]})
-    assert plots.reliability({"dpo": bins}, tmp_path / "r.png")
+    assert scatter.reliability({"dpo": bins}, tmp_path / "r.png")
     (_, xs, ys) = [d for d in drawn if d[0] == "plot"][-1]
     assert xs == pytest.approx([0.625]) and ys == pytest.approx([0.6])

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from harness.adapters import Full, LoRA
 from harness.algorithms.base import TrainJob
-from harness.algorithms.ppo import PPO
+from harness.algorithms.budget_meter import Meter
+from harness.algorithms.ppo.algorithm import PPO
 from harness.algorithms.roles import role_bytes, tensors_of
-from harness.loading import character_tokenizer
-from harness.meter import Meter
+from harness.algorithms.trainers import without_dropout
+from harness.config.train import Budget, Train
+from harness.models.adapters import Full, LoRA
+from harness.models.loading import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
-from harness.trainers import without_dropout
-from harness.training import Budget, Train
 from tests.toys import Fixed, random_llama, says
 
 TOKENIZER = character_tokenizer(64)
@@ -189,7 +189,7 @@ def test_an_unfinished_completion_pays_the_penalty(tmp_path):
 
 
 def test_scores_may_be_whitened_and_clipped(tmp_path):
-    from harness.algorithms.ppo_trainer import shaped
+    from harness.algorithms.ppo.trainer import shaped
 
     scores, ended = torch.tensor([0.0, 10.0, 20.0]), torch.tensor([True, True, True])
     assert shaped(scores, ended, PPO(reward_clip=5.0)).tolist() == [0, 5, 5]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from harness.algorithms import ppo_math as ppo
+from harness.algorithms.ppo import mathematics as ppo
 
 ONES = torch.ones(1, 5)
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness import precision, worker
-from harness.adapters import Full, LoRA, QLoRA
 from harness.algorithms.online import OnlineTrainer
-from harness.classifier import Head, in_32_bits
-from harness.errors import UserErrors
-from harness.models import Shape, Tiny
-from harness.precision import STOCHASTIC, place_on
-from harness.training import Train
-from harness.trial import assemble
+from harness.base.errors import UserErrors
+from harness.config.train import Train
+from harness.models import Shape, Tiny, precision
+from harness.models.adapters import Full, LoRA, QLoRA
+from harness.models.classifier import Head, in_32_bits
+from harness.models.precision import STOCHASTIC, place_on
+from harness.trial import worker
+from harness.trial.assemble import assemble
 from tests.inside import plain_config, tell
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")

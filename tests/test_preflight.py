@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness import preflight
-from harness.doctor import model_findings
-from harness.errors import UserError
-from harness.preflight import find_problems
+from harness.base.errors import UserError
+from harness.cli.doctor import model_findings
+from harness.sweep import deep_checks
+from harness.sweep.deep_checks import find_problems
 from tests.toys import build_model, conversational_rows, write_jsonl
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
@@ -43,7 +43,7 @@ def plain(tmp_path: Path, compose: Any) -> dict[str, Any]:
 )
 def test_a_chat_template_that_loops_or_fails_is_named_with_its_own_words(plain, monkeypatch, template, words):
     (Path(plain["model"]["path"]) / "chat_template.jinja").write_text(template)
-    monkeypatch.setattr(preflight._in_time, "__defaults__", (0.2,))
+    monkeypatch.setattr(deep_checks._in_time, "__defaults__", (0.2,))
     (error,) = find_problems(plain)
     assert isinstance(error, UserError) and error.key == "model.chat_template"
     assert words in error.rule

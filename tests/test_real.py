@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cache import Cache, default_dir
-from harness.conversation import encode, prompt_ids
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.models import Wheel
 from harness.models.making import made
+from harness.store.cache import Cache, default_dir
+from harness.tasks.conversation import encode, prompt_ids
 from tests.inside import tell
 from tests.toys import write_jsonl
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.tasks.reasoning import ReasoningGym, answer_in
 
 pytest.importorskip("reasoning_gym")

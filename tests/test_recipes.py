@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.base.stats import Verdict
 from harness.report import recipes
-from harness.stats import Verdict
 from tests.test_report import cells, trials
 
 METRIC = "eval/true_reward"

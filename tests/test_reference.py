@@ -13,9 +13,9 @@ from datasets import Dataset
 
 from harness.algorithms.dpo import DPO, IPO
 from harness.algorithms.kto import KTO
-from harness.cache import Cache
+from harness.config.train import Budget, Train, sees_half
 from harness.stages.reference import References, SharesReference, longest_first, looked_up, row_keys
-from harness.training import Budget, Train, sees_half
+from harness.store.cache import Cache
 from tests.inside import Told, tell
 
 ROWS = Dataset.from_dict(

@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from harness.config import compose, hydra_config
-from harness.conversation import Style
-from harness.loading import character_tokenizer
-from harness.precision import place_on
+from harness.config.compose import compose, hydra_config
+from harness.models.loading import character_tokenizer
+from harness.models.meta_model import alike, layers_of, skeleton, with_layers
+from harness.models.precision import place_on
 from harness.rehearsal import standins
 from harness.rehearsal.judging import heaviest
 from harness.rehearsal.rows import lengthened, longest
 from harness.rehearsal.step import Scene, rehearse, shortened
 from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds
-from harness.skeleton import alike, layers_of, skeleton, with_layers
-from harness.trial import Setup, assemble, check_data
+from harness.tasks.conversation import Style
+from harness.trial.assemble import Setup, assemble, check_data
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
 SMALL = (
@@ -302,7 +302,7 @@ SEVENTY_B = {
 
 
 def test_lora_counts_are_those_of_the_worked_examples():
-    from harness.adapters import LoRA, lora_parameters
+    from harness.models.adapters import LoRA, lora_parameters
 
     assert lora_parameters(4096, 4096, 16) == 131_072
     model = llama(**SEVEN_B)
@@ -314,7 +314,7 @@ def test_lora_counts_are_those_of_the_worked_examples():
 
 
 def test_qlora_of_70b_is_near_the_worked_budget():
-    from harness.adapters import QLoRA
+    from harness.models.adapters import QLoRA
 
     model = llama(**SEVENTY_B)
     trainable = QLoRA(rank=64).expected_trainable(model)

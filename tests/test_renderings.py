@@ -17,8 +17,8 @@ from harness.algorithms import arguments
 from harness.algorithms.kto import rotated
 from harness.algorithms.online import OnlineTrainer
 from harness.algorithms.sft import _labelled
-from harness.classifier import padding_for, sequences_of
-from harness.conversation import (
+from harness.models.classifier import padding_for, sequences_of
+from harness.tasks.conversation import (
     PLAIN_TEMPLATE,
     Style,
     encode,

@@ -11,17 +11,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import results, text
-from harness.errors import UserError
-from harness.report import uses
-from harness.report.command import main, price_of
+from harness.base import formatting
+from harness.base.errors import UserError
+from harness.base.stats import Interval
+from harness.cli.report import main, price_of
 from harness.report.findings import find
 from harness.report.gather import write_report
 from harness.report.intervals import interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import SHOWN, Material, compose, summary
-from harness.report.provenance import shown_command
-from harness.stats import Interval
+from harness.report.sections import uses
+from harness.report.sections.provenance import shown_command
+from harness.store import results
 from tests.test_results import INJECTION, STUDY, study_root
 
 GOLDEN_REPORT = Path(__file__).parent / "golden" / "report.md"
@@ -150,7 +151,7 @@ def test_the_terminal_shows_control_characters_and_markup_of_names_as_text():
     [(0.8125, "0.812"), (-0.0001, "0.000"), (11.25, "11.2"), (1234.5, "1,234"), (float("nan"), "–"), (None, "–")],
 )
 def test_numbers_have_as_many_decimals_as_matter(value, shown):
-    assert text.number(value) == shown
+    assert formatting.number(value) == shown
 
 
 def test_an_interval_has_the_decimals_of_its_mean_and_plus_minus_is_half_of_it():
@@ -171,7 +172,7 @@ def test_a_share_stays_between_0_and_1_and_other_figures_do_not():
 
 
 def test_escaped_text_is_one_line_without_anything_that_markdown_acts_on():
-    escaped = text.escape("a|b`c`\n<i>*_x_* [l](u) @me $x$ \u202e y_z")
+    escaped = formatting.escape("a|b`c`\n<i>*_x_* [l](u) @me $x$ \u202e y_z")
     assert not set("|`\n<>*[]@$\u202e") & set(escaped)
     assert "y_z" in escaped and "\\" not in escaped.replace("&#92;", "")
 
@@ -205,7 +206,7 @@ def test_model_text_is_data(report):
 
 def test_a_long_completion_ends_in_an_ellipsis(report):
     assert all(len(line) < 1_000 for line in report.read_text(encoding="utf-8").splitlines())
-    assert text.escape("x" * 10_000, 160) == "x" * 159 + "…"
+    assert formatting.escape("x" * 10_000, 160) == "x" * 159 + "…"
 
 
 def head_of(frame: pd.DataFrame) -> str:
@@ -355,7 +356,7 @@ def test_skills_that_were_lost_are_told_by_recipe(report):
 
 
 def test_a_loss_over_seeds_is_bold_where_it_is_beyond_noise_and_one_seed_has_its_documents_error():
-    from harness.report import forgetting
+    from harness.report.sections import forgetting
 
     def row(seed: int, change: float, **more: float) -> dict:
         name = {"trial_id": f"a-s{seed}", "seed": float(seed), "params.algo.beta": "0.1"}

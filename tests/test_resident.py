@@ -1,7 +1,7 @@
 """The tracker against the operating system: what a step's tensors take is what its process grows by.
 
 In a process whose C library gives freed blocks back at once. A trial's own holds on to them, because that is faster
-(``harness/allocator.py``); what it holds beyond its tensors is a matter of the heap, not of the count.
+(``harness/trial/heap.py``); what it holds beyond its tensors is a matter of the heap, not of the count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
-from harness.allocator import M_MMAP_THRESHOLD, _glibc, give_back
+from harness.trial.heap import M_MMAP_THRESHOLD, _glibc, give_back
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
 STEP = (
@@ -39,13 +39,13 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     """From the moment when a trainer is there to the end of its step: bytes by the tracker, and resident."""
     import torch
 
-    from harness.config import compose, hydra_config
-    from harness.conversation import Style
-    from harness.precision import place_on
+    from harness.config.compose import compose, hydra_config
+    from harness.models.precision import place_on
     from harness.rehearsal.step import Scene, rehearse
     from harness.rehearsal.watch import Steady
+    from harness.tasks.conversation import Style
     from harness.telemetry.host import peak_resident_bytes, reset_peak, resident_bytes
-    from harness.trial import assemble, check_data
+    from harness.trial.assemble import assemble, check_data
 
     with hydra_config():
         setup = assemble(compose([*STEP, *overrides]))

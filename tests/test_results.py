@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from harness import results
-from harness.errors import UserError
-from harness.outcome import write_result
-from harness.projection import project
-from harness.records import Outcome
-from harness.tracking import SweepRun, Tracking, client, open_sweep
+from harness.base.errors import UserError
+from harness.base.records import Outcome
+from harness.store import results
+from harness.store.mlflow_store import SweepRun, Tracking, client, open_sweep
+from harness.store.mlflow_sync import project
+from harness.store.result import write_result
 
 BEGAN = 1_800_000_000.0
 INJECTION = "</td><script>alert(1)</script> | `ticks`\nsecond line"
@@ -349,5 +349,5 @@ def test_the_command_of_a_sweep_is_known(uri):
 
 
 def test_reading_results_imports_no_torch():
-    code = "import sys, harness.report.command, harness.report.gather; assert 'torch' not in sys.modules"
+    code = "import sys, harness.cli.report, harness.report.gather; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

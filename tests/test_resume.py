@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import projection
-from harness.tracking import Tracking, client, open_sweep
+from harness.store import mlflow_sync
+from harness.store.mlflow_store import Tracking, client, open_sweep
 from tests.runs import Sandbox
 
 
@@ -59,9 +59,9 @@ def test_sync_rebuilds_a_lost_database(sandbox: Sandbox, monkeypatch: pytest.Mon
     sweep = open_sweep(Tracking(uri=f"sqlite:///{sandbox.cwd}/second.db"), "lost")
     (folder,) = sandbox.folders("lost")
     with monkeypatch.context() as locked:
-        locked.setattr(projection, "describe_run", lambda *_: (_ for _ in ()).throw(RuntimeError("locked")))
+        locked.setattr(mlflow_sync, "describe_run", lambda *_: (_ for _ in ()).throw(RuntimeError("locked")))
         with pytest.raises(RuntimeError, match="locked"):
-            projection.project(folder, sweep)
-    projection.project(folder, sweep)
+            mlflow_sync.project(folder, sweep)
+    mlflow_sync.project(folder, sweep)
     (whole,) = client(sweep.uri).search_runs([sweep.experiment_id], "tags.kind = 'trial'")
     assert whole.data.params == before.data.params and whole.info.status == "FINISHED"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.classifier import score_sequences, with_score
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.models.classifier import score_sequences, with_score
 from harness.stages.reward_model import contrasting, judged
 from tests.inside import tell
 from tests.toys import build_model, conversational_rows, random_llama, write_jsonl
@@ -61,12 +61,12 @@ def test_on_the_shared_base_the_reward_model_says_what_it_said_when_it_was_train
     """The score of a completion, through the policy's base at the start of a trial, is the stage's own."""
     from peft import AutoPeftModelForSequenceClassification
 
-    from harness.config import compose, hydra_config
-    from harness.ground import prepare_ground
-    from harness.job import Job
-    from harness.journal import Journal
+    from harness.config.compose import compose, hydra_config
     from harness.rewards.base import Desk
-    from harness.trial import assemble, check_data
+    from harness.store.journal import Journal
+    from harness.trial.assemble import assemble, check_data
+    from harness.trial.context import prepare_ground
+    from harness.trial.job import Job
     from tests.inside import SIZES
 
     with hydra_config():

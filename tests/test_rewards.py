@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness import patterns
-from harness.adapters import Full, LoRA
-from harness.config import build, compose, hydra_config
-from harness.errors import UserError, UserErrors
+from harness.base import patterns
+from harness.base.errors import UserError, UserErrors
+from harness.config.compose import build, compose, hydra_config
+from harness.models.adapters import Full, LoRA
 from harness.rewards.base import Reward, Verifier
 from harness.rewards.model import ModelReward
 from harness.rewards.rules import ExactMatch, Format, Length, NumericAnswer
@@ -21,7 +21,7 @@ from harness.rewards.scoring import Scorer
 from harness.rewards.weighted import Part, Weighted
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Task, TaskData
-from harness.trial import assemble, check_data, identify
+from harness.trial.assemble import assemble, check_data, identify
 
 ROWS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "?+1=", "answer": None})
 TASK = Arithmetic()
@@ -211,7 +211,7 @@ def test_a_part_without_target_is_refused():
 
 
 def test_the_code_of_a_plugins_reward_counts_inside_a_sum_too():
-    from harness.identity import modules_of
+    from harness.config.identity import modules_of
 
     @dataclass(frozen=True)
     class Mine(Reward):

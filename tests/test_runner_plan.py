@@ -12,16 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import attend, journal
-from harness.child import describe, is_out_of_memory
-from harness.errors import UserError
-from harness.journal import Journal
-from harness.outcome import read_result, write_json
-from harness.peaks import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
-from harness.records import Event, Outcome, Trial
-from harness.runner import Plan, Runner, close_open_attempt, make_plan, run_trial
+from harness.base.errors import UserError
+from harness.base.records import Event, Outcome, Trial
+from harness.runner import supervise
+from harness.runner.child import describe, is_out_of_memory
+from harness.runner.run_trial import Plan, Runner, close_open_attempt, make_plan, run_trial
+from harness.store import journal
+from harness.store.journal import Journal
+from harness.store.memory_metrics import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
+from harness.store.result import read_result, write_json
 from harness.telemetry.sampler import MemorySummary
-from harness.trial import check_data, identify
+from harness.trial.assemble import check_data, identify
 
 TRAINS = SimpleNamespace(algo=SimpleNamespace(trains=True))
 TRAINS_NOT = SimpleNamespace(algo=SimpleNamespace(trains=False))
@@ -179,7 +180,7 @@ def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_di
 def trial_of(assemble, tmp_path, monkeypatch):
     """A real setup and trial below ``tmp_path``; its processes end at once with code 1 and say nothing."""
     fake = SimpleNamespace(pid=os.getpid(), exitcode=1, is_alive=lambda: False, join=lambda *_: None)
-    monkeypatch.setattr(attend.forkserver, "start", lambda *_, **__: fake)
+    monkeypatch.setattr(supervise.forkserver, "start", lambda *_, **__: fake)
 
     def make(*overrides):
         setup = assemble(f"outputs={tmp_path}", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", *overrides)
@@ -319,7 +320,7 @@ def test_the_peak_of_a_whole_trial_is_that_of_all_attempts_it_consists_of(trial_
         def summary(self):
             return summary("nvml_process", self.peaks)
 
-    monkeypatch.setattr(attend, "MemorySampler", Sampler)
+    monkeypatch.setattr(supervise, "MemorySampler", Sampler)
     run_trial(setup, trial, group, None)
     (tmp_path / "test" / trial.trial_id / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     metrics = run_trial(setup, trial, group, None)[1].metrics  # continues from the checkpoint

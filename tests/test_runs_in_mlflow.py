@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness import projection
-from harness.books import close_books, open_book
-from harness.journal import Journal
-from harness.projection import project
-from harness.records import Outcome, Trial
-from harness.tracking import SweepRun
+from harness.base.records import Outcome, Trial
+from harness.runner.books import close_books, open_book
+from harness.store import mlflow_sync
+from harness.store.journal import Journal
+from harness.store.mlflow_store import SweepRun
+from harness.store.mlflow_sync import project
 
 NAMES = {"name": "x"}
 TRIAL = Trial(
@@ -81,7 +81,7 @@ class Store:
 @pytest.fixture
 def store(monkeypatch) -> Store:
     made = Store()
-    monkeypatch.setattr(projection, "client", lambda uri: made)
+    monkeypatch.setattr(mlflow_sync, "client", lambda uri: made)
     return made
 
 
@@ -124,7 +124,7 @@ def test_a_lost_or_damaged_note_of_the_id_makes_no_second_run(store, finished, c
 
 
 def test_of_two_runs_of_an_attempt_the_one_that_ended_is_kept(store, finished):
-    began = projection.past_of(finished).began.time
+    began = mlflow_sync.past_of(finished).began.time
     tags = {"kind": "trial", "trial_id": "dpo-1", "mlflow.parentRunId": "parent"}
     for _ in range(3):
         store.create_run("1", start_time=int(began * 1000), run_name="dpo-1", tags=tags)

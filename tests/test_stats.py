@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness import spread, stats
-from harness.spread import smallest_step, spread_of
-from harness.stats import Verdict
+from harness.base import spread, stats
+from harness.base.spread import smallest_step, spread_of
+from harness.base.stats import Verdict
 from tests.toys import script
 
 verdict_power = script("verdict_power")

@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from harness import cli, errors
-from harness.cli import main
-from harness.streams import Lossy, unbreakable
+from harness.base import errors
+from harness.base.streams import Lossy, unbreakable
+from harness.cli import main as cli
+from harness.cli.main import main
 
 SCRIPT = (
-    "import sys\nfrom harness import cli\nfrom harness.streams import occupy_closed\n"
+    "import sys\nfrom harness.cli import main as cli\nfrom harness.base.streams import occupy_closed\n"
     "def command(arguments):\n"
     "    for i in range(20000): print('line', i)\n"
     "    print('still here', file=sys.stderr, flush=True)\n"

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.cli import main
-from harness.errors import UserError, UserErrors
-from harness.launch import resume_command
-from harness.sweep import plan_sweep, write_manifest
-from harness.tracking import SweepRun
+from harness.base.errors import UserError, UserErrors
+from harness.cli.launch import resume_command
+from harness.cli.main import main
+from harness.store.mlflow_store import SweepRun
+from harness.sweep.expand import plan_sweep, write_manifest
 
 FEW = ("sweep=test", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
 

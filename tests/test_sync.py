@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import projection, tracking
-from harness.commands import sync
-from harness.journal import Journal
-from harness.outcome import read_result
-from harness.past import past_of
-from harness.records import Outcome, Trial
+from harness.base.records import Outcome, Trial
+from harness.cli.commands import sync
+from harness.store import mlflow_store, mlflow_sync
+from harness.store.journal import Journal
+from harness.store.past import past_of
+from harness.store.result import read_result
 from tests.runs import Sandbox
 from tests.test_past import begin, damage
 
@@ -25,10 +25,10 @@ def outputs(tmp_path, monkeypatch) -> Path:
     for trial in TRIALS:
         (tmp_path / "s" / trial.trial_id).mkdir(parents=True)
         begin(tmp_path / "s" / trial.trial_id, trial).close()
-    monkeypatch.setattr(tracking, "open_sweep", lambda *_: tracking.SweepRun("", "", ""))
-    monkeypatch.setattr(tracking, "close_sweep", lambda *_, **__: None)
+    monkeypatch.setattr(mlflow_store, "open_sweep", lambda *_: mlflow_store.SweepRun("", "", ""))
+    monkeypatch.setattr(mlflow_store, "close_sweep", lambda *_, **__: None)
     known = {True: "run", False: None}
-    monkeypatch.setattr(projection, "project", lambda folder, run: known[past_of(folder).began is not None])
+    monkeypatch.setattr(mlflow_sync, "project", lambda folder, run: known[past_of(folder).began is not None])
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def test_a_trial_that_cannot_be_synced_keeps_no_other_from_it(outputs, monkeypat
             raise RuntimeError("database is full\n[SQL: ...]")
         return folder.name
 
-    monkeypatch.setattr(projection, "project", project)
+    monkeypatch.setattr(mlflow_sync, "project", project)
     assert sync(["--outputs", str(outputs)]) == 1
     said = capsys.readouterr()
     assert "3 of 4 trials" in said.out and said.err == "dpo-1: not synced: RuntimeError: database is full\n"

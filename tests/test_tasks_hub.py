@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from harness.config import import_component
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
+from harness.config.compose import import_component
 from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Task
 from harness.tasks.hub import Hub

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import prompt_key
 from harness.tasks.preferences import Preferences
-from harness.tasks.rows import shared_prefix, shared_turns
-from harness.tasks.splits import hold_out, loose_key
+from harness.tasks.reading.rows import shared_prefix, shared_turns
+from harness.tasks.reading.splits import hold_out, loose_key
 
 
 def user(text):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.records import MemorySample
+from harness.base.records import MemorySample
 from harness.telemetry.sampler import MemorySampler, _Account, _Reading
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from harness import errors, launch, tracking
-from harness import tracking as tracking_module
-from harness.errors import UserError
-from harness.tracking import Tracking, check_reachable, in_one_line, open_sweep
+from harness.base import errors
+from harness.base.errors import UserError
+from harness.cli import launch
+from harness.store import mlflow_store as tracking
+from harness.store import mlflow_store as tracking_module
+from harness.store.mlflow_store import Tracking, check_reachable, in_one_line, open_sweep
 
 SECRET = "pa:ss/w@rd"
 
@@ -221,7 +223,7 @@ def test_a_missing_driver_is_named_with_the_extra_that_brings_it(monkeypatch):
 @pytest.mark.slow
 def test_two_commands_that_use_a_store_for_the_first_time_at_once_agree_on_it(tmp_path):
     script = (
-        "import json, sys\nfrom harness.tracking import Tracking, open_sweep\n"
+        "import json, sys\nfrom harness.store.mlflow_store import Tracking, open_sweep\n"
         "print(json.dumps(vars(open_sweep(Tracking(uri=sys.argv[1]), 's'))))\n"
     )
     two = [
@@ -252,7 +254,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_opened(tm
 def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
     tmp_path, monkeypatch, capsys, required, code
 ):
-    from harness import projection
+    from harness.store import mlflow_sync
 
     def full(*_: Any) -> None:
         raise RuntimeError("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics ...]\n" * 9)
@@ -260,7 +262,7 @@ def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
     trial = tmp_path / "s" / "dpo-1"
     trial.mkdir(parents=True)
     (trial / "runner.jsonl").touch()
-    monkeypatch.setattr(projection, "project", full)
+    monkeypatch.setattr(mlflow_sync, "project", full)
     monkeypatch.setattr(launch, "close_sweep", full)
     monkeypatch.setattr(
         launch, "result_of", lambda folder: SimpleNamespace(outcome=launch.Outcome.FINISHED, attempt=9e9)

@@ -10,14 +10,14 @@ import sys
 import pytest
 import yaml
 
-from harness import closure, devices, identity
-from harness.config import compose as compose_now
-from harness.config import conf_dir, hydra_config
-from harness.errors import UserErrors
+from harness.base.errors import UserErrors
+from harness.config import closure, devices, identity
+from harness.config.compose import compose as compose_now
+from harness.config.compose import conf_dir, hydra_config
+from harness.config.train import fill_from_recipe
 from harness.evaluators.lm_eval import LmEval
-from harness.training import fill_from_recipe
-from harness.trial import assemble as assemble_now
-from harness.trial import check_data, identify
+from harness.trial.assemble import assemble as assemble_now
+from harness.trial.assemble import check_data, identify
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
 
@@ -166,7 +166,7 @@ def test_ids_are_readable_and_unique(trial):
 
 def test_ids_and_keys_are_the_same_in_another_process(trial):
     script = (
-        "from harness.config import *; from harness.trial import *\n"
+        "from harness.config.compose import *; from harness.trial.assemble import *\n"
         f"with hydra_config(): setup = assemble(compose(['sweep=test', *{FEW!r}]))\n"
         "trial = identify(setup, check_data(setup)); print(trial.trial_id, trial.train_key, trial.eval_key)"
     )
@@ -224,7 +224,7 @@ def with_changed(monkeypatch, module):
 
 def test_changed_training_code_changes_the_train_key_and_is_named(trial, monkeypatch):
     before = trial()
-    with_changed(monkeypatch, "harness.trial")
+    with_changed(monkeypatch, "harness.trial.assemble")
     after = trial()
     assert before.train_key != after.train_key
     assert identity.what_changed(before.why, after.why) == "training code"
@@ -240,7 +240,7 @@ def test_changed_evaluation_code_changes_the_eval_key_alone(trial, monkeypatch):
 
 def test_another_algorithms_file_changes_no_key_of_this_trial(trial, monkeypatch):
     dpo, ppo = trial(), trial("algo=ppo", "train.batch_size=8")
-    with_changed(monkeypatch, "harness.algorithms.ppo_math")
+    with_changed(monkeypatch, "harness.algorithms.ppo.mathematics")
     assert (trial().train_key, trial().eval_key) == (dpo.train_key, dpo.eval_key)
     assert trial("algo=ppo", "train.batch_size=8").train_key != ppo.train_key
 

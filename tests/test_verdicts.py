@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import stats
+from harness.base import stats
+from harness.base.stats import Verdict
 from harness.report.recipes import MARGINS, UNITS
-from harness.stats import Verdict
 from harness.tasks.arithmetic import Arithmetic
 from tests.runs import Sandbox
 

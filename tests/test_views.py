@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from harness.tracking import Tracking, client, open_sweep
-from harness.views import TAG, share
+from harness.store.mlflow_store import Tracking, client, open_sweep
+from harness.store.views import TAG, share
 
 
 def test_the_view_of_a_sweep_is_a_tag_that_its_link_names(tmp_path):

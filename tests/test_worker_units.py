@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness import saved, worker
-from harness.adapters import Full, LoRA
-from harness.job import Job
-from harness.journal import Journal, read
+from harness.models.adapters import Full, LoRA
+from harness.store.journal import Journal, read
+from harness.trial import artifacts, worker
+from harness.trial.job import Job
 from tests.inside import plain_config, tell
 from tests.toys import random_llama
 
@@ -117,7 +117,7 @@ def test_judging_that_failed_goes_on_with_the_trained_policy_and_says_what_an_un
 
 
 def test_a_policy_that_cannot_be_saved_is_judged_from_memory_and_saved_when_there_is_room(tmp_path, cache, monkeypatch):
-    fails_once(monkeypatch, saved, "save_whole", OSError(28, "No space left on device"))
+    fails_once(monkeypatch, artifacts, "save_whole", OSError(28, "No space left on device"))
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", *JUDGED_BY_PAIRS)
     (note,) = [e.data["message"] for e in told.events if e.kind == "note" and "No space" in e.data["message"]]
     assert "judged from memory" in note and "eval/preference_accuracy" in told.metrics
@@ -131,7 +131,7 @@ def test_where_there_is_no_room_at_all_the_figures_are_on_record_and_the_error_s
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved, "save_whole", full)
+    monkeypatch.setattr(artifacts, "save_whole", full)
     with pytest.raises(RuntimeError, match=r"make room there.*is lost.*from its last checkpoint, or anew"):
         tell(tmp_path, cache, "algo=dpo", "adapter=lora", *JUDGED_BY_PAIRS)
     events = read(tmp_path / "worker-train.jsonl")
@@ -152,13 +152,13 @@ def test_a_policy_is_saved_whole_or_not_at_all(tmp_path):
     target = tmp_path / "artifacts" / "model"
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     with pytest.raises(OSError, match="disk full"):
-        saved.save_whole(Half(), tokenizer, target)
+        artifacts.save_whole(Half(), tokenizer, target)
     assert not list(tmp_path.rglob("*.safetensors"))
     target.mkdir(parents=True)
     (target / "older").write_text("of another training")
     whole = Half()
     whole.dies = False
-    saved.save_whole(whole, tokenizer, target)
+    artifacts.save_whole(whole, tokenizer, target)
     assert [p.name for p in target.iterdir()] == ["model.safetensors"] and len(list(target.parent.iterdir())) == 1
 
 
@@ -171,7 +171,7 @@ def test_an_adapter_names_a_base_in_a_folder_by_its_whole_path(tmp_path, monkeyp
 
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
-    saved.save_whole(Adapted(), SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "model")
+    artifacts.save_whole(Adapted(), SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "model")
     kept = json.loads((tmp_path / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert kept == (str(tmp_path / "base") if named == "base" else named)
 

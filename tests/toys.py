@@ -35,7 +35,7 @@ def random_llama(seed: int, *, context: int = 96) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harness.loading import character_tokenizer
+    from harness.models.loading import character_tokenizer
 
     tokenizer = character_tokenizer(context)
     torch.manual_seed(seed)

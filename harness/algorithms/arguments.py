@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
-from harness.adapters import Adapter
 from harness.algorithms.base import TrainJob
-from harness.precision import optimizer_arguments
-from harness.training import UNKNOWN_STEPS, Train
+from harness.config.train import UNKNOWN_STEPS, Train
+from harness.models.adapters import Adapter
+from harness.models.precision import optimizer_arguments
 
 
 def common_arguments(job: TrainJob) -> dict[str, Any]:
@@ -84,14 +84,14 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any
 
 def tokenized_pairs(job: TrainJob) -> Any:
     """The training pairs as token ids; those whose prompt alone fills the length limit are left out, as TRL does."""
-    from harness.conversation import encode_pairs
+    from harness.tasks.conversation import encode_pairs
 
     return _whole(job, encode_pairs(job.tokenizer, job.rows(job.data.train_pairs)))
 
 
 def tokenized_completions(job: TrainJob, rows: Sequence[Mapping[str, Any]]) -> Any:
     """The same of ``prompt, completion`` rows; their other fields stay."""
-    from harness.conversation import encode_completions
+    from harness.tasks.conversation import encode_completions
 
     others = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion")}
     return _whole(job, {**encode_completions(job.tokenizer, job.rows(rows)), **others})

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.errors import UserError
-from harness.training import Train, sees_half
+from harness.base.errors import UserError
+from harness.config.train import Train, sees_half
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-    from harness.adapters import Adapter
+    from harness.models.adapters import Adapter
     from harness.rewards.base import Reward
     from harness.tasks.base import Task, TaskData
     from harness.telemetry.clock import PhaseClock

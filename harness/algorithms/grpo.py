@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt
 
 from harness.algorithms.base import Algorithm, Rollout, TrainJob
-from harness.errors import UserError
-from harness.training import Train
+from harness.base.errors import UserError
+from harness.config.train import Train
 
 if TYPE_CHECKING:
     from transformers import Trainer

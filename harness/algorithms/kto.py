@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Gt
 
 from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta, shares_by_rule
-from harness.errors import UserError
-from harness.training import Train
+from harness.base.errors import UserError
+from harness.config.train import Train
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.algorithms import ppo_math as math
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import TrainJob
+from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.roles import tensors_of
-from harness.conversation import prompt_ids
-from harness.generation import own_distribution, sampling_config, stop_ids
+from harness.models.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
+from harness.tasks.conversation import prompt_ids
 
 RENAMED = {"completions/mean_length": "response_tokens", "clip_ratio/region_mean": "clip_fraction"}
 """TRL's series -> ours: online algorithms share their names (docs/metrics.md)."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.algorithms.base import Algorithm, TrainJob
-from harness.errors import UserError
-from harness.training import Train
+from harness.base.errors import UserError
+from harness.config.train import Train
 
 if TYPE_CHECKING:
     from transformers import Trainer

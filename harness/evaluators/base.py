@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from harness.precision import computing
+from harness.models.precision import computing
 from harness.tasks.base import Task, TaskData
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ class Calibration(Evaluator):
         )
 
     def _pairs(self, context: EvalContext) -> Evaluation:
-        from harness import forecast
+        from harness.base import calibration
         from harness.evaluators.scoring import pair_log_probs, with_stderr
 
         why = None
@@ -59,18 +59,18 @@ class Calibration(Evaluator):
         scores, reference = pair_log_probs(context), context.reference
         margins = ((scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)).tolist()
         chosen = [_sigmoid(context.beta * margin) for margin in margins]
-        sure, right = map(np.array, forecast.confidence(chosen))
+        sure, right = map(np.array, calibration.confidence(chosen))
 
-        def bins(places: np.ndarray | slice) -> list[forecast.Bin]:
-            return forecast.reliability(sure[places], right[places], bins=self.bins, span=(0.5, 1.0))
+        def bins(places: np.ndarray | slice) -> list[calibration.Bin]:
+            return calibration.reliability(sure[places], right[places], bins=self.bins, span=(0.5, 1.0))
 
         def ece(places: np.ndarray | slice) -> float:
-            return forecast.expected_calibration_error(bins(places))
+            return calibration.expected_calibration_error(bins(places))
 
         prompts = [prompt_key(pair["prompt"]) for pair in context.data.eval_pairs[context.split]]
         metrics = dict(with_stderr("preference_brier", [(1 - p) ** 2 for p in chosen], prompts))
         metrics["preference_ece"] = ece(slice(None))
-        if (error := forecast.bootstrap_error(ece, len(chosen), prompts)) is not None:
+        if (error := calibration.bootstrap_error(ece, len(chosen), prompts)) is not None:
             metrics["preference_ece_stderr"] = error
         return Evaluation(
             metrics,

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt
 
-from harness import closure
-from harness.audit import copies
-from harness.conversation import Style
-from harness.errors import UserError
+from harness.base.calibration import t_quantile, wilson
+from harness.base.errors import UserError
+from harness.config import closure
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.forecast import t_quantile, wilson
 from harness.tasks.arithmetic import Arithmetic
+from harness.tasks.audit import copies
 from harness.tasks.base import Task, TaskData
+from harness.tasks.conversation import Style
 
 EMBEDDED = ("arithmetic_generate", "arithmetic_choice", "letters")
 FOLDER = Path(__file__).parent / "lm_eval_tasks"
@@ -84,7 +84,7 @@ class LmEval(Evaluator):
         from lm_eval.tasks import TaskManager
 
         from harness.evaluators.lm_eval_model import CountingModel, length_for
-        from harness.generation import own_distribution
+        from harness.models.generation import own_distribution
 
         names: list[Any] = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
         if not context.data.retention:
@@ -229,14 +229,14 @@ def choice_calibration(samples: Samples) -> dict[str, float]:
 
 
 def _errors_of_choices(name: str, sure: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    from harness import forecast
+    from harness.base import calibration
 
     def ece(places: np.ndarray | slice) -> float:
-        return forecast.expected_calibration_error(forecast.reliability(sure[places], right[places], bins=BINS))
+        return calibration.expected_calibration_error(calibration.reliability(sure[places], right[places], bins=BINS))
 
-    found = {"ece": ece(slice(None)), "ece_stderr": forecast.bootstrap_error(ece, len(sure))}
+    found = {"ece": ece(slice(None)), "ece_stderr": calibration.bootstrap_error(ece, len(sure))}
     squares = (sure - right) ** 2
-    found |= {"brier": float(squares.mean()), "brier_stderr": forecast.clustered_error(squares)}
+    found |= {"brier": float(squares.mean()), "brier_stderr": calibration.clustered_error(squares)}
     return {f"{name}/{tail}": value for tail, value in found.items() if value is not None}
 
 

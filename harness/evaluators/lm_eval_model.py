@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import rows_at_once
 from harness.models import context_length

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from harness.conversation import encode_sides, prompt_ids
-from harness.errors import Diverged
+from harness.base.calibration import clustered_error, share
+from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext
-from harness.forecast import clustered_error, share
-from harness.generation import own_distribution, rows_within_cache, sampling_options, stop_ids
+from harness.models.generation import own_distribution, rows_within_cache, sampling_options, stop_ids
 from harness.tasks.base import Row
+from harness.tasks.conversation import encode_sides, prompt_ids
 
 NO_PROBABILITIES = "probability tensor contains"
 """How torch says that a model's probabilities are not finite."""

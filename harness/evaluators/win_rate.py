@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
 
-from harness import identity
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config import identity
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.tasks.base import Row, Task, TaskData, prompt_key
 
@@ -54,7 +54,7 @@ class WinRate(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample on either side and compare sample by sample."""
-        from harness import forecast
+        from harness.base import calibration
         from harness.evaluators.preference import wins
         from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds
 
@@ -67,7 +67,7 @@ class WinRate(Evaluator):
         del before  # a base that was loaded for the while goes before a judge comes
         score = self._score(context)
         won = wins(score([rows[d.row] for d in mine], mine), score([rows[d.row] for d in theirs], theirs))
-        controlled = forecast.length_controlled_rate(
+        controlled = calibration.length_controlled_rate(
             won, [float(a.tokens - b.tokens) for a, b in zip(mine, theirs, strict=True)]
         )
         per_prompt = grouped(won, k)

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from harness import fingerprint
-from harness.errors import UserError
-from harness.fingerprint import Fingerprint
+from harness.base.errors import UserError
+from harness.config import fingerprint
+from harness.config.fingerprint import Fingerprint
 from harness.report.intervals import known, shared_value
 from harness.report.recipes import Recipe, recipes
 

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness import fingerprint
+from harness.base.spread import smallest_step
+from harness.config import fingerprint
 from harness.gate.baseline import Record
 from harness.gate.policy import Policy, Rule
-from harness.spread import smallest_step
 
 POWER = 0.8
 """Chance of being found that makes a loss detectable."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
 from harness.gate.decide import Finding, decide

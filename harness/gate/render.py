@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from xml.etree import ElementTree
 
-from harness import text
+from harness.base import formatting
 from harness.gate.decide import Finding, Outcome
 
 MARKS = {
@@ -39,9 +39,9 @@ def _blind(findings: Sequence[Finding]) -> str:
         return ""
     asked = sum(f.metric is not None for f in findings)
     losses = sorted(f.detectable for f in unseen if f.detectable is not None)
-    below = f"a loss below {text.number(losses[0])}" if losses else ""
-    if len(losses) > 1 and text.number(losses[-1]) != text.number(losses[0]):
-        below += f" (the worst: {text.number(losses[-1])})"
+    below = f"a loss below {formatting.number(losses[0])}" if losses else ""
+    if len(losses) > 1 and formatting.number(losses[-1]) != formatting.number(losses[0]):
+        below += f" (the worst: {formatting.number(losses[-1])})"
     none = len(unseen) - len(losses)
     what = " or ".join([below] * bool(losses) + [f"any loss at all (in {none})" if losses else "any loss"] * bool(none))
     return f", but could not have seen {what} in {len(unseen)} of {asked} metrics"
@@ -49,7 +49,7 @@ def _blind(findings: Sequence[Finding]) -> str:
 
 def as_text(findings: Sequence[Finding], title: str) -> str:
     """The verdict, lines of aligned columns, the verdict again for who reads the end; control characters as text."""
-    rows = [[MARKS[f.outcome], *map(text.printable, _cells(f))] for f in findings]
+    rows = [[MARKS[f.outcome], *map(formatting.printable, _cells(f))] for f in findings]
     head = ["", *COLUMNS]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
@@ -59,8 +59,8 @@ def as_text(findings: Sequence[Finding], title: str) -> str:
 
 def as_markdown(findings: Sequence[Finding], title: str) -> str:
     """A heading, the verdict and a table; names are data and escaped."""
-    rows = [[MARKS[f.outcome], *(text.escape(c) for c in _cells(f))] for f in findings]
-    parts = [f"## Gate {verdict(findings)}", text.escape(title), text.table(["", *COLUMNS], rows, left=3)]
+    rows = [[MARKS[f.outcome], *(formatting.escape(c) for c in _cells(f))] for f in findings]
+    parts = [f"## Gate {verdict(findings)}", formatting.escape(title), formatting.table(["", *COLUMNS], rows, left=3)]
     parts.append(
         "Change is candidate less baseline, with the interval at which an unchanged recipe fails one gate in a hundred "
         "(or as the policy says). ✗ fails the gate."
@@ -72,14 +72,14 @@ def as_junit(findings: Sequence[Finding], title: str) -> str:
     """A test case per recipe and metric, as test reporters of CI systems read it."""
     suite = ElementTree.Element(
         "testsuite",
-        name=text.printable(title),
+        name=formatting.printable(title),
         tests=str(len(findings)),
         failures=str(sum(f.fails for f in findings)),
         skipped=str(sum(f.outcome is Outcome.SKIPPED for f in findings)),
     )
     for finding in findings:
-        name = text.printable(finding.metric or "recipe")
-        case = ElementTree.SubElement(suite, "testcase", classname=text.printable(finding.recipe), name=name)
+        name = formatting.printable(finding.metric or "recipe")
+        case = ElementTree.SubElement(suite, "testcase", classname=formatting.printable(finding.recipe), name=name)
         if finding.fails:
             ElementTree.SubElement(case, "failure", message=_sentence(finding), type=str(finding.outcome))
         elif finding.outcome is Outcome.SKIPPED:
@@ -119,13 +119,13 @@ def _cells(finding: Finding) -> list[str]:
     interval = (
         ""
         if finding.low is None or finding.high is None
-        else f"[{text.number(finding.low, signed=True)}, {text.number(finding.high, signed=True)}]"
+        else f"[{formatting.number(finding.low, signed=True)}, {formatting.number(finding.high, signed=True)}]"
     )
     numbers = [
-        "" if value is None else text.number(value, signed=signed)
+        "" if value is None else formatting.number(value, signed=signed)
         for value, signed in ((finding.before, False), (finding.after, False), (finding.change, True))
     ]
-    tolerance = "" if finding.tolerance is None else text.number(finding.tolerance)
+    tolerance = "" if finding.tolerance is None else formatting.number(finding.tolerance)
     outcome = f"{finding.outcome}: {finding.note}" if finding.note else str(finding.outcome)
     return [finding.recipe, finding.metric or "", *numbers, interval, tolerance, seeds, outcome]
 
@@ -135,10 +135,12 @@ def _sentence(finding: Finding) -> str:
     if finding.note:
         said += f" ({finding.note})"
     if finding.before is not None and finding.after is not None:
-        said += f", {text.number(finding.before)} → {text.number(finding.after)}"
+        said += f", {formatting.number(finding.before)} → {formatting.number(finding.after)}"
     if finding.low is not None and finding.high is not None:
-        said += f", change {text.number(finding.low, signed=True)} to {text.number(finding.high, signed=True)}"
-    return text.printable(said)
+        said += (
+            f", change {formatting.number(finding.low, signed=True)} to {formatting.number(finding.high, signed=True)}"
+        )
+    return formatting.printable(said)
 
 
 def _message(words: str) -> str:
@@ -146,4 +148,4 @@ def _message(words: str) -> str:
 
 
 def _property(words: str) -> str:
-    return _message(text.printable(words)).replace(":", "%3A").replace(",", "%2C")
+    return _message(formatting.printable(words)).replace(":", "%3A").replace(",", "%2C")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.errors import UserError
-from harness.generation import union
+from harness.base.errors import UserError
+from harness.models.generation import union
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import closure, identity
-from harness.errors import UserError
-from harness.generation import union
-from harness.loading import load_pretrained
+from harness.base.errors import UserError
+from harness.config import closure, identity
 from harness.models.base import Model, cannot_load, longest_in
+from harness.models.generation import union
+from harness.models.loading import load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -293,7 +293,7 @@ class HF(Model):
 
     def checkpoint_problems(self, source: Path | None) -> list[UserError]:
         """What is wrong with the weights' files, by their headers: nothing is read into memory, nothing downloaded."""
-        from harness.loading import checkpoint_report
+        from harness.models.loading import checkpoint_report
 
         path, options = self._source(source)
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import closure, identity
-from harness.cache import Cache, Entry
+from harness.config import closure, identity
 from harness.models.base import Model
+from harness.store.cache import Cache, Entry
 
 STAGE = "model"
 

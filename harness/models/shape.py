@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from harness import identity
-from harness.errors import UserError
-from harness.loading import attention_option, character_tokenizer, trainable_in_4_bit
+from harness.base.errors import UserError
+from harness.config import identity
 from harness.models.base import Model, longest_in
+from harness.models.loading import attention_option, character_tokenizer, trainable_in_4_bit
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from harness import closure, identity
-from harness.errors import UserError
-from harness.loading import character_tokenizer, load_pretrained
+from harness.base.errors import UserError
+from harness.config import closure, identity
 from harness.models.base import Model
+from harness.models.loading import character_tokenizer, load_pretrained
 from harness.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.models.hub import HF
 
 

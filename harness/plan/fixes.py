@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.plan.gpus import Gpu
 from harness.plan.predict import Prediction, Target, predict
-from harness.trial import Setup
+from harness.trial.assemble import Setup
 
 TOLD = 3
 """Changes that fit after which no more are looked for."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.telemetry.nvml import first_visible
 
 GB = 10**9

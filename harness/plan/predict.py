@@ -11,20 +11,25 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from harness import closure, forkserver, identity
-from harness.data import cache_of, load_data
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.base.formatting import count
+from harness.base.streams import silence
+from harness.config import closure, identity
 from harness.models import Tiny
 from harness.plan.gpus import needed, resident
-from harness.streams import silence
+from harness.runner import forkserver
 from harness.tasks.arithmetic import Arithmetic
-from harness.text import count
-from harness.trial import Setup, training_config, with_baseline
+from harness.trial.assemble import Setup, training_config, with_baseline
+from harness.trial.data import cache_of, load_data
 
 STAGE = "prediction"
-REHEARSED = ("harness.rehearsal", "harness.skeleton", "harness.allocator")
+REHEARSED = ("harness.rehearsal", "harness.models.meta_model", "harness.trial.heap")
 """What changes no number of a trial, and does change a prediction."""
-NO_MATTER_OF_CODE = (*(n for n in closure.NO_NUMBER if n not in REHEARSED), "harness.runner", "harness.forkserver")
+NO_MATTER_OF_CODE = (
+    *(n for n in closure.NO_NUMBER if n not in REHEARSED),
+    "harness.runner.run_trial",
+    "harness.runner.forkserver",
+)
 NO_MATTER = (
     "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
     "logging_steps", "checkpoint_steps", "save", "seed", "recipe",

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from harness.data import cache_of, usable
 from harness.models.making import source_of
+from harness.models.meta_model import alike, layers_of, skeleton, with_layers
+from harness.models.precision import place_on
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
-from harness.precision import place_on
 from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
-from harness.skeleton import alike, layers_of, skeleton, with_layers
-from harness.trial import assemble, check_data, style_for
+from harness.trial.assemble import assemble, check_data, style_for
+from harness.trial.data import cache_of, usable
 
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness import text
+from harness.base import formatting
 from harness.plan.fixes import UNJUDGED, Fix
 from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, HEAP, PROCESS_BYTES, Gpu, needed
 from harness.plan.predict import Prediction
@@ -131,7 +131,7 @@ def _by_phase(rows: Sequence[Row], gpu: Gpu | None) -> tuple[list[str], list[lis
     for row in rows:
         found = row.prediction
         assert found is not None
-        rows_of = f"{found.rows:,}" if found.rows else text.MISSING
+        rows_of = f"{found.rows:,}" if found.rows else formatting.MISSING
         line = [row.label, rows_of, gb(found.peak), found.phase, *(gb(found.totals.get(p)) for p in phases)]
         if gpu is not None:
             line += [gb(needed(found.peak)), "yes" if gpu.fits(found.peak) else "NO"]
@@ -173,7 +173,7 @@ def _title(words: str, markdown: bool) -> str:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool) -> str:
     if markdown:
-        return text.table(head, body)
+        return formatting.table(head, body)
     align = ["left", *["right"] * (len(head) - 1)]
     return tabulate(body, headers=head, tablefmt="simple", disable_numparse=True, colalign=align)
 
@@ -181,6 +181,6 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], markdown: bool) -
 def gb(size: float | None) -> str:
     """Bytes in GB, with three significant digits or so."""
     if size is None:
-        return text.MISSING
+        return formatting.MISSING
     value = size / GB
     return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from harness.errors import UserError
-from harness.peaks import Expected
+from harness.base.errors import UserError
 from harness.plan.gpus import PROCESS_BYTES, gpu_present
 from harness.plan.predict import Prediction, Target, lighter, predict
-from harness.runner import Runner
-from harness.sweep import Point
+from harness.runner.run_trial import Runner
+from harness.store.memory_metrics import Expected
+from harness.sweep.expand import Point
 from harness.telemetry.host import MB
 
 

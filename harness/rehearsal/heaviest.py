@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.ground import prepare_ground
-from harness.job import Job
-from harness.journal import Journal
 from harness.rehearsal.step import Scene, rehearse
+from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
-from harness.trial import assemble, check_data
-from harness.worker import report_clock, seed_everything
+from harness.trial.assemble import assemble, check_data
+from harness.trial.context import prepare_ground
+from harness.trial.job import Job
+from harness.trial.worker import report_clock, seed_everything
 
 
 def run(job: Job, journal: Journal) -> None:

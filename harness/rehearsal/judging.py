@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from harness.conversation import encode_sides, prompt_ids
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import batches, completion_log_probs
-from harness.generation import own_distribution, rows_within_cache, sampling_config
-from harness.ground import context_of
-from harness.precision import Place, computing
+from harness.models.generation import own_distribution, rows_within_cache, sampling_config
+from harness.models.precision import Place, computing
 from harness.rehearsal import standins
 from harness.tasks.base import TaskData
-from harness.trial import Setup
+from harness.tasks.conversation import encode_sides, prompt_ids
+from harness.trial.assemble import Setup
+from harness.trial.context import context_of
 
 Rows = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 

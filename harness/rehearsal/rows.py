@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.conversation import encode
 from harness.rehearsal.judging import Rows
 from harness.tasks.base import TaskData, text_of
-from harness.trial import Setup
+from harness.tasks.conversation import encode
+from harness.trial.assemble import Setup
 
 LOOKED_AT = 300
 """Rows, longest by characters, among which the longest by tokens are looked for."""

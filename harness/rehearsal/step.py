@@ -22,7 +22,9 @@ import torch
 
 from harness.algorithms.arguments import optimizer_name
 from harness.algorithms.base import TrainJob
-from harness.precision import Place
+from harness.algorithms.trainers import ready_trainer, released
+from harness.config.train import Budget, Train
+from harness.models.precision import Place
 from harness.rehearsal import judging, standins, watch
 from harness.rehearsal.fakes import World, fake_world, outside
 from harness.rehearsal.rows import lengthened, longest
@@ -30,9 +32,7 @@ from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
 from harness.stages.reference import column_names, longest_first
 from harness.tasks.base import TaskData
-from harness.trainers import ready_trainer, released
-from harness.training import Budget, Train
-from harness.trial import Setup
+from harness.trial.assemble import Setup
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def made(config: Any, setup: Setup, place: Place, quantization: Any | None) -> A
     """A model of this configuration without weights of value, 4-bit where ``quantization`` asks for it."""
     from transformers import AutoModelForCausalLM
 
-    from harness.loading import attention_option
+    from harness.models.loading import attention_option
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(place.dtype)

@@ -13,10 +13,10 @@ from transformers import TrainerCallback
 from transformers.cache_utils import DynamicLayer
 
 from harness.algorithms.roles import ORDER
+from harness.algorithms.trainers import roles_of
+from harness.models.meta_model import layers_of
 from harness.rehearsal.tracker import Tracker
-from harness.skeleton import layers_of
-from harness.trainers import roles_of
-from harness.trial import Setup
+from harness.trial.assemble import Setup
 
 
 class Clock:

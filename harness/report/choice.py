@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from harness import text
+from harness.base import formatting
+from harness.base.stats import Comparison, Verdict
 from harness.report.intervals import interval
 from harness.report.recipes import Recipe
 from harness.report.yardsticks import Mark, Yardstick
-from harness.stats import Comparison, Verdict
 
 ALIKE = 1.05
 """Factor within which two memories or two times are the same."""
@@ -61,7 +61,7 @@ def _column(found: Sequence[Recipe], of: Callable[[Recipe], float | None]) -> np
 
 def bold(label: str) -> str:
     """A recipe's name in markdown, where it is data."""
-    return f"**{text.escape(label)}**"
+    return f"**{formatting.escape(label)}**"
 
 
 def sentences(
@@ -124,13 +124,15 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts, mark: Mark) -> str:
         return ""
     seconds, cheap = min(costs, key=lambda pair: pair[0])
     memory = cheap.mean("memory/peak_mb")
-    price = f"{text.seconds(seconds)} s of training" + ("" if memory is None else f" and {text.whole(memory)} MB")
+    price = f"{formatting.seconds(seconds)} s of training" + (
+        "" if memory is None else f" and {formatting.whole(memory)} MB"
+    )
     if ties and cheap is not best:
         return f"Cheapest within a tie of it: {mark(cheap.label)}, {price}."
     if ties:
         return f"It is also the cheapest of the {len(ties) + 1} that were compared and tie, {price}."
     if open_:
-        unsettled = text.count(len(open_), "recipe")
+        unsettled = formatting.count(len(open_), "recipe")
         return f"None is shown to tie with it, and {unsettled} would need more seeds to tell. It takes {price}."
     return f"Nothing ties with it; it takes {price}."
 
@@ -149,6 +151,6 @@ def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float
             continue  # it was not among the recipes that were compared
         if comparison.verdict is not Verdict.WORSE:
             return ""
-        behind = text.number(-comparison.interval.mean)
+        behind = formatting.number(-comparison.interval.mean)
         return f"Avoid {name}: worse than the best by {behind}, at {interval(estimate)}."
     return ""

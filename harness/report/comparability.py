@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness import fingerprint, text
+from harness.base import formatting
+from harness.config import fingerprint
 from harness.report.leaderboard import finished, value_of
 
 ALIKE = {
@@ -62,7 +63,11 @@ def _unlike(words: str, values: Sequence[tuple[str, Any]]) -> str | None:
     if len(by_value) < 2:
         return None
     ordered = sorted(by_value.items(), key=lambda item: (-len(item[1]), item[0]))
-    return f"{words}: " + "; ".join(f"{text.escape(value, 80)} in {_listed(labels)}" for value, labels in ordered) + "."
+    return (
+        f"{words}: "
+        + "; ".join(f"{formatting.escape(value, 80)} in {_listed(labels)}" for value, labels in ordered)
+        + "."
+    )
 
 
 def _behaviour(rows: Sequence[Mapping[Any, Any]], column: str) -> str:
@@ -75,7 +80,7 @@ def _behaviour(rows: Sequence[Mapping[Any, Any]], column: str) -> str:
     found = [fingerprint.compare(first, other, BEHAVES[column]) for other in others]
     if all(one.alike for one in found):
         return " Their code behaves alike on a fixture, so their figures can be compared."
-    return f" {text.escape(next(one.why for one in found if not one.alike)).capitalize()}."
+    return f" {formatting.escape(next(one.why for one in found if not one.alike)).capitalize()}."
 
 
 def _reference(row: Mapping[Any, Any]) -> str | None:
@@ -100,8 +105,8 @@ def _tokens(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
         return []
     least, most = min(seen, key=lambda n: seen[n]), max(seen, key=lambda n: seen[n])
     return [
-        f"tokens seen in training: from {seen[least]:,.0f} in {text.escape(least)} to {seen[most]:,.0f} in "
-        f"{text.escape(most)}."
+        f"tokens seen in training: from {seen[least]:,.0f} in {formatting.escape(least)} to {seen[most]:,.0f} in "
+        f"{formatting.escape(most)}."
     ]
 
 
@@ -124,5 +129,5 @@ def _name(row: Mapping[Any, Any]) -> str:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    shown = ", ".join(text.escape(label) for label in labels[:MOST_NAMED])
+    shown = ", ".join(formatting.escape(label) for label in labels[:MOST_NAMED])
     return shown if len(labels) <= MOST_NAMED else f"{shown} and {len(labels) - MOST_NAMED} more"

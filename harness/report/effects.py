@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness import stats, text
+from harness.base import formatting, stats
+from harness.base.spread import smallest_step
+from harness.base.stats import Interval
 from harness.report.intervals import LEGEND, interval
 from harness.report.leaderboard import finished, training_s
-from harness.spread import smallest_step
-from harness.stats import Interval
 
 AXES = {
     "algo": "algo",
@@ -96,7 +96,7 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
     rows = [
         [
             e.axis,
-            f"{text.escape(e.before)} → {text.escape(e.after)}",
+            f"{formatting.escape(e.before)} → {formatting.escape(e.after)}",
             str(e.cells),
             str(e.seeds),
             interval(e.quality),
@@ -106,7 +106,9 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
         for e in found
     ]
     words = metric.partition("/")[2].replace("_", " ")
-    table = text.table(["axis", "change", "pairs", "seeds", f"Δ {words}", "peak memory", "train time"], rows, left=2)
+    table = formatting.table(
+        ["axis", "change", "pairs", "seeds", f"Δ {words}", "peak memory", "train time"], rows, left=2
+    )
     told = (
         "Each pair of trials differs in one axis and in what goes with it (an algorithm's β, an adapter's rank, the "
         "recipe's settings of training). "
@@ -182,4 +184,4 @@ def _geometric(table: pd.DataFrame, before: str, after: str) -> float | None:
 
 
 def _ratio(value: float | None) -> str:
-    return text.MISSING if value is None else f"× {value:.2f}"
+    return formatting.MISSING if value is None else f"× {value:.2f}"

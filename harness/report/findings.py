@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.base.stats import Comparison
 from harness.report import choice, recipes, yardsticks
 from harness.report.leaderboard import quality_name, rankable, ranked
 from harness.report.recipes import Recipe
 from harness.report.yardsticks import Yardstick
-from harness.stats import Comparison
 
 Load = Callable[[pd.DataFrame, str | None], recipes.Examples]
 """Results per example of some trials: (their rows, name of the table) -> trial id -> table."""

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness import identity, results, text
-from harness.errors import UserError
-from harness.outcome import read_result
-from harness.report import curves, plots
+from harness.base import formatting
+from harness.base.errors import UserError
+from harness.config import identity
+from harness.report.figures import curves, scatter
 from harness.report.findings import Findings, find
 from harness.report.html import page
 from harness.report.leaderboard import Price, finished, known
 from harness.report.markdown import SHOWN, Material, compose
-from harness.tracking import Tracking
+from harness.store import results
+from harness.store.mlflow_store import Tracking
+from harness.store.result import read_result
 
 MOST_SERIES = 120
 """Trials whose series are read, the best first: more lines than that are a grey area."""
@@ -55,7 +57,7 @@ def write_report(
         out_dir: folder to write to; None is ``reports/<sweep>``.
         experiment: MLflow experiment.
         formats: ``html`` adds ``report.html``; ``csv`` and ``parquet`` add ``results.csv`` and ``results.parquet``, a
-            row per trial as ``harness.results`` gives them.
+            row per trial as ``harness.store.results`` gives them.
         runs: MLflow run ids of trials, in place of a sweep.
         whole: every trial of the experiment, in place of a sweep.
         price: of an hour of the device.
@@ -135,14 +137,14 @@ def _write(
 ) -> Written:
     found = material.findings
     drawn = {
-        "quality_against_memory": lambda path: plots.quality_against_memory(found, path),
-        "quality_against_drift": lambda path: plots.quality_against_drift(found, path),
-        "responses": lambda path: plots.responses(found, path),
+        "quality_against_memory": lambda path: scatter.quality_against_memory(found, path),
+        "quality_against_drift": lambda path: scatter.quality_against_drift(found, path),
+        "responses": lambda path: scatter.responses(found, path),
         "learning_curves": lambda path: curves.learning_curves(series, found, path),
-        "memory_by_phase": lambda path: plots.memory_by_phase(found, path),
+        "memory_by_phase": lambda path: scatter.memory_by_phase(found, path),
         "memory_over_time": lambda path: curves.memory_over_time(series, found, path),
         "memory_timelines": lambda path: curves.memory_timelines(series, stretches, found, path),
-        "reliability": lambda path: plots.reliability(bins, path),
+        "reliability": lambda path: scatter.reliability(bins, path),
     }
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ def _best_and_last(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 def _runs_named(frame: pd.DataFrame) -> str:
     """What a report on chosen runs is called: never as the one on their sweep is."""
     sweeps = sorted(set(map(str, frame["sweep"])))
-    return f"{text.count(len(frame), 'run')} of " + (
+    return f"{formatting.count(len(frame), 'run')} of " + (
         f"sweep {sweeps[0]}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text
-from harness.forecast import wilson
-from harness.stats import Interval
+from harness.base import formatting
+from harness.base.calibration import wilson
+from harness.base.stats import Interval
 
 NORMAL = 1.96
 SHARES = (
@@ -77,11 +77,13 @@ def shared(frame: pd.DataFrame, name: str) -> Interval | None:
 def interval(found: Interval | None, *, signed: bool = False) -> str:
     """``0.43 [0.40, 0.46]``; the mean alone where there are no bounds."""
     if found is None:
-        return text.MISSING
-    shown = text.number(found.mean, signed=signed)
+        return formatting.MISSING
+    shown = formatting.number(found.mean, signed=signed)
     if found.low is None or found.high is None:
         return shown
-    return f"{shown} [{text.number(found.low, like=found.mean)}, {text.number(found.high, like=found.mean)}]"
+    return (
+        f"{shown} [{formatting.number(found.low, like=found.mean)}, {formatting.number(found.high, like=found.mean)}]"
+    )
 
 
 def short_interval(found: Interval | None) -> str:
@@ -89,4 +91,4 @@ def short_interval(found: Interval | None) -> str:
     if found is None or found.low is None or found.high is None:
         return interval(found)
     reach = max(found.high - found.mean, found.mean - found.low)
-    return f"{text.number(found.mean)}±{text.number(reach, like=found.mean)}"
+    return f"{formatting.number(found.mean)}±{formatting.number(reach, like=found.mean)}"

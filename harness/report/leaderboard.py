@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text
-from harness.outcome import SHARED
-from harness.records import Outcome
+from harness.base import formatting
+from harness.base.records import Outcome
+from harness.base.stats import Interval
 from harness.report.intervals import (
     SHORT_LEGEND,
     interval,
@@ -27,7 +27,7 @@ from harness.report.intervals import (
     short_interval,
     value_of,
 )
-from harness.stats import Interval
+from harness.store.result import SHARED
 
 __all__ = ["SHARED", "known", "shared_value", "value_of"]
 
@@ -104,7 +104,7 @@ class Price:
 
     def of(self, hours: float | None) -> str:
         """What ``hours`` cost, as text."""
-        return text.number(None if hours is None else hours * self.per_hour)
+        return formatting.number(None if hours is None else hours * self.per_hour)
 
 
 def leaderboard(
@@ -142,8 +142,8 @@ def leaderboard(
     if known(frame, "memory/predicted_peak_mb"):
         columns.insert(columns.index("peak MB") + 1, PREDICTED)
     columns[2:2] = more
-    board = pd.DataFrame(rows, columns=columns).fillna(text.MISSING)
-    kept = [c for c in columns if c not in DROPPED_FIRST or c == "outcome" or set(board[c]) != {text.MISSING}]
+    board = pd.DataFrame(rows, columns=columns).fillna(formatting.MISSING)
+    kept = [c for c in columns if c not in DROPPED_FIRST or c == "outcome" or set(board[c]) != {formatting.MISSING}]
     return pd.DataFrame(board[kept])
 
 
@@ -167,7 +167,7 @@ def ranked(frame: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
 
 def labels(frame: pd.DataFrame) -> list[str]:
     """What to call each trial: its id without the digest, and the settings in which namesakes differ."""
-    return told_apart([text.short_id(t) for t in frame["trial_id"]], frame)
+    return told_apart([formatting.short_id(t) for t in frame["trial_id"]], frame)
 
 
 def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
@@ -243,7 +243,7 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
 
     tty = sys.stdout.isatty()
     width = width or (shutil.get_terminal_size((WIDTH, 24)).columns if tty else WIDTH)
-    board = leaderboard(frame, form=short_interval).map(text.printable)
+    board = leaderboard(frame, form=short_interval).map(formatting.printable)
     shown = _columns_that_fit(board, width)
     roomy = board["trial"].str.len().max() + 80 <= width  # two spaces between columns, else one
     grid = Table(box=box.SIMPLE, padding=(0, int(roomy), 0, 0), pad_edge=False, show_edge=False)
@@ -251,7 +251,7 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
         flush, wraps = "left" if name in COLUMNS[:2] else "right", name == "trial"
         grid.add_column(_header(name), justify=flush, no_wrap=not wraps, overflow="fold")
     for row in board.to_dict("records"):
-        style = STYLES.get(row["outcome"], "dim" if row["outcome"] == text.MISSING else "")
+        style = STYLES.get(row["outcome"], "dim" if row["outcome"] == formatting.MISSING else "")
         grid.add_row(*(Text(row[c], style=style if c == "outcome" else "") for c in shown))
     stream = StringIO()
     console = Console(
@@ -280,10 +280,10 @@ def render_markdown(
     board = leaderboard(frame, price, most, marked, metric).rename(columns={HOURS: hours_heading(frame)})
     foreign = [name in ("trial", "outcome", NOTE) for name in board.columns]  # the rest is numbers of our own making
     rows = [
-        [text.escape(c, limit=200) if f else c for c, f in zip(row, foreign, strict=True)]
+        [formatting.escape(c, limit=200) if f else c for c, f in zip(row, foreign, strict=True)]
         for row in board.itertuples(index=False)
     ]
-    table = text.table([text.escape(c) for c in board.columns], rows, left=2)
+    table = formatting.table([formatting.escape(c) for c in board.columns], rows, left=2)
     if NOTE in board:  # the last column is prose
         head, rule, *body = table.split("\n")
         table = "\n".join([head, rule.removesuffix("---: |") + ":--- |", *body])
@@ -323,13 +323,13 @@ def _row(
         **{heading: figure(name) for heading, name in more.items()},
         "pref. acc.": figure("eval/preference_accuracy"),
         "true reward": figure("eval/true_reward"),
-        "Δ true reward": text.number(value_of(trial, "delta/true_reward"), signed=True),
+        "Δ true reward": formatting.number(value_of(trial, "delta/true_reward"), signed=True),
         "correct": figure("eval/correct"),
-        "peak MB": text.whole(value_of(trial, "memory/peak_mb")),
+        "peak MB": formatting.whole(value_of(trial, "memory/peak_mb")),
         PREDICTED: predicted(trial),
-        "train s": text.seconds(training),
-        "tokens/s": text.whole(value_of(trial, "throughput/train_tokens_per_s")),
-        HOURS: text.number(hours),
+        "train s": formatting.seconds(training),
+        "tokens/s": formatting.whole(value_of(trial, "throughput/train_tokens_per_s")),
+        HOURS: formatting.number(hours),
         **({price.heading: price.of(hours)} if price else {}),
         NOTE: "" if reason is None or pd.isna(reason) else " ".join(str(reason).split()),
     }
@@ -343,7 +343,7 @@ def predicted(row: Any) -> str:
     said, peak = value_of(row, "memory/predicted_peak_mb"), value_of(row, "memory/peak_mb")
     whole = said and peak and succeeded(row.get("outcome", Outcome.FINISHED))
     off = f" ({said / peak - 1:+.0%})".replace("%", " %") if whole and said and peak else ""
-    return text.whole(said) + off
+    return formatting.whole(said) + off
 
 
 def hours_of(row: Any) -> float | None:
@@ -372,10 +372,10 @@ def _numbers(frame: pd.DataFrame, name: str) -> list[float]:
 def _reference_rows(
     frame: pd.DataFrame, form: Callable[[Interval | None], str], more: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    empty = {**dict.fromkeys(COLUMNS, text.MISSING), NOTE: ""}
+    empty = {**dict.fromkeys(COLUMNS, formatting.MISSING), NOTE: ""}
     figures = {"true reward": "baseline/true_reward", "correct": "baseline/correct"}
     figures |= {heading: name.replace("eval/", "baseline/", 1) for heading, name in more.items()}
     base = {heading: form(shared(frame, name)) for heading, name in figures.items()}
     length = {"pref. acc.": form(shared(frame, "eval/length_only_accuracy"))}
     rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, "trial": LENGTH_LABEL, **length}]
-    return [row for row in rows if any(v != text.MISSING for c, v in row.items() if c not in ("trial", NOTE))]
+    return [row for row in rows if any(v != formatting.MISSING for c, v in row.items() if c not in ("trial", NOTE))]

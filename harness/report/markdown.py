@@ -10,11 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import text
-from harness.records import PHASES
-from harness.report import choice, effects, forgetting, lenses, provenance, recipes, uses
+from harness.base import formatting
+from harness.base.records import PHASES
+from harness.report import choice, effects, recipes
 from harness.report.comparability import differences
-from harness.report.evaluation import evaluations
 from harness.report.findings import Findings, find
 from harness.report.intervals import LEGEND, known, value_of
 from harness.report.leaderboard import (
@@ -28,6 +27,8 @@ from harness.report.leaderboard import (
     render_markdown,
     succeeded,
 )
+from harness.report.sections import forgetting, lenses, provenance, uses
+from harness.report.sections.evaluation import evaluations
 
 SHOWN = 100
 """Trials that the tables show, the best first."""
@@ -84,7 +85,7 @@ def compose(material: Material) -> str:
         marked = set()
     foreseen = {"predicted": predicted} if known(rows, "memory/predicted_peak_mb") else {}
     sections = [
-        f"# {text.escape(material.title[:1].upper() + material.title[1:])}",
+        f"# {formatting.escape(material.title[:1].upper() + material.title[1:])}",
         summary(found),
         uses.policy(found.recipes),
         *_warnings(differences(frame)),
@@ -115,9 +116,9 @@ def compose(material: Material) -> str:
         plot("memory_by_phase", "What each phase added to the peak memory", "no finished trial has it"),
         plot("memory_over_time", "Memory over time", "no memory series in this source"),
         plot("memory_timelines", "Memory of single trials, phase by phase", "no table of phases in this source"),
-        _phases(rows, kind, "Peak memory by phase (MB)", text.whole, MEMORY_COLUMNS, foreseen),
+        _phases(rows, kind, "Peak memory by phase (MB)", formatting.whole, MEMORY_COLUMNS, foreseen),
         *lenses.section(rows, kind),
-        _phases(rows, kind, "Time by phase (s)", text.seconds, TIME_COLUMNS),
+        _phases(rows, kind, "Time by phase (s)", formatting.seconds, TIME_COLUMNS),
         *forgetting.section(frame, found.recipes, SHOWN),
         *evaluations(rows, several),
         plot("reliability", "Confidence against how often it was right", "no reliability in this source"),
@@ -178,8 +179,8 @@ def _spent(frame: pd.DataFrame, price: Price | None) -> str:
         return ""
 
     def with_cost(amount: float) -> str:
-        cost = f", {price.of(amount)} {text.escape(price.currency)}".rstrip() if price else ""
-        return f"{text.number(amount)} hours{cost}"
+        cost = f", {price.of(amount)} {formatting.escape(price.currency)}".rstrip() if price else ""
+        return f"{formatting.number(amount)} hours{cost}"
 
     said = f"All trials together had the device for {with_cost(hours)}."
     if built:
@@ -202,7 +203,7 @@ def summary(findings: Findings) -> str:
     weights = [(mb, r) for r in found if (mb := r.mean("memory/peak_mb")) is not None]
     if weights:
         least, cheap = min(weights, key=lambda pair: pair[0])
-        said.append(f"Lowest peak memory: **{text.escape(cheap.label)}** with {text.whole(least)} MB.")
+        said.append(f"Lowest peak memory: **{formatting.escape(cheap.label)}** with {formatting.whole(least)} MB.")
     seeds = [len(r.frame) for r in found]
     if min(seeds) == 1:
         said.append(
@@ -224,7 +225,7 @@ def advice(findings: Findings) -> list[str]:
         return []
     words = quality_words(name)
     said = choice.sentences(
-        findings.recipes, name, findings.verdicts, words, findings.base, findings.length, text.printable
+        findings.recipes, name, findings.verdicts, words, findings.base, findings.length, formatting.printable
     )
     if len(findings.recipes[0].frame) == 1:
         said.append("One seed proves nothing of a recipe: a second is missing.")
@@ -247,9 +248,9 @@ def _phases(
     rows = [r for r in frame.to_dict("records") if any(value_of(r, n) is not None for n in names.values())]
     if not rows:
         return ""
-    body = [[text.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
+    body = [[formatting.escape(r["label"]), *(form(value_of(r, n)) for n in names.values())] for r in rows]
     body = [[*line, *(form_row(r) for form_row in more.values())] for line, r in zip(body, rows, strict=True)]
-    return f"### {title}\n\n{text.table([kind, *names, *more], body)}"
+    return f"### {title}\n\n{formatting.table([kind, *names, *more], body)}"
 
 
 def _samples(material: Material) -> list[str]:
@@ -261,17 +262,20 @@ def _samples(material: Material) -> list[str]:
     before = next((t["baseline_samples"] for t in shown.values() if "baseline_samples" in t), None)
     if before is not None:
         columns[BASE_LABEL] = before
-    columns.update({text.escape(label): tables["eval_samples"] for label, tables in shown.items()})
+    columns.update({formatting.escape(label): tables["eval_samples"] for label, tables in shown.items()})
     first = next(iter(columns.values()))
     keyed = {label: _by_prompt(table) for label, table in columns.items()}
     rows = [
-        [text.escape(prompt, SAMPLE_CHARACTERS), *(found.get((prompt, n), text.MISSING) for found in keyed.values())]
+        [
+            formatting.escape(prompt, SAMPLE_CHARACTERS),
+            *(found.get((prompt, n), formatting.MISSING) for found in keyed.values()),
+        ]
         for prompt, n in list(_by_prompt(first))[:SAMPLE_ROWS]
     ]
     paid = any("reward" in table and table["reward"].notna().any() for table in columns.values())
     reward = ", with their reward" if paid else ""
     head = f"Sampled completions of the same prompts{reward}; ↵ is a line break, … where text was cut."
-    return ["## Samples", head, text.table(["prompt", *columns], rows, left=1 + len(columns))]
+    return ["## Samples", head, formatting.table(["prompt", *columns], rows, left=1 + len(columns))]
 
 
 def _by_prompt(table: pd.DataFrame) -> dict[tuple[str, int], str]:
@@ -282,8 +286,8 @@ def _by_prompt(table: pd.DataFrame) -> dict[tuple[str, int], str]:
         prompt = str(row["prompt"])
         counts[prompt] = counts.get(prompt, -1) + 1
         reward = value_of(row, "reward")
-        said = text.escape(row["completion"], SAMPLE_CHARACTERS) or "_empty_"
-        found[prompt, counts[prompt]] = said if reward is None else f"{said} ({text.number(reward)})"
+        said = formatting.escape(row["completion"], SAMPLE_CHARACTERS) or "_empty_"
+        found[prompt, counts[prompt]] = said if reward is None else f"{said} ({formatting.number(reward)})"
     return found
 
 
@@ -294,11 +298,11 @@ def _unfinished(frame: pd.DataFrame, rest: str) -> list[str]:
         return []
     body = [
         [
-            text.escape(r["label"]),
-            text.escape(r["outcome"]),
-            text.escape("not recorded" if pd.isna(r["reason"]) else r["reason"], 300),
+            formatting.escape(r["label"]),
+            formatting.escape(r["outcome"]),
+            formatting.escape("not recorded" if pd.isna(r["reason"]) else r["reason"], 300),
         ]
         for r in rows
     ]
     more = f"{len(lost) - SHOWN:,} more are in {rest}." if len(lost) > SHOWN else ""
-    return ["## Trials that did not finish", text.table(["trial", "outcome", "reason"], body, left=3), more]
+    return ["## Trials that did not finish", formatting.table(["trial", "outcome", "reason"], body, left=3), more]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import stats, text
+from harness.base import formatting, stats
+from harness.base.stats import Comparison, Interval, Verdict
 from harness.report.intervals import LEGEND, SHORT_LEGEND, interval, is_share, known, measured, short_interval
 from harness.report.leaderboard import FRONT, HOURS, Price, finished, hours_of, told_apart, training_s
-from harness.stats import Comparison, Interval, Verdict
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
 """Differences smaller than this do not matter: seeds of one recipe differ by as much (docs/metrics.md)."""
@@ -155,7 +155,7 @@ def recipe_labels(frame: pd.DataFrame) -> list[str]:
     keys = recipe_keys(frame)
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     rows = frame.iloc[list(first.values())]
-    names = told_apart([_SEED.sub("", text.short_id(t)) for t in rows["trial_id"]], rows)
+    names = told_apart([_SEED.sub("", formatting.short_id(t)) for t in rows["trial_id"]], rows)
     by_key = dict(zip(first, names, strict=True))
     return [by_key[key] for key in keys]
 
@@ -223,18 +223,18 @@ def table(
     for recipe in found:
         row = {"recipe": recipe.label + (f" {FRONT}" if recipe.label in front else ""), "seeds": str(len(recipe.frame))}
         row |= {heading: form(recipe.estimate(name)) for heading, name in COLUMNS.items()}
-        row["peak MB"] = text.whole(recipe.mean("memory/peak_mb"))
-        row["train s"] = text.seconds(recipe.training_s())
-        row["tokens/s"] = text.whole(recipe.mean("throughput/train_tokens_per_s"))
+        row["peak MB"] = formatting.whole(recipe.mean("memory/peak_mb"))
+        row["train s"] = formatting.seconds(recipe.training_s())
+        row["tokens/s"] = formatting.whole(recipe.mean("throughput/train_tokens_per_s"))
         hours = recipe.hours()
-        row[HOURS] = text.number(hours)
+        row[HOURS] = formatting.number(hours)
         if price is not None:
             row[price.heading] = price.of(hours)
-        verdict = verdicts.get((recipe.label, found[0].label), text.MISSING)
+        verdict = verdicts.get((recipe.label, found[0].label), formatting.MISSING)
         row["against the best"] = "best" if recipe is found[0] else str(verdict)
         rows.append(row)
     board = pd.DataFrame(rows)
-    empty = [c for c in COLUMNS if set(board[c]) == {text.MISSING}]
+    empty = [c for c in COLUMNS if set(board[c]) == {formatting.MISSING}]
     return board.drop(columns=empty)
 
 
@@ -267,13 +267,13 @@ def section(
     if not several_seeds(found):
         return []
     board = table(found[:most], verdicts, front=front, price=price).rename(columns={HOURS: hours})
-    body = [[text.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
+    body = [[formatting.escape(label), *rest] for label, *rest in board.itertuples(index=False)]
     words = f"{LEGEND}: of means over seeds (Student's t), at least as wide as those of the rows that all seeds share."
     if len(board) < len(found):
         words += f" The best {len(board)} of {len(found):,} recipes are shown."
     if verdicts and metric:
         one = next(iter(verdicts.values()))
-        pairs = text.count(sum(c.seeds > 1 for c in verdicts.values()) // 2, "comparison")
+        pairs = formatting.count(sum(c.seeds > 1 for c in verdicts.values()) // 2, "comparison")
         words += f" The verdict is on {column_of(metric).replace('_', ' ')}, corrected for {pairs} (Holm)."
         words += f" A tie lies between -{one.margin} and {one.margin}." if one.margin else ""
         if len(found) > MOST_COMPARED:
@@ -281,7 +281,7 @@ def section(
     if front:
         by = "the 95 % interval of each pair that was compared" if verdicts else "the means"
         words += f" {FRONT}: no other beats it on quality, memory and time together, by {by}."
-    return ["## Leaderboard", text.table([text.escape(c) for c in board.columns], body), words]
+    return ["## Leaderboard", formatting.table([formatting.escape(c) for c in board.columns], body), words]
 
 
 def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str, str], Comparison]) -> str | None:
@@ -289,14 +289,14 @@ def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str,
     best, second = (*(r.estimate(metric) for r in found[:2]), None, None)[:2]
     if best is None or second is None:
         return None
-    said = f"The runner-up, **{text.escape(found[1].label)}** ({interval(second)}), is"
+    said = f"The runner-up, **{formatting.escape(found[1].label)}** ({interval(second)}), is"
     comparison = verdicts.get((found[0].label, found[1].label))
     if comparison is None:
-        return f"{said} {text.number(best.mean - second.mean)} behind; the two were not compared row by row."
+        return f"{said} {formatting.number(best.mean - second.mean)} behind; the two were not compared row by row."
     gap = comparison.interval
-    bounds = "" if gap.low is None else f" (95 %: {text.number(gap.low)} to {text.number(gap.high)})"
+    bounds = "" if gap.low is None else f" (95 %: {formatting.number(gap.low)} to {formatting.number(gap.high)})"
     rows = f"{comparison.examples} held-out rows, paired"
-    over = text.count(comparison.seeds, "seed") if comparison.seeds > 1 else rows
+    over = formatting.count(comparison.seeds, "seed") if comparison.seeds > 1 else rows
     verdict = {
         Verdict.BETTER: "the best is better",
         Verdict.WORSE: "the best is worse",
@@ -304,7 +304,7 @@ def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str,
         Verdict.OPEN: str(comparison),
         Verdict.ONE_SEED: "one seed settles nothing",
     }[comparison.verdict]
-    return f"{said} {text.number(gap.mean)} behind{bounds} over {over}: {verdict}."
+    return f"{said} {formatting.number(gap.mean)} behind{bounds} over {over}: {verdict}."
 
 
 def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], Comparison], width: int = 100) -> str:
@@ -316,7 +316,9 @@ def render_terminal(found: Sequence[Recipe], verdicts: Mapping[tuple[str, str], 
     from rich.table import Table
     from rich.text import Text
 
-    board = table(found, verdicts, short_interval).map(text.printable).rename(columns={"against the best": VERDICT})
+    board = (
+        table(found, verdicts, short_interval).map(formatting.printable).rename(columns={"against the best": VERDICT})
+    )
     needs = {name: 2 + max(map(len, [str(name), *board[name]])) for name in board.columns}
     needs[VERDICT] = WIDEST_VERDICT
     for name in DROPPED_FIRST:

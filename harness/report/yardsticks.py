@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness import stats, text
+from harness.base import formatting, stats
+from harness.base.stats import Comparison, Verdict
 from harness.report.intervals import interval, shared_value
 from harness.report.recipes import Examples, Recipe, aligned, clusters_of, column_of
-from harness.stats import Comparison, Verdict
 
 PREFERENCE, LENGTH = "eval/preference_accuracy", "eval/length_only_accuracy"
 Mark = Callable[[str], str]
@@ -44,11 +44,11 @@ class Yardstick:
         """One sentence on a recipe."""
         found, name = self.verdicts.get(recipe.label), mark(recipe.label)
         what = column_of(self.metric).replace("_", " ")
-        against = f"{self.words} ({text.number(self.value)}{f', {self.note}' if self.note else ''})"
+        against = f"{self.words} ({formatting.number(self.value)}{f', {self.note}' if self.note else ''})"
         if found is None:
             return f"{name} was not compared with {against}."
         gap = f"difference in {what} {interval(found.interval, signed=True)}"
-        over = text.count(found.seeds, "seed")
+        over = formatting.count(found.seeds, "seed")
         if found.verdict is Verdict.ONE_SEED:
             return f"On the held-out rows of one seed {name} is {_side(found)} {against}: {gap}."
         if found.verdict is Verdict.BETTER:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
-    from harness.adapters import Adapter
+    from harness.models.adapters import Adapter
     from harness.rewards.model import RewardModelSpec
 
 ScoreFunction = Callable[[Sequence[Row], Sequence[str], Sequence[bool]], Sequence[float]]

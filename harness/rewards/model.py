@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from harness import identity
-from harness.adapters import Adapter, Full
-from harness.errors import UserError
+from harness.base.errors import UserError
+from harness.config import identity
+from harness.models.adapters import Adapter, Full
 from harness.rewards.base import Desk, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData
 
@@ -159,7 +159,7 @@ class ModelReward(Reward):
     def _scorer(
         self, desk: Desk, shell: Any, tokenizer: Any, turn: Any, *, mean: float, deviation: float
     ) -> ScoreFunction:
-        from harness.classifier import score_sequences, sequences_of
+        from harness.models.classifier import score_sequences, sequences_of
 
         def score(rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
             whole = [{"prompt": r["prompt"], "completion": c} for r, c in zip(rows, completions, strict=True)]
@@ -194,7 +194,7 @@ def _copy_of_policy(desk: Desk) -> tuple[Any, Any]:
     import copy
     from contextlib import nullcontext
 
-    from harness.classifier import with_score
+    from harness.models.classifier import with_score
 
     policy = desk.policy.get_base_model() if hasattr(desk.policy, "get_base_model") else desk.policy
     shell = with_score(copy.deepcopy(policy).to(desk.dtype)).eval().requires_grad_(False)
@@ -205,7 +205,7 @@ def _copy_of_policy(desk: Desk) -> tuple[Any, Any]:
 def _note(folder: Path) -> Mapping[str, float]:
     import json
 
-    from harness.cache import MARK
+    from harness.store.cache import MARK
 
     return json.loads((folder / MARK).read_text())["note"]
 
@@ -227,7 +227,7 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
 def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any]:
     """A fresh adapter of the shape ``config`` on the policy's base, a score head, and the turn in which it acts."""
-    from harness.classifier import acting, undropped, with_score
+    from harness.models.classifier import acting, undropped, with_score
 
     policy = desk.policy
     policy.add_adapter(NAME, undropped(config))
@@ -243,7 +243,7 @@ def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
     from transformers import AutoModelForSequenceClassification
 
-    from harness.classifier import in_32_bits, load_head
+    from harness.models.classifier import in_32_bits, load_head
 
     shell = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=desk.dtype).to(desk.device)
     load_head(in_32_bits(shell), folder).eval().requires_grad_(False)
@@ -257,7 +257,7 @@ def _by_path(reward: ModelReward, desk: Desk, *, weights: bool = True) -> tuple[
 
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    from harness.classifier import in_32_bits
+    from harness.models.classifier import in_32_bits
 
     assert reward.path is not None
     name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path

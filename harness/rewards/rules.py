@@ -8,8 +8,8 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from harness import patterns
-from harness.errors import UserError
+from harness.base import patterns
+from harness.base.errors import UserError
 from harness.rewards.base import Reward
 from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Row, TaskData

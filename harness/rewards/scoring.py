@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import patterns
-from harness.errors import UserError
+from harness.base import patterns
+from harness.base.errors import UserError
 from harness.rewards.base import Reward, ScoreFunction
 from harness.tasks.base import Row, Task, Text, text_of
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.rewards.base import Desk, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
-    from harness.adapters import Adapter
+    from harness.models.adapters import Adapter
     from harness.rewards.model import RewardModelSpec
 
 

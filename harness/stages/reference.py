@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import closure, identity
-from harness.cache import Cache, Entry
+from harness.config import closure, identity
+from harness.store.cache import Cache, Entry
 
 STAGE = "reference"
 KEY = "row"
@@ -77,7 +77,7 @@ class References:
 def code_of(trainer: type) -> dict[str, Path]:
     """The code that can change a value: this stage, how models are loaded and made ready, and the trainer's classes."""
     classes = {c.__module__ for c in trainer.__mro__ if not closure.of_others(c.__module__)}
-    return closure.closure([__name__, "harness.models", "harness.trainers", *classes])
+    return closure.closure([__name__, "harness.models", "harness.algorithms.trainers", *classes])
 
 
 def row_keys(dataset: Any) -> list[str]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import closure, forecast, identity
-from harness.cache import Cache, Entry
-from harness.classifier import load_head, padding_for, save_head, score_sequences, sequences_of, with_score
-from harness.precision import STOCHASTIC, optimizer_arguments, without_autocast
+from harness.base import calibration
+from harness.config import closure, identity
+from harness.models.classifier import load_head, padding_for, save_head, score_sequences, sequences_of, with_score
+from harness.models.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
+from harness.store.cache import Cache, Entry
 from harness.tasks.base import TaskData
 
 CALIBRATION_PAIRS = 1000
@@ -195,12 +196,12 @@ def judged(margins: Tensor) -> dict[str, float]:
     (1 - sigmoid(margin))^2.
     """
     chosen = torch.sigmoid(margins.double()).tolist()
-    sure, right = forecast.confidence(chosen)
+    sure, right = calibration.confidence(chosen)
     return {
         "accuracy": sum(right) / len(right),
         "margin": float(margins.mean()),
-        "brier": forecast.brier(chosen, [1.0] * len(chosen)),
-        "ece": forecast.expected_calibration_error(forecast.reliability(sure, right, bins=BINS, span=(0.5, 1.0))),
+        "brier": calibration.brier(chosen, [1.0] * len(chosen)),
+        "ece": calibration.expected_calibration_error(calibration.reliability(sure, right, bins=BINS, span=(0.5, 1.0))),
     }
 
 

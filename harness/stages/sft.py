@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.cache import Cache, Entry
 from harness.models import Tiny
+from harness.store.cache import Cache, Entry
 from harness.tasks.base import Task
 
 
@@ -31,7 +31,7 @@ def embedded_base(
         "threads": threads,
         "machine": _machine(),
     }
-    from harness.identity import digest
+    from harness.config.identity import digest
 
     return cache.fetch("sft", digest(inputs), lambda folder: build(model, task, folder, progress), inputs=inputs)
 

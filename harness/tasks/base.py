@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 
 Row = Mapping[str, Any]
 Text = str | list[dict[str, str]]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.errors import UserError, UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import Score, Task, TaskData
 
 WANTED = {

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.closure import content_digest, files_below
-from harness.errors import UserError
-from harness.tasks.annotators import with_annotations
+from harness.base.errors import UserError
+from harness.config.closure import content_digest, files_below
 from harness.tasks.base import Task, TaskData
-from harness.tasks.checking import Checked, check
-from harness.tasks.formats import KNOWN, recognised
 from harness.tasks.prompts import Prompts
-from harness.tasks.rows import COLUMNS, Column, Kind, Table, layout_of, pair, unescaped, unpaired
-from harness.tasks.splits import Overlap, assemble
+from harness.tasks.reading.annotators import with_annotations
+from harness.tasks.reading.checking import Checked, check
+from harness.tasks.reading.formats import KNOWN, recognised
+from harness.tasks.reading.rows import COLUMNS, Column, Kind, Table, layout_of, pair, unescaped, unpaired
+from harness.tasks.reading.splits import Overlap, assemble
 
 
 @dataclass(frozen=True)

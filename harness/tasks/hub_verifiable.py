@@ -8,7 +8,7 @@ from typing import ClassVar
 from harness.tasks.answers import scored
 from harness.tasks.base import Row, Score
 from harness.tasks.hub import Hub
-from harness.tasks.rows import Kind
+from harness.tasks.reading.rows import Kind
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.tasks.annotators import with_annotations
 from harness.tasks.base import Task, TaskData
-from harness.tasks.checking import Checked, check
-from harness.tasks.files import fingerprint_of, read_table
-from harness.tasks.formats import recognised
-from harness.tasks.rows import Column, layout_of, pair, unescaped, unpaired
-from harness.tasks.splits import Overlap, assemble
+from harness.tasks.reading.annotators import with_annotations
+from harness.tasks.reading.checking import Checked, check
+from harness.tasks.reading.files import fingerprint_of, read_table
+from harness.tasks.reading.formats import recognised
+from harness.tasks.reading.rows import Column, layout_of, pair, unescaped, unpaired
+from harness.tasks.reading.splits import Overlap, assemble
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from harness.tasks.answers import scored
 from harness.tasks.base import Row, Score, Task, TaskData
-from harness.tasks.checking import Checked, check
-from harness.tasks.files import fingerprint_of, read_table
 from harness.tasks.prompts import Prompts
-from harness.tasks.rows import Column
-from harness.tasks.splits import Overlap, assemble
+from harness.tasks.reading.checking import Checked, check
+from harness.tasks.reading.files import fingerprint_of, read_table
+from harness.tasks.reading.rows import Column
+from harness.tasks.reading.splits import Overlap, assemble
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from functools import partial
 from string import Formatter
 from typing import Any, NoReturn
 
-from harness import patterns
-from harness.errors import UserError
+from harness.base import patterns
+from harness.base.errors import UserError
 from harness.tasks.answers import stated_answer
 from harness.tasks.base import Row
-from harness.tasks.messages import EMPTY_PROMPT, Malformed, Skip, is_blank
-from harness.tasks.rows import Layout, Table, layout_of, unescaped
+from harness.tasks.reading.messages import EMPTY_PROMPT, Malformed, Skip, is_blank
+from harness.tasks.reading.rows import Layout, Table, layout_of, unescaped
 
 USUAL = "answer"
 ANSWERS = ("solution", "final_answer", "ground_truth", "target", "label")

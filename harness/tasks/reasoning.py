@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from harness.errors import UserError
+from harness.base.errors import UserError
 from harness.tasks.base import Row, Score, Task, TaskData
 
 LOOKED_AT = 5

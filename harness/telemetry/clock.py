@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import PHASES
+from harness.base.records import PHASES
 from harness.telemetry.host import MB, Pace, SharedPart, children, peak_resident_bytes, reset_peak
 
 
@@ -73,7 +73,7 @@ class PhaseClock:
         """Spend the body in phase ``name``.
 
         Raises:
-            ValueError: ``name`` is not one of ``harness.records.PHASES``.
+            ValueError: ``name`` is not one of ``harness.base.records.PHASES``.
         """
         if name not in PHASES:
             raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")

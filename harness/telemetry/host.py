@@ -24,7 +24,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from harness.records import MemorySample
+from harness.base.records import MemorySample
 
 MB = 1e6
 PRIVATE_LENS = "private"

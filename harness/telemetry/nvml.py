@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import MemorySample
+from harness.base.records import MemorySample
 from harness.telemetry.host import MB, Pace, SampleMissed, process_tree
 
 PROCESS_LENS = "nvml_process"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from harness.records import MemorySample
+from harness.base.records import MemorySample
 from harness.telemetry.host import HostLens, Pace, SampleMissed, start_ticks
 from harness.telemetry.nvml import DELTA_LENS, LensUnavailable, NvmlLens
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from harness import journal, outcome
+from harness.store import journal, result
 
 WRITES = ("create_run", "log_batch", "log_inputs", "log_metric", "log_dict", "log_artifact", "set_tag", "delete_run",
           "update_run", "set_terminated")  # fmt: skip
@@ -47,7 +47,7 @@ class Fault:
         from mlflow.tracking import MlflowClient
 
         stack = ExitStack()
-        append, replace = journal.Journal._append, outcome.replace_text
+        append, replace = journal.Journal._append, result.replace_text
 
         def journalled(book: Any, line: bytes) -> None:
             if self.before(f"journal {book.path.name}"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache as cache_module
-from harness.cache import Cache
+from harness.store import cache as cache_module
+from harness.store.cache import Cache
 from tests.faults.test_points import aside, recover, scene_at, template  # noqa: F401  (fixtures)
 
 KB = 1024

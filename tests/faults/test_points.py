@@ -18,16 +18,17 @@ from unittest.mock import patch
 
 import pytest
 
-from harness import attend, journal
-from harness.books import close_open_attempt
-from harness.journal import Journal
-from harness.outcome import read_result
-from harness.projection import Projector, project
-from harness.records import Outcome, Trial
-from harness.runner import Runner, folder_of, run_trial
+from harness.base.records import Outcome, Trial
+from harness.runner import supervise
+from harness.runner.books import close_open_attempt
+from harness.runner.run_trial import Runner, folder_of, run_trial
+from harness.store import journal
+from harness.store.journal import Journal
+from harness.store.mlflow_store import SweepRun, Tracking, client, open_sweep
+from harness.store.mlflow_sync import Projector, project
+from harness.store.result import read_result
 from harness.telemetry.sampler import MemorySummary
-from harness.tracking import SweepRun, Tracking, client, open_sweep
-from harness.trial import Setup, check_data, identify
+from harness.trial.assemble import Setup, check_data, identify
 from tests.faults.points import KINDS, Fault
 
 MOST = os.environ.get("HARNESS_FAULT_POINTS", "10")
@@ -108,8 +109,8 @@ def worker(which: int) -> Any:
                 code = 1
         return SimpleNamespace(pid=os.getpid(), exitcode=code, is_alive=lambda: False, join=lambda *_: None)
 
-    stack = patch.multiple(attend, MemorySampler=Sampler)
-    return _both(stack, patch.object(attend.forkserver, "start", start))
+    stack = patch.multiple(supervise, MemorySampler=Sampler)
+    return _both(stack, patch.object(supervise.forkserver, "start", start))
 
 
 def _both(*contexts: Any) -> Any:

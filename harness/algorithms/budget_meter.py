@@ -1,0 +1,141 @@
+"""How long training goes on, in the unit that the user named, and what it took in the three others.
+
+One mechanism for every algorithm: a callback counts, stops the trainer, and drives the learning rate. Steps and
+prompts are known beforehand and become a number of steps. Tokens and seconds are not, so the learning rate follows
+the share of the budget that is spent and not the step; training ends with the first step that spends the last of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from harness.config.train import UNKNOWN_STEPS, Train
+
+if TYPE_CHECKING:
+    from harness.algorithms.base import Algorithm
+
+FILE = "budget.json"
+
+
+class Meter(TrainerCallback):
+    """Counts what training takes and ends it where the budget is spent.
+
+    Tokens are those of the policy's forward passes with a gradient, padding left out: prompt and completion, both
+    sides of a pair, each pass over a rollout anew. Seconds are those between the start and the end of training,
+    rollouts included; of a resumed trial, those of the steps that were kept. Prompts are rows (a pair is one), and
+    for online algorithms those that completions were sampled for.
+
+    Args:
+        algo: tells how many prompts its steps take.
+        train: the knobs; ``train.budget`` may name one unit.
+    """
+
+    def __init__(self, algo: Algorithm, train: Train):
+        """Count nothing yet."""
+        self.algo, self.train = algo, train
+        self.unit, self.amount = train.budget.named or ("steps", None)
+        self.rows = self.steps = 0
+        self._tokens: Any = 0
+        self._began: float | None = None
+        self._before = 0.0
+        self._sampled: Callable[[], int | None] = lambda: None
+
+    def attach(self, trainer: Any) -> None:
+        """Watch ``trainer``, whose model is wrapped by now, and end it in time."""
+        self.rows = len(trainer.train_dataset)
+        self._sampled = lambda: getattr(trainer, "sampled_prompts", None)  # where the steps do not tell
+        trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        if self.unit == "prompts":
+            trainer.args.max_steps = self.algo.steps_for(int(self.amount or 0), self.rows, self.train)
+        elif self.unit in ("tokens", "seconds"):
+            trainer.args.max_steps = UNKNOWN_STEPS
+            trainer.create_scheduler = lambda *_, optimizer=None, **__: self._follow(trainer, optimizer)
+        trainer.add_callback(self)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What training took so far, in every unit."""
+        prompts = self._sampled()
+        if prompts is None:
+            prompts = self.algo.prompts_seen(self.steps, self.rows, self.train)
+        running = time.perf_counter() - self._began if self._began is not None else 0.0
+        return {
+            "steps": self.steps,
+            "prompts": prompts,
+            "tokens": int(self._tokens),
+            "seconds": self._before + running,
+        }
+
+    @property
+    def share(self) -> float:
+        """Of the budget, that is spent; 0 where none is named."""
+        return self.spent[self.unit] / self.amount if self.amount else 0.0
+
+    def expected(self, steps: int, planned: int) -> int:
+        """Steps in all, as far as ``steps`` of them tell."""
+        if planned < UNKNOWN_STEPS:
+            return planned
+        return max(steps, round(steps / self.share)) if self.share else steps
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on counting from what ``checkpoint`` had."""
+        kept = json.loads((checkpoint / FILE).read_text())
+        self._tokens, self._before = kept["tokens"], kept["seconds"]
+
+    def _count(self, model: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        """Before each forward pass of the policy."""
+        if not (torch.is_grad_enabled() and model.training):
+            return
+        mask = options.get("attention_mask")
+        ids = options.get("input_ids", arguments[0] if arguments else None)
+        self._tokens = self._tokens + (mask.sum() if mask is not None else ids.numel())
+
+    def _follow(self, trainer: Any, optimizer: Any) -> Any:
+        """A scheduler whose rate is a function of the share spent, not of the step."""
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or trainer.optimizer, lambda _: rate(self.share, self.train.scheduler, self.train.warmup_ratio)
+        )
+        trainer._created_lr_scheduler = True
+        return trainer.lr_scheduler
+
+    # -- the trainer's events --------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The clock starts."""
+        self.steps, self._began = state.global_step, time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Enough?"""
+        self.steps = state.global_step
+        if self.unit in ("tokens", "seconds") and self.share >= 1:
+            control.should_training_stop = control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beside the checkpoint, for ``restore``."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / FILE).write_text(json.dumps(self.spent))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The clock stops."""
+        self._before, self._began = self.spent["seconds"], None
+
+
+def rate(share: float, scheduler: str, warmup: float) -> float:
+    """The learning rate as a share of its peak, where ``share`` of the budget is spent.
+
+    The curves of transformers' schedulers of the same names, over the budget and not over steps.
+    """
+    if share < warmup:
+        return share / warmup
+    if scheduler == "constant_with_warmup":
+        return 1.0
+    left = max(0.0, (1.0 - share) / (1.0 - warmup)) if warmup < 1 else 0.0
+    return left if scheduler == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))

@@ -1,0 +1,95 @@
+"""Journals what a trainer logs. Imported in the worker, by the time transformers is loaded anyway."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from harness.algorithms.budget_meter import Meter
+from harness.base.errors import Diverged
+from harness.config.train import UNKNOWN_STEPS
+from harness.store.journal import Journal
+
+SKIPPED = (
+    "num_tokens",  # what it counts differs between TRL's trainers; the meter's means one thing
+    "epoch",
+    "total_flos",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+)
+
+WITHIN_S = 5.0
+"""Seconds after which progress within a step is told."""
+WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
+
+
+class JournalCallback(TrainerCallback):
+    """Turns trainer logs into ``train/`` series, each point with what was spent by then, and steps into progress."""
+
+    def __init__(self, journal: Journal, meter: Meter, learning_rate: float | None = None):
+        """Write to ``journal``; ``learning_rate`` is named where training diverges."""
+        self.journal, self.meter, self.learning_rate = journal, meter, learning_rate
+        self._progress_at = 0.0
+        self._part = 0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Progress within a step, which takes minutes where a large batch is made of many small ones."""
+        self._part += 1
+        if time.monotonic() - self._progress_at >= WITHIN_S:
+            part = min(0.99, self._part / args.gradient_accumulation_steps)
+            self._tell(round(state.global_step + part, 2), state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Progress at most twice a second; the last step is always logged."""
+        self._part = 0
+        if time.monotonic() - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
+            self._tell(state.global_step, state)
+        if state.global_step == state.max_steps:
+            control.should_log = True
+
+    def _tell(self, step: float, state: Any) -> None:
+        self._progress_at = time.monotonic()
+        known = state.global_step or state.max_steps < UNKNOWN_STEPS
+        total = self.meter.expected(state.global_step, state.max_steps) if known else None
+        self.journal.write("progress", what="train", step=step, total=total)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """One point of every series.
+
+        Raises:
+            Diverged: a loss or a gradient is not finite.
+        """
+        values = {}
+        for key, value in (logs or {}).items():
+            if key in SKIPPED:
+                continue
+            try:
+                values[f"train/{key}"] = float(value)
+            except (TypeError, ValueError):
+                continue  # transformers logs a few texts
+        if values:
+            values |= {f"train/{unit}": amount for unit, amount in self.meter.spent.items() if unit != "steps"}
+            self.journal.write("series", step=state.global_step, values=values)
+        wrong = [k for k in WATCHED if not math.isfinite(values.get(f"train/{k}", 0.0))]
+        if wrong:
+            found = values[f"train/{wrong[0]}"]
+            raise Diverged(self._told(state.global_step, f"{WATCHED[wrong[0]]} is {found}"))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The last update may be the one that went too far.
+
+        Raises:
+            Diverged: a trained weight is not finite.
+        """
+        for name, weight in model.named_parameters() if model is not None else ():
+            if weight.requires_grad and not bool(weight.isfinite().all()):
+                raise Diverged(self._told(state.global_step, f"the weight {name} is not finite"))
+
+    def _told(self, step: int, what: str) -> str:
+        rate = "" if self.learning_rate is None else f" (train.learning_rate is {self.learning_rate:g})"
+        return f"at step {step} {what}{rate}"

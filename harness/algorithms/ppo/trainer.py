@@ -1,0 +1,257 @@
+"""PPO on TRL's GRPO trainer: sampling, batching, logging and checkpoints are TRL's, the algorithm is ours.
+
+One rollout of ``batch_size * minibatches`` completions feeds ``epochs * minibatches`` optimizer steps:
+
+    rollout    sample and score; log pi_old, log pi_ref and V of every token; from these rewards, advantages, returns
+    update     for each minibatch the critic's backward pass on the returns, then the policy's on the advantages
+
+Departures from the papers, all of them:
+
+- The critic's head starts at zero; in arXiv 2203.02155 the whole critic starts as the reward model.
+- Policy and critic share no trained weights, so the value loss has no coefficient: each has its own learning rate and
+  its own clipped gradient norm.
+- The minibatches of a rollout are drawn once; each epoch goes through them in the same order.
+- Losses are averaged over all tokens of an optimizer step, so that how it is cut into micro-batches changes nothing.
+- A stop on approximate KL takes effect after the step that found it, on the mean over all of that step's tokens. The
+  next rollout follows at once, with the next prompts: each comes once in a pass over the data, however often passes
+  over a rollout end early. Training that is to see a number of prompts then takes fewer steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import RepeatSampler
+
+from harness.algorithms.online import OnlineTrainer, sequences
+from harness.algorithms.ppo import mathematics as math
+from harness.algorithms.ppo.algorithm import PPO
+from harness.algorithms.ppo.critic import Critic
+from harness.base.errors import UserError
+
+
+class PPOTrainer(OnlineTrainer):
+    """See the module.
+
+    Args:
+        settings: the algorithm's knobs.
+        critic_rate: the critic's learning rate.
+        most_prompts: training ends before the rollout that would go beyond them; None where something else ends it.
+        options: what ``OnlineTrainer`` takes.
+    """
+
+    args: Any  # TRL's GRPOConfig; transformers' own declaration knows less
+
+    def __init__(self, *, settings: PPO, critic_rate: float, most_prompts: int | None = None, **options: Any):
+        """Make the trainer, then the critic beside its policy."""
+        super().__init__(beta=settings.beta or 0.0, **options)
+        if self.accelerator.num_processes > 1:
+            raise UserError("ppo trains in one process", key="algo", value="ppo", fix="start without a launcher")
+        self.settings, self.critic_rate = settings, critic_rate
+        self.controller = math.KLController(settings.beta or 0.0, settings.kl_target, settings.kl_horizon)
+        self.critic = Critic.beside(self.model)
+        if self.args.gradient_checkpointing:
+            self.critic.checkpoint(self.args.gradient_checkpointing_kwargs)
+        self.stop_epochs, self.most_prompts = False, most_prompts
+        self.rollouts = 0  # begun, of a resumed trial those before included
+        self._prompts: Iterator[list[Any]] | None = None
+        self._moved = [0.0, 0.0]  # in the optimizer step that goes on: sum of the KL over tokens, and their number
+        self.add_callback(_EachStep(self))
+
+    def roles(self) -> dict[str, list[Tensor]]:
+        """The critic's weights beside the others'; on a shared base only what is its own."""
+        return {**super().roles(), "critic": list(self.critic.trained)}
+
+    # -- rollout ---------------------------------------------------------------------------------------
+
+    def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
+        """Add what the update needs, each (B, T): log pi_old, V, returns and advantages."""
+        settings, rows = self.settings, self.args.per_device_train_batch_size
+        policy: Any = self.model
+        ids, attention, mask = sequences(batch)
+        keep = mask.shape[1]
+        with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
+            old = batch.get("old_per_token_logps")
+            if old is None:
+                old = self._get_per_token_logps_and_entropies(self.model, ids, attention, keep, batch_size=rows)[0]
+            with self.accelerator.autocast():
+                values = self.critic.values(ids, attention, keep, rows)
+        reference = batch.pop("ref_per_token_logps", old)
+        kl = (old - reference) * mask
+        rewards = math.token_rewards(shaped(scores, ended, settings), kl, mask, self.controller.beta)
+        advantages = math.gae(rewards, values, mask, settings.gamma, settings.lam)
+        returns = advantages + values
+        self.note(
+            kl_coefficient=self.controller.beta,
+            value=math.masked_mean(values, mask),
+            returns=math.masked_mean(returns, mask),
+            explained_variance=math.explained_variance(values, returns, mask),
+        )
+        if self.beta:
+            self.note(kl=math.approximate_kl(reference, old, mask), kl_per_sequence=kl.sum(1).mean())
+        self.controller.update(float(kl.sum(1).mean()), len(kl))
+        if settings.whiten_advantages:
+            advantages = math.whiten(advantages, mask)
+        return {
+            **batch,
+            "old_per_token_logps": old,
+            "old_values": values,
+            "returns": returns,
+            "advantages": advantages,
+        }
+
+    # -- update ----------------------------------------------------------------------------------------
+
+    @property
+    def sampled_prompts(self) -> int | None:
+        """Prompts sampled so far; None where no pass ends early, so that the steps tell."""
+        return None if self.settings.stop_at_kl is None else self.rollouts * self.args.generation_batch_size
+
+    def end_step(self) -> bool:
+        """Decide, after an optimizer step, whether the passes over the rollout end; and tell whether training does."""
+        limit, (total, tokens) = self.settings.stop_at_kl, self._moved
+        self._moved = [0.0, 0.0]
+        if limit is None:
+            return False
+        self.stop_epochs = total > limit * tokens
+        over = self.stop_epochs or self._step % self._every == 0
+        asked, seen = self.most_prompts, self.sampled_prompts
+        return over and asked is not None and seen is not None and seen + self.args.generation_batch_size > asked
+
+    @property
+    def _every(self) -> int:
+        """Micro-batches of all passes over a rollout."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self.stop_epochs and self._step % self.current_gradient_accumulation_steps == 0:
+            self._step = -(-self._step // self._every) * self._every  # the next batch comes from a new rollout
+            self.stop_epochs = False
+        if self.settings.stop_at_kl is not None and (self._step % self._every == 0 or self._buffered_inputs is None):
+            generation_batch = self._next_prompts()  # the loader would repeat those of passes that were left out
+        return super()._prepare_inputs(generation_batch)
+
+    def _next_prompts(self) -> list[Any]:
+        """The rows of the next rollout, in the order in which TRL's loader would bring them without its repetitions."""
+        size = self.args.generation_batch_size
+        rows: Any = self.train_dataset
+        if self._prompts is None:
+            shuffled = bool(self.shuffle_dataset)
+            sampler = RepeatSampler(rows, 1, size, shuffle=shuffled, seed=self.args.seed)
+            passes = itertools.chain.from_iterable(iter(sampler) for _ in itertools.count())
+            batches = iter(lambda: list(itertools.islice(passes, size)), [])
+            self._prompts = itertools.islice(batches, self.rollouts, None)
+        self.rollouts += 1
+        return [rows[i] for i in next(self._prompts)]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        settings = self.settings
+        ids, attention, mask = sequences(inputs)
+        keep = mask.shape[1]
+        tokens = inputs["num_items_in_batch"].clamp(min=1)  # of the rollout; share of one optimizer step:
+        tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+
+        with self.critic.turn():
+            with self.accelerator.autocast():
+                values = self.critic(ids, attention, keep)
+            value_loss = math.value_losses(values, inputs["old_values"], inputs["returns"], settings.value_clip)
+            value_loss = (value_loss * mask).sum() / tokens
+            self.accelerator.backward(value_loss)
+
+        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, ids, attention, keep, compute_entropy=True
+        )
+        if not settings.entropy_bonus:
+            entropies = entropies.detach()  # else the head's backward pass works on a gradient of zeros
+        old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
+        losses = math.policy_losses(log_probs, old, advantages, settings.clip)
+        loss = ((losses - settings.entropy_bonus * entropies) * mask).sum() / tokens
+
+        with torch.no_grad():
+            ratio = torch.exp(log_probs - old)
+            clipped = ((ratio - 1).abs() > settings.clip).float()
+            moved, count = math.approximate_kl(log_probs, old, mask), mask.sum()
+            self._moved = [self._moved[0] + float(moved * count), self._moved[1] + float(count)]
+            accumulation = self.current_gradient_accumulation_steps
+            self.note(
+                policy_loss=(losses * mask).sum() / tokens * accumulation,
+                value_loss=value_loss * accumulation,
+                entropy=math.masked_mean(entropies, mask),
+                clip_fraction=math.masked_mean(clipped, mask),
+                approx_kl=moved,
+                ratio=math.masked_mean(ratio, mask),
+            )
+        return loss
+
+    # -- the critic beside the policy ------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The policy's groups, and one of the critic's with its own rate."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh:
+            optimizer.add_param_group({"params": self.critic.trained, "lr": self.critic_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        own = {id(p) for p in self.critic.trained}
+        norm: Any = self.accelerator.clip_grad_norm_(self.critic.trained, self.args.max_grad_norm)
+        self.note(critic_grad_norm=norm)
+        policy = [p for p in model.parameters() if id(p) not in own]
+        return self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train; afterwards the model is the policy alone."""
+        output = super().train(*arguments, **options)
+        self.critic.release()
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        save_file(self.critic.state(), folder / "critic.safetensors")
+        kept = {"beta": self.controller.beta, "rollouts": self.rollouts}
+        (folder / "ppo.json").write_text(json.dumps(kept))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        self.critic.load_state(load_file(folder / "critic.safetensors", device=str(self.accelerator.device)))
+        kept = json.loads((folder / "ppo.json").read_text())
+        self.controller.beta, self.rollouts = kept["beta"], kept["rollouts"]
+
+
+class _EachStep(TrainerCallback):
+    """What PPO does at the end of an optimizer step."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """The trainer zeroes the gradients of its model; the critic's are ours to zero."""
+        for parameter in self.trainer.critic.trained:
+            parameter.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Enough of this rollout, or of all?"""
+        if self.trainer.end_step():
+            control.should_training_stop = control.should_log = True
+
+
+def shaped(scores: Tensor, ended: Tensor, settings: PPO) -> Tensor:
+    """Scores (B,) less the penalty of completions without an end, whitened and clipped where asked, in this order."""
+    scores = scores - settings.missing_eos_penalty * (~ended).float()
+    if settings.whiten_rewards:
+        scores = math.whiten(scores, torch.ones_like(scores), shift_mean=False)
+    if settings.reward_clip is not None:
+        scores = scores.clamp(-settings.reward_clip, settings.reward_clip)
+    return scores

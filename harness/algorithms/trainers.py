@@ -1,0 +1,99 @@
+"""From a loaded base to a trainer that is ready to train. Imports torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.algorithms.base import Algorithm, TrainJob
+from harness.models.precision import without_autocast
+
+POLICY = "default"
+"""Of the policy's adapter."""
+TILE = 32_768
+"""Columns of the tiles in which TRL's output head works through the vocabulary."""
+
+
+def ready_trainer(algo: Algorithm, job: TrainJob) -> Any:
+    """The algorithm's trainer, with a frozen copy of the model as its reference where nothing stands in for one."""
+    adapted = job.adapter.peft_config() is not None
+    shared = algo.shares_reference(job.train, job.data)
+    if not algo.keeps_dropout:
+        without_dropout(job.model)
+    if algo.uses_reference and not adapted and not shared:
+        job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
+    job.model.train()
+    narrow_tiles(job.model.config.get_text_config().vocab_size)
+    trainer: Any = algo.trainer(job)
+    if adapted:
+        for parameter in trainer.model.parameters():
+            # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if algo.family == "offline":
+            drop_out(trainer.model, getattr(job.adapter, "dropout", 0.0))
+    return trainer
+
+
+def without_dropout(model: Any) -> None:
+    """Switch off the base's own dropout, as in the papers: a log-ratio of two noisy passes is noise.
+
+    TRL does so for modules alone; OPT and others call the function with a rate that they keep as a number.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout))):
+                setattr(module, name, 0.0)
+
+
+class PolicyDropout(nn.Dropout):
+    """Dropout in passes with a gradient alone.
+
+    KTO estimates its KL term by a pass of the policy in training mode without one, and references are scored by the
+    same modules with the adapter off.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Any shape, and unchanged where no gradient is asked for."""
+        return super().forward(x) if torch.is_grad_enabled() else x
+
+
+def drop_out(policy: Any, share: float) -> None:
+    """Give the policy's adapter the dropout that it was asked to have: TRL's trainers of pairs set it to 0."""
+    layers = [m for m in policy.modules() if POLICY in getattr(m, "lora_dropout", ())]
+    for layer in layers if share else ():
+        layer.lora_dropout[POLICY] = PolicyDropout(share)
+
+
+def narrow_tiles(vocabulary: int) -> None:
+    """Make tiles no wider than the vocabulary: TRL reserves 4,096 whole rows, half a GB where 40 columns are used."""
+    from trl.trainer import utils
+
+    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(TILE, vocabulary)
+
+
+def roles_of(algo: Algorithm, trainer: Any) -> Mapping[str, Sequence[Any]]:
+    """Tensors of each role that is resident; what two roles share stands with both."""
+    from harness.algorithms.roles import tensors_of
+
+    if hasattr(trainer, "roles"):
+        return trainer.roles()
+    roles = {"policy": tensors_of(trainer.model)}
+    if algo.uses_reference and not getattr(trainer, "precompute_ref_logps", False):
+        roles["reference"] = tensors_of(getattr(trainer, "ref_model", None) or trainer.model)
+    return roles
+
+
+def released(trainer: Any, *, checkpointed: bool) -> Any:
+    """The trained model, unwrapped and in eval mode; all else goes when the caller drops the trainer."""
+    model = without_autocast(trainer.accelerator.unwrap_model(trainer.model))
+    trainer.optimizer = trainer.lr_scheduler = None
+    if checkpointed:
+        model.gradient_checkpointing_disable()
+    model.config.use_cache = True
+    return model.eval()

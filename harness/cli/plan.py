@@ -1,0 +1,148 @@
+"""``python -m harness plan``: predicted peak memory of every trial of a sweep; needs no GPU and loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import UserError, UserErrors
+from harness.base.formatting import short_id, without_shared_seed
+from harness.config.compose import compose, hydra_config
+from harness.plan.fixes import fixes
+from harness.plan.gpus import Gpu, gpu_of, gpu_present
+from harness.plan.predict import Prediction, Target, predict
+from harness.plan.render import Row, as_json, render
+from harness.runner import forkserver
+from harness.runner.display import say
+from harness.sweep.deep_checks import TEMPLATE, check
+from harness.sweep.expand import Point, Sweep, named, plan_sweep
+from harness.trial.assemble import Setup, assemble, with_baseline
+
+AUTO = "the longest of the data; filled to train.max_length where a real model meets the embedded task"
+OF_BASE = ("load", "baseline")
+"""Phases that the base as deployed sets the peak of."""
+IN_4_BITS = "the base is judged in 4 bits: unquantized it would not fit (eval.baseline=auto)"
+
+
+def main(argv: list[str]) -> int:
+    """Print the plan; 0 whether or not trials fit, 2 where none can be predicted."""
+    options = _options(argv)
+    if options is None:
+        return 0
+    asked = None if options.gpu is None else gpu_of(options.gpu)
+    forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
+    try:
+        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=options.config_dir)
+        if endless := _template_problems(sweep):
+            raise UserErrors(endless)
+        gpu, cuda = _place(asked, sweep)
+        target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[options.lengths])
+        rows = planned(sweep.points, gpu, target, options.config_dir)
+    finally:
+        forkserver.stop()
+    rule = {"limit": "filled to train.max_length", "data": "the longest of the data", "auto": AUTO}[options.lengths]
+    if options.format == "json":
+        shown = as_json(rows, gpu, cuda=cuda, rule=rule)
+    else:
+        shown = render(rows, gpu, cuda=cuda, rule=rule, markdown=options.format == "markdown")
+    if options.out:
+        Path(options.out).write_text(shown, encoding="utf-8")
+    else:
+        print(shown, end="")
+    for overrides, errors in sweep.invalid:
+        say(f"skipped (invalid): {' '.join(overrides)}: {errors}")
+    return 0 if any(row.prediction is not None for row in rows) else 2
+
+
+def _template_problems(sweep: Sweep) -> list[UserError]:
+    """Chat templates that a rehearsal, which renders the longest rows, would hang or fail at."""
+    return [e for found in check(sweep).values() for e in found.errors if e.key == TEMPLATE]
+
+
+def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
+    """A row for each trial, with what to change about those that do not fit."""
+    rows = []
+    for point, label, found in zip(points, names(points), predict([p.setup for p in points], target, say), strict=True):
+        if not isinstance(found, Prediction):
+            rows.append(Row(label, None, str(found)))
+        elif gpu is None or gpu.fits(found.peak):
+            rows.append(Row(label, found))
+        else:
+            rows.append(_changed(point, label, found, gpu, target, config_dirs))
+    return rows
+
+
+def _changed(point: Point, label: str, found: Prediction, gpu: Gpu, target: Target, config_dirs: Sequence[str]) -> Row:
+    """The row of a trial that does not fit: with its base judged in 4 bits, and with what else to change."""
+    baseline = None if gpu.fits(max(found.totals.get(p, 0.0) for p in OF_BASE)) else "quantized"
+    light = _judged_in_4_bits(point.setup, target) if baseline else None
+    if light is not None and gpu.fits(light.peak):
+        return Row(label, light, note=IN_4_BITS)
+    again = _recomposed(point, config_dirs, None if light is None else baseline)
+    ways, nearest = fixes(again([]), light or found, gpu, target, again)
+    return Row(label, light or found, fixes=ways, nearest=nearest, note="" if light is None else IN_4_BITS)
+
+
+def _judged_in_4_bits(setup: Setup, target: Target) -> Prediction | None:
+    """The prediction with the base judged in 4 bits, where ``eval.baseline=auto`` may come to that."""
+    chosen = with_baseline(setup, "quantized")
+    again = None if chosen is setup or not setup.adapter.quantized else predict([chosen], target, say)[0]
+    return again if isinstance(again, Prediction) else None
+
+
+def names(points: Sequence[Point]) -> list[str]:
+    """Trial ids without digest, and without a seed that all share; namesakes with the overrides that differ."""
+    short = without_shared_seed([short_id(p.trial.trial_id) for p in points])
+    found = []
+    for name, point in zip(short, points, strict=True):
+        alike = [set(p.overrides) for n, p in zip(short, points, strict=True) if n == name]
+        own = [o for o in point.overrides if any(o not in overrides for overrides in alike)]
+        found.append(" ".join([name, *own]))
+    return found if len(set(found)) == len(found) else [p.trial.trial_id for p in points]
+
+
+def _recomposed(
+    point: Point, config_dirs: Sequence[str], baseline: str | None = None
+) -> Callable[[Sequence[str]], Setup]:
+    def composed(more: Sequence[str]) -> Setup:
+        keys = {override.split("=")[0] for override in more}
+        kept = [o for o in point.overrides if o.lstrip("+").split("=")[0] not in keys]
+        with hydra_config(config_dirs):
+            return with_baseline(assemble(compose([*kept, *more])), baseline)
+
+    return composed
+
+
+def _place(asked: Gpu | None, sweep: Sweep) -> tuple[Gpu | None, bool]:
+    """The GPU to fit into, and whether to predict for one: unless ``runner.device=cpu`` says otherwise."""
+    if asked is not None:
+        return asked, True
+    if sweep.runner.device == "cpu":
+        return None, False
+    return gpu_present(), True
+
+
+def _options(argv: list[str]) -> Any | None:
+    from harness.base.commandline import Parser
+
+    parser = Parser("plan", __doc__ or "")
+    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
+    parser.add_argument(
+        "--gpu", metavar="GPU", help="a name (h100) or size (24GB) to fit into; default: the one present"
+    )
+    parser.add_argument(
+        "--lengths",
+        choices=("auto", "data", "limit"),
+        default="auto",
+        help="rows as long as the longest of the data, or as train.max_length allows; auto takes the limit where a "
+        "model that is not the embedded one meets the embedded task; default: %(default)s",
+    )
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
+    parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--config-dir", action="append", default=[], help="a folder with YAML of your own")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a sweep")
+    try:
+        return parser.parse_args(argv)
+    except SystemExit:  # --help
+        return None

@@ -1,0 +1,183 @@
+"""``harness validate``: is every YAML sound, and does what a user wrote keep its contract? No torch here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.base.errors import UserError, UserErrors
+from harness.base.streams import silence
+from harness.config.compose import compose, conf_dir, hydra_config
+
+COMBINED = ("reward", "task")
+"""Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
+REHEARSED = ("algo", "adapter", "model", "reward", "task")
+"""Groups of which a step is tried, on tensors without data."""
+
+
+def main(argv: list[str]) -> int:
+    """Compose and build the given overrides, or every YAML (of --config-dir, if given); train nothing.
+
+    Those of --config-dir are tried as well: a task's rows are read, a step of training is made on tensors without data,
+    an evaluator looks at toy models. plugins=[my_package] goes with them.
+    """
+    parser = argparse.ArgumentParser(prog="harness validate", description=main.__doc__)
+    parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
+    parser.add_argument("--config-dir", help="a folder with YAML of your own")
+    parser.add_argument("overrides", nargs="*", help="a trial or a sweep; plugins=[...] alone goes with every YAML")
+    options = parser.parse_intermixed_args(argv)
+    folders = [options.config_dir] if options.config_dir else []
+    if not all(o.startswith("plugins=") for o in options.overrides):
+        from harness.sweep.expand import named, plan_sweep
+
+        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=folders)
+        for point in sweep.points:
+            print(f"ok  {point.trial.trial_id}")
+        for overrides, errors in sweep.invalid:
+            print(f"invalid (skipped)  {' '.join(overrides)}: {errors}")
+        return 0
+    return validate_all(folders, options.overrides)
+
+
+def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
+    """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
+    with hydra_config(folders):  # which knows whether they are there
+        roots = [Path(folder) for folder in folders] or [conf_dir()]
+        found = [(root, group, option) for root in roots for group, option in options_of(root)]
+    if not found:
+        fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
+        raise UserError("nothing to validate there", key="--config-dir", value=str(roots[0]), fix=fix)
+    wrong = 0
+    for root, group, option in found:
+        try:
+            _built(group, option, root, folders, plugins)
+            tried = _tried(group, option, root, folders, plugins) if folders else ""
+            print(f"ok  {group}={option}{tried}", flush=True)
+        except UserErrors as errors:
+            # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
+            serious = [e for e in errors.errors if folders or e.key not in COMBINED]
+            wrong += bool(serious)
+            print(
+                f"{'WRONG' if serious else 'ok '} {group}={option}" + "".join(f"\n    {e}" for e in serious),
+                flush=True,
+            )
+        except UserError as error:
+            wrong += 1
+            print(f"WRONG {group}={option}\n    {error}", flush=True)
+    print(f"{wrong} wrong" if wrong else "all sound")
+    return 2 if wrong else 0
+
+
+def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:
+    from harness.gate.policy import read_policy
+    from harness.trial.assemble import assemble
+
+    if group == "policy":
+        read_policy(str(root / group / f"{option}.yaml"))
+        return
+    needed = [f"{key}={value}" for key, value in _needed(root, group, option).items()]
+    with hydra_config(folders):
+        assemble(compose([*plugins, *_chosen(group, option), *needed]))
+
+
+def _chosen(group: str, option: str) -> list[str]:
+    """What takes the option into a trial."""
+    if group == "evaluator":
+        return [] if option in _default_evaluators() else [f"+evaluator@eval.evaluators.{option}={option}"]
+    if group == "reward":
+        return ["algo=grpo", f"reward={option}"]
+    return [f"{group}={option}"]
+
+
+def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> str:
+    """Try an option of the user's own, as far as that needs no training; returns what was done.
+
+    Raises:
+        UserError: it breaks its contract.
+    """
+    from harness.plan.predict import Prediction, Target, predict
+    from harness.sweep import deep_checks
+    from harness.sweep.expand import named, plan_sweep
+
+    if group not in (*REHEARSED, "evaluator"):
+        return ""
+    if needed := _needed(root, group, option):
+        return f"  (not tried: {', '.join(needed)} must be given; validate {group}={option} with it)"
+    sweep = plan_sweep(named([*plugins, *_chosen(group, option)]), multirun=False, config_dirs=folders)
+    for errors in deep_checks.check(sweep).values():
+        raise errors
+    (point,) = sweep.points
+    if group == "evaluator":
+        if words := _on_toys(dict(point.setup.plain), option):
+            raise UserError(
+                f"evaluate() failed on toy models and the first rows of the data: {words}",
+                key=f"eval.evaluators.{option}",
+                fix="mend it; one that needs a download says in on_fixture() how it is tried without",
+            )
+        return "  (looked at toy models)"
+    (found,) = predict([point.setup], Target(cuda=False))
+    if not isinstance(found, Prediction):
+        raise found
+    return "  (a step made, on tensors without data)"
+
+
+def _on_toys(plain: dict[str, Any], name: str) -> str:
+    """In a child: what went wrong when the evaluator looked at toy models; empty where nothing did."""
+    from harness.runner import forkserver
+
+    try:
+        return forkserver.asked(_evaluate, json.dumps(plain), name, name="validate")
+    except forkserver.Ended as ended:
+        return str(ended)
+
+
+def _evaluate(sender: Any, text: str, name: str) -> None:
+    from harness.trial.assemble import assemble, check_data
+    from harness.trial.behaviour import context_on_toys, fixture_rows, of_evaluator
+
+    silence(1, 2)  # library chatter; what matters is sent
+    try:
+        setup = assemble(json.loads(text))
+        rows = fixture_rows(check_data(setup), setup.eval.split)
+        of_evaluator(setup.eval.active[name], context_on_toys(setup.task, rows, chat=False))
+        words = ""
+    except Exception as error:  # whatever the user's code raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        words = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
+    sender.send(words)
+    sender.close()
+    os._exit(0)
+
+
+def options_of(root: Path) -> Iterator[tuple[str, str]]:
+    """(group, option) of every YAML below a configuration folder, the top-level file left out."""
+    for file in sorted(root.rglob("*.yaml")):
+        group = file.relative_to(root).parent.as_posix()
+        if group == ".":
+            continue
+        head, _, tail = group.partition("/")
+        yield head, f"{tail}/{file.stem}" if tail else file.stem
+
+
+def _default_evaluators() -> set[str]:
+    default = (conf_dir() / "eval" / "default.yaml").read_text()
+    return {p.stem for p in (conf_dir() / "evaluator").glob("*.yaml") if f": {p.stem}" in default}
+
+
+def _needed(root: Path, group: str, option: str) -> dict[str, str]:
+    """Values that an option cannot do without: required fields, marked ??? in its YAML or in one that it overrides."""
+    text = (root / group / f"{option}.yaml").read_text()
+    needed = {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}
+    for other, name in re.findall(r"^  - override /(\w+): ([\w/]+)", text, flags=re.MULTILINE):
+        given = {f"{other}.{key}" for key in yaml.safe_load(text).get(other) or ()}
+        below = next((r for r in (root, conf_dir()) if (r / other / f"{name}.yaml").is_file()), None)
+        needed |= {k: v for k, v in (_needed(below, other, name) if below else {}).items() if k not in given}
+    return needed

@@ -1,0 +1,1 @@
+"""From words to components: Hydra, knobs of training, and what a trial is known by."""

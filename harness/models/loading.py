@@ -1,0 +1,93 @@
+"""Loading weights onto one device, and the tokenizer that is made in memory. Heavy imports happen when called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_pretrained(
+    path: str, *, dtype: torch.dtype, device: str, quantization: Any | None, attention: str | None, **options: Any
+) -> PreTrainedModel:
+    """``AutoModelForCausalLM.from_pretrained`` on one device, of a checkpoint with the model's weights and no others.
+
+    Raises:
+        UserError: weights are missing, not the model's, or of another shape. transformers would draw them at random.
+    """
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    loaded, found = _with_report(path, dtype=dtype, **attention_option(attention), **options)
+    if (wrong := unlike(found)) is not None:
+        raise UserError(
+            wrong, key="model.path", value=path, fix="see that all files of the model are there and its own"
+        )
+    return trainable_in_4_bit(loaded) if quantization is not None else loaded.to(device)
+
+
+def _with_report(path: str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A model, and how its checkpoint differs from it; weights of another shape are part of that."""
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    return load(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+
+
+def checkpoint_report(path: str, **options: Any) -> str | None:
+    """What is wrong with the names and shapes of a checkpoint's weights, by their headers alone; None if nothing is."""
+    _, found = _with_report(path, device_map={"": "meta"}, **options)
+    return unlike(found)
+
+
+def unlike(found: Mapping[str, Any]) -> str | None:
+    """How a checkpoint differs from the model, in words; transformers leaves tied and known leftover weights out."""
+    kinds = []
+    words_of = {"missing": "are missing", "unexpected": "are not the model's", "mismatched": "have another shape"}
+    for kind, words in words_of.items():
+        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in found.get(f"{kind}_keys") or ())
+        if names:
+            kinds.append(f"{len(names)} weights {words} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})")
+    return "; ".join(kinds) or None
+
+
+def attention_option(attention: str | None) -> dict[str, Any]:
+    """Transformers' keyword, left out where the choice is its own."""
+    return {} if attention is None else {"attn_implementation": attention}
+
+
+def trainable_in_4_bit(model: Any) -> Any:
+    """Keep bitsandbytes from repacking 4-bit weights for inference.
+
+    On a CPU with AVX512-BF16 its first forward in eval mode does so for good, and the kernel used from then on
+    has no gradient: training would go on silently with most of it missing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def character_tokenizer(context: int) -> PreTrainedTokenizerBase:
+    """One token per character of the embedded task's alphabet, made in memory."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from harness.tasks.alphabet import ALPHABET
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=context,
+    )

@@ -1,0 +1,1 @@
+"""The parent's side: how a trial's process begins, is watched and ends."""

@@ -1,0 +1,150 @@
+"""The hygiene of a trial's process, around ``worker.run``: logs, watchdog, limits, and errors as events."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from harness.base.errors import UserError
+from harness.store.journal import Journal
+from harness.trial.heap import hold_freed_memory
+from harness.trial.job import Job
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|CUDA error: out of memory",
+    re.IGNORECASE,
+)
+
+
+def main(job: Job) -> None:
+    """Entry point of the process. Exits 0 after a finished trial and 1 after a journalled error."""
+    folder = Path(job.folder)
+    journal = Journal(folder / "worker.jsonl")
+    journal.write("start", pid=os.getpid())
+    os.setpgid(0, 0)  # so that the runner can end this process with all its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
+    _watch_parent()
+    _redirect_output(folder / "worker.log")
+    os.environ.update(job.environment)
+    try:
+        _limit_memory(job.memory_limit_mb)
+        hold_freed_memory()
+        _check_preload(journal)
+        _set_threads(job.threads)
+        tell_story(job, journal)
+    except BaseException as error:
+        traceback.print_exc()
+        journal.write("error", **describe(error))
+        journal.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    journal.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # atexit hooks of the libraries have nothing to add, and some hang
+
+
+def tell_story(job: Job, journal: Journal) -> None:
+    """What the process is there for: the trial, or the heaviest of its steps. Imports torch."""
+    if job.mode == "preflight":
+        from harness.rehearsal import heaviest
+
+        heaviest.run(job, journal)
+    else:
+        from harness.trial import worker
+
+        worker.run(job, journal)
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """An exception as an event: its class, one line, and whether memory ran out."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    return {
+        "error": type(error).__name__,
+        "message": first[:500],
+        "oom": is_out_of_memory(error),
+        "user_error": isinstance(error, UserError),
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+    }
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this exception, or one that caused it, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError | OSError) and OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _watch_parent() -> None:
+    """End this process group when the runner is gone: a second net below ``guard.py``, which may be killed itself.
+
+    PR_SET_PDEATHSIG would watch the forkserver, which outlives the runner for as long as this process lives.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+
+def _redirect_output(log: Path) -> None:
+    """Everything that libraries print goes to ``worker.log``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    print(f"--- attempt at {time.strftime('%Y-%m-%d %H:%M:%S')}, pid {os.getpid()}")
+    warnings.simplefilter("default")
+
+
+def _limit_memory(limit_mb: int | None) -> None:
+    """Cap the address space at its present size plus the limit, so that a trial fails and not the machine."""
+    if limit_mb is None:
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + limit_mb * 10**6
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _check_preload(journal: Journal) -> None:
+    """A failing preload import is swallowed by multiprocessing: say it, and import now."""
+    from harness.runner import preload
+
+    absent = preload.missing() if os.environ.get("HARNESS_PRELOAD") == "1" else []
+    if absent:
+        journal.write("note", message=f"not preloaded, imported now: {', '.join(absent)}")
+    if not preload.cuda_is_clean():
+        raise RuntimeError("CUDA was initialised in the forkserver; its children cannot use the GPU")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    import torch
+
+    torch.set_num_threads(threads)

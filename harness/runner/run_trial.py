@@ -1,0 +1,278 @@
+"""Runs one trial: starts its process, watches and samples it, decides the outcome, keeps the books."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from harness.base.records import Outcome, Trial, TrialResult
+from harness.config import identity
+from harness.runner.books import close_books, close_open_attempt, open_book
+from harness.runner.display import Display
+from harness.runner.supervise import Attended, attend
+from harness.store import journal
+from harness.store.cache import cache_dir
+from harness.store.journal import Tail
+from harness.store.memory_metrics import Expected, out_of_memory
+from harness.store.mlflow_sync import Projector
+from harness.store.modelcard import write_card
+from harness.store.past import description, result_of
+from harness.store.result import since_attempt
+from harness.telemetry.nvml import device_levels
+from harness.trial.artifacts import kept_policy
+from harness.trial.assemble import Setup, folder_of
+from harness.trial.job import Job
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The ``runner`` group.
+
+    Attributes:
+        timeout_s: a trial that takes longer is ended with outcome ``timeout``.
+        threads: torch's threads in the trial; null leaves torch's default (all cores).
+        device: where trials compute; ``auto`` is CUDA where torch sees it.
+        sample_hz: memory samples per second.
+        fail_fast: stop the sweep at the first trial that does not finish.
+        skip_invalid: run the valid rest of a sweep in which some trials are impossible.
+        memory_limit_mb: cap on the address space a trial may claim beyond its start.
+        preflight: take one step of the longest rows in a process of its own before a trial begins, so that one that
+            would run out of memory does so in its first seconds.
+        predict: predict each trial's peak memory before the first one starts (seconds per distinct recipe, cached).
+        memory_snapshot: record every allocation on CUDA while training, as ``artifacts/memory_snapshot.pickle`` for
+            https://pytorch.org/memory_viz; it slows training down.
+        skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    timeout_s: Annotated[float, Gt(0)] | None = None
+    threads: Annotated[int, Gt(0)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    sample_hz: Annotated[float, Ge(1), Le(200)] = 20.0
+    fail_fast: bool = False
+    skip_invalid: bool = False
+    memory_limit_mb: Annotated[int, Gt(0)] | None = None
+    preflight: bool = False
+    predict: bool = True
+    skip_unfit: bool = False
+    memory_snapshot: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done about a trial, given what its folder holds.
+
+    Attributes:
+        mode: ``reuse``, ``evaluate`` or ``train``.
+        continues: whether the attempt builds on the one before.
+        from_checkpoint: whether training goes on from a checkpoint.
+        why: one line for the log.
+    """
+
+    mode: Literal["reuse", "evaluate", "train"]
+    continues: bool
+    from_checkpoint: bool
+    why: str
+
+
+def run_trial(
+    setup: Setup,
+    trial: Trial,
+    runner: Runner,
+    projector: Projector | None,
+    *,
+    position: str = "",
+    expected: Expected | None = None,
+) -> tuple[Outcome, TrialResult]:
+    """Bring a trial to its end; an interruption by the user is recorded and raised again.
+
+    Args:
+        setup: the trial's components.
+        trial: its keys.
+        runner: how to run it.
+        projector: follows it into MLflow.
+        position: in the sweep, for the display.
+        expected: its predicted memory.
+
+    Returns:
+        the outcome of this start (``reused`` for a trial that was finished before) and the trial's result.
+    """
+    from filelock import FileLock
+
+    folder = folder_of(setup, trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    display = Display(f"{position} {trial.trial_id}".strip())
+    with FileLock(folder / ".lock"):
+        close_open_attempt(folder)
+        plan = make_plan(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
+        if plan.mode == "reuse":
+            result = result_of(folder)
+            assert result is not None
+            display.finish(f"reused: {plan.why}")
+            if projector is not None:
+                projector.follow(folder)
+                projector.flush()
+            return Outcome.REUSED, result
+        if plan.why != "first attempt":
+            display.say(f"{display.label} · {plan.why}")
+        return _attempt(setup, trial, runner, projector, folder, plan, display, expected)
+
+
+def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan:
+    """Decide between reusing, evaluating, continuing and training."""
+    result = result_of(folder)
+    if result is None:
+        return Plan("train", False, False, "first attempt")
+    before = description(folder)
+    if not resume:
+        return Plan("train", False, False, "trains again: resume=false")
+    same_training = before.get("train_key") == trial.train_key
+    changed = identity.what_changed(before.get("why") or {}, trial.why)
+    if result.outcome.succeeded:
+        if same_training and before.get("eval_key") == trial.eval_key:
+            return Plan("reuse", False, False, "finished before in this sweep")
+        if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
+            return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
+        return Plan("train", False, False, f"trains again; changed: {changed}")
+    if same_training and kept_policy(folder) is not None and _trained_once(folder):
+        return Plan("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
+    if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
+        return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
+    return Plan("train", False, False, f"was {result.outcome}; starts over")
+
+
+def _trained_once(folder: Path) -> bool:
+    """Whether the chain of attempts that the latest one belongs to holds a finished training."""
+    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    if any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain):
+        return True
+    return any(e.kind == "trained" for e in since_attempt(journal.read(folder / "worker.jsonl"), chain))
+
+
+def _attempt(
+    setup: Setup,
+    trial: Trial,
+    runner: Runner,
+    projector: Projector | None,
+    folder: Path,
+    plan: Plan,
+    display: Display,
+    expected: Expected | None,
+) -> tuple[Outcome, TrialResult]:
+    decided_at = time.time()
+    job = _job(setup, runner, folder, plan)
+    if plan.mode == "train" and not plan.from_checkpoint:
+        for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
+            shutil.rmtree(folder / stale, ignore_errors=True)
+    book = open_book(folder, trial, setup.unused, setup.plain, mode=plan.mode, continues=plan.continues, why=plan.why)
+    tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
+    if expected is not None and plan.mode == "train":
+        book.write("metrics", values=expected.metrics)
+    if projector is not None:
+        projector.follow(folder)
+    if expected is not None and plan.mode == "train" and runner.skip_unfit and not expected.fits:
+        result = close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
+        return _ended(display, projector, Outcome.UNFIT, result), result
+    levels, done = device_levels(), None
+    if runner.preflight and plan.mode == "train" and not plan.from_checkpoint:
+        done = _preflight(job, runner, levels, display)
+        decided_at = time.time()
+    if done is None or done.outcome is Outcome.FINISHED:
+        done = attend(
+            job,
+            display,
+            name=trial.trial_id,
+            tail=tail,
+            book=book,
+            began=decided_at,
+            timeout_s=runner.timeout_s,
+            hz=runner.sample_hz,
+            levels=levels,
+        )
+    result = close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
+    if done.outcome is Outcome.FINISHED:
+        write_card(folder, result)
+    _ended(display, projector, done.outcome, result)
+    if done.raised is not None:
+        raise done.raised
+    return done.outcome, result
+
+
+def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Attended:
+    """Take the heaviest step of a trial in a process of its own, below the trial's folder."""
+    folder = Path(job.folder) / "preflight"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    display.say(f"{display.label} · preflight: one step of the longest rows")
+    done = attend(
+        replace(job, folder=str(folder), mode="preflight"),
+        display,
+        name="preflight",
+        tail=Tail(folder / "worker.jsonl", 0),
+        book=None,
+        began=time.time(),
+        timeout_s=runner.timeout_s,
+        hz=runner.sample_hz,
+        levels=levels,
+    )
+    return replace(done, reason=f"in preflight, one step of the longest rows: {done.reason}" if done.reason else None)
+
+
+def _told(done: Attended, expected: Expected | None, runner: Runner) -> str | None:
+    """The reason of an outcome; of running out of memory with its figures."""
+    if done.outcome is not Outcome.OOM or done.reason is None:
+        return done.reason
+    return out_of_memory(done.reason, expected, done.summary, runner.memory_limit_mb)
+
+
+def _ended(display: Display, projector: Projector | None, outcome: Outcome, result: TrialResult) -> Outcome:
+    display.finish(_closing_line(outcome, result.reason, result))
+    if projector is not None:
+        projector.flush()
+    return outcome
+
+
+def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
+    passed = (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+        "OMP_NUM_THREADS",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "HARNESS_CACHE",
+    )
+    environment = {name: os.environ[name] for name in passed if name in os.environ}
+    if runner.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # neither torch nor the sampler is to look at a GPU
+    return Job(
+        folder=str(folder.resolve()),
+        plain=setup.plain,
+        cache_dir=str(cache_dir(setup.plain)),
+        mode="evaluate" if plan.mode == "evaluate" else "train",
+        resume_checkpoint=plan.from_checkpoint,
+        device=runner.device,
+        threads=runner.threads,
+        memory_limit_mb=runner.memory_limit_mb,
+        snapshot=runner.memory_snapshot,
+        environment=environment,
+    )
+
+
+def _closing_line(outcome: Outcome, reason: str | None, result: TrialResult) -> str:
+    if outcome is Outcome.FINISHED:
+        seconds, peak = result.metrics.get("time/total_s"), result.metrics.get("memory/peak_mb")
+        took = f" in {seconds:.0f} s" if seconds is not None else ""
+        return f"finished{took}" + (f", peak {peak:,.0f} MB" if peak is not None else "")
+    return f"{outcome}: {reason}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,143 @@
+"""One process from its start to its end: sampled, its journal followed, ended when its time is over."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.base.records import Event, Outcome
+from harness.runner import forkserver
+from harness.runner.display import Display
+from harness.store.journal import Journal, Tail
+from harness.store.result import decide
+from harness.telemetry.sampler import MemorySampler, MemorySummary
+from harness.trial.job import Job
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What became of a process.
+
+    Attributes:
+        events: its own.
+        raised: what ended the watch early (Ctrl-C, or a fault of ours), to be raised again.
+    """
+
+    outcome: Outcome
+    reason: str | None
+    events: list[Event]
+    summary: MemorySummary
+    raised: BaseException | None = None
+
+
+def attend(
+    job: Job,
+    display: Display,
+    *,
+    name: str,
+    tail: Tail,
+    book: Journal | None,
+    began: float,
+    timeout_s: float | None,
+    hz: float,
+    levels: Any,
+) -> Attended:
+    """Run ``job`` in a process of the forkserver until it ends.
+
+    Args:
+        job: what to run.
+        display: shows its progress.
+        name: of the process.
+        tail: of its journal.
+        book: takes memory samples and the time that starting took; None drops them.
+        began: when it was decided to start, in seconds since the epoch; the time limit counts from here.
+        timeout_s: after which it is ended.
+        hz: memory samples per second.
+        levels: GPU memory in use before (``nvml.device_levels``).
+    """
+    from harness.runner.child import main as child_main
+
+    kills_before = _kernel_kills()
+    process = forkserver.start(child_main, job, name=name)
+    watch = _Watch(book, tail, display, began)
+    interrupted = timed_out = False
+    raised: BaseException | None = None
+    sampler = MemorySampler(
+        process.pid,
+        emit=lambda row: None if book is None else book.write("sample", **row),
+        env={**os.environ, **job.environment},
+        hz=hz,
+        levels=levels,
+    )
+    try:
+        with sampler:
+            while process.is_alive():
+                process.join(POLL_S)
+                watch.look(sampler)
+                if timeout_s is not None and time.time() - began > timeout_s:
+                    timed_out = True
+                    forkserver.end_group(process)
+    except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
+        raised, interrupted = error, True
+        forkserver.end_group(process)
+    watch.look(sampler)
+    if process.is_alive() or process.exitcode == forkserver.LOST:
+        forkserver.end_group(process)
+    outcome, reason = decide(
+        process.exitcode,
+        watch.events,
+        timed_out=timed_out,
+        interrupted=interrupted,
+        killed_for_memory=_kernel_kills() > kills_before,
+    )
+    if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
+        reason = f"the runner failed: {type(raised).__name__}: {raised}"
+    return Attended(outcome, reason, watch.events, sampler.summary(), raised)
+
+
+class _Watch:
+    """Follows the worker's journal: phases to the sampler, progress to the display."""
+
+    def __init__(self, book: Journal | None, tail: Tail, display: Display, decided_at: float):
+        self.book, self.tail, self.display, self.decided_at = book, tail, display, decided_at
+        self.events: list[Event] = []
+        self.phase, self.what = "prepare", ""
+        self.step: int | None = None
+        self.total: int | None = None
+
+    def look(self, sampler: MemorySampler) -> None:
+        for event in self.tail.read():
+            self.events.append(event)
+            if event.kind == "start" and self.book is not None:
+                self.book.write("metrics", values={"time/start_s": event.time - self.decided_at})
+            elif event.kind == "phase":
+                sampler.enter(event.data["name"], event.time)
+                if event.data["name"] not in (None, "rollout", self.phase):
+                    self.phase = event.data["name"]
+                    self.step = self.total = None
+                    self.what = ""
+            elif event.kind == "device" and event.data.get("uuid"):
+                sampler.use_gpu(event.data["uuid"])
+            elif event.kind == "progress":
+                self.step, self.total = event.data["step"], event.data["total"]
+                self.what = event.data["what"] if event.data["what"] != self.phase else ""
+            elif event.kind == "note" and "absent" not in event.data:
+                self.display.say(f"{self.display.label} · note: {event.data['message']}")
+        self.display.update(self.phase, self.step, self.total, sampler.latest_mb, self.what)
+
+
+def _kernel_kills() -> int:
+    """Out-of-memory kills that the kernel counts, for this control group where it can be read."""
+    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
+        try:
+            for line in Path(path).read_text().splitlines():
+                if line.split()[0] == key:
+                    return int(line.split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # not this kernel's way of counting
+    return 0

@@ -1,0 +1,1 @@
+"""What is written down: journals, results, the cache, MLflow, and what is made from it."""

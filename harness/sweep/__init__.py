@@ -1,0 +1,1 @@
+"""Many trials: expanded and checked as a whole before one runs."""

@@ -1,0 +1,247 @@
+"""Checks that need transformers, made in a child before the first trial: tokenizer, context, targets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness.base.errors import UserError, UserErrors
+from harness.base.streams import silence
+from harness.config.devices import gpu_visible
+from harness.models import Tiny
+from harness.models.meta_model import skeleton
+from harness.store.cache import Cache
+
+if TYPE_CHECKING:
+    from harness.sweep.expand import Sweep
+    from harness.tasks.base import Row, TaskData
+    from harness.trial.assemble import Setup
+
+T = TypeVar("T")
+TEMPLATE = "model.chat_template"
+TEMPLATE_S = 10.0
+"""Within which a prompt is rendered and tokenized; it takes milliseconds."""
+TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
+TRIED = 20
+"""Rows of which the template must render one."""
+BLOCK = 64
+"""Weights that share a scale in 4-bit format; bitsandbytes on a CPU gives wrong numbers for widths between."""
+
+
+def check(sweep: Sweep) -> dict[str, UserErrors]:
+    """Errors per trial id; trials on the embedded model are known to be well.
+
+    The checks import transformers, so they run in a child of the forkserver and the parent stays light.
+    """
+    asked = [p for p in sweep.points if _needs_checking(p.setup)]
+    if not asked:
+        return {}
+    from harness.runner import forkserver
+
+    plains = [json.dumps(dict(p.setup.plain)) for p in asked]
+    try:  # twice: its server may have been killed, or the machine short of memory for a moment
+        answers = forkserver.asked(_main, plains, name="preflight", tries=2)
+    except forkserver.Ended as ended:
+        rule = f"the process that looks at models and data ended with code {ended.code}"
+        fix = "-9 is mostly a lack of memory; look for what is very large in the model's folder"
+        raise UserErrors([UserError(rule, key="model", fix=fix)]) from None
+    return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
+
+
+def _needs_checking(setup: Any) -> bool:
+    """The embedded model at its own size is known to be well."""
+    if not isinstance(setup.model, Tiny):
+        return True
+    standard = Tiny()
+    return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
+        standard.hidden,
+        standard.intermediate,
+        standard.context,
+        96,
+    )
+
+
+def _main(sender: Any, plains: list[str]) -> None:
+    silence(1, 2)  # library chatter; what matters is sent
+    cache: dict[str, list[UserError]] = {}
+    answers = []
+    for text in plains:
+        plain = json.loads(text)
+        key = json.dumps([plain[k] for k in ("model", "task", "adapter", "train")], sort_keys=True)
+        if key not in cache:
+            try:
+                cache[key] = find_problems(plain)
+            except Exception as error:  # a library's, about files of the user's: its words are all that is known
+                words = next(iter(str(error).strip().splitlines()), "")
+                rule = f"cannot be checked ({type(error).__name__}: {words[:300]})"
+                cache[key] = [UserError(rule, key="model", fix="see that the model's folder is whole")]
+        answers.append(cache[key])
+    sender.send(answers)
+    sender.close()
+    os._exit(0)
+
+
+def find_problems(plain: dict[str, Any]) -> list[UserError]:
+    """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
+    from harness.models.making import source_of
+    from harness.trial.assemble import assemble, check_data
+    from harness.trial.data import cache_of
+
+    try:
+        setup = assemble(plain)
+        data = check_data(setup)
+        cache = cache_of(setup)
+        source = source_of(setup.model, cache)
+        config = setup.model.configuration(source)
+        tokenizer = setup.model.tokenizer(source)
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    context = _context_problems(setup, config)
+    found = [*setup.model.checkpoint_problems(source), *_vocabulary_problems(tokenizer, config), *context]
+    rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
+    return [*found, *rows, *_target_problems(setup, config)]
+
+
+def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
+    """What ``ask`` renders. A chat template is a program of a stranger's, so it gets its time.
+
+    Raises:
+        UserError: it takes longer, is refused by its sandbox or complains; with its own words.
+    """
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return ask()
+    except TimeoutError:
+        raise _template_error(f"takes more than {limit_s:g} s for a prompt") from None
+    except Exception as error:  # Jinja's kinds, and whatever Python raises in the middle of a template
+        raise _template_error(f"cannot be rendered ({type(error).__name__}: {error})") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _template_error(rule: str) -> UserError:
+    return UserError(
+        f"the tokenizer's chat template {rule}",
+        key=TEMPLATE,
+        fix="mend the template in the model's folder (chat_template.jinja), use rows in the form that it wants, or "
+        "model.chat_template=off for rows of text",
+    )
+
+
+def _context_problems(setup: Setup, config: Any) -> list[UserError]:
+    """Limits within the model's context."""
+    from harness.models import context_length
+
+    limit = None if config is None else context_length(config)
+    if limit is None or setup.train.max_length <= limit:
+        return []
+    return [
+        UserError(
+            f"is beyond the model's context of {limit} tokens",
+            key="train.max_length",
+            value=setup.train.max_length,
+            fix=f"train.max_length={limit}",
+        )
+    ]
+
+
+def _vocabulary_problems(tokenizer: Any, config: Any) -> list[UserError]:
+    """A tokenizer whose ids the embedding matrix does not have.
+
+    But for an unknown token: classes of byte-level tokenizers add one, which no text ever becomes.
+    """
+    rows = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    largest = max((i for i in tokenizer.get_vocab().values() if i != tokenizer.unk_token_id), default=-1)
+    largest = max(largest, *(i or 0 for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)))
+    if rows is None or largest < rows:
+        return []
+    return [
+        UserError(
+            f"the tokenizer's ids go up to {largest}, and the model's embedding matrix has {rows} rows",
+            key="model",
+            fix="take the tokenizer that belongs to the model, or resize the model's embeddings to it",
+        )
+    ]
+
+
+def _row_problems(setup: Setup, data: TaskData, tokenizer: Any, cache: Cache, source: Path | None) -> list[UserError]:
+    """What the audit of token ids refuses; templates are tried on one prompt first."""
+    from harness.tasks.conversation import encode
+    from harness.trial.assemble import style_for
+    from harness.trial.data import usable
+
+    rows = data.train_pairs or data.train_unpaired or data.train_prompts
+    try:
+        if tokenizer.chat_template:
+            style = _in_time(lambda: style_for(setup, data, tokenizer))
+            if style.chat and rows:
+                _in_time(lambda: _any_of(rows, lambda row: encode(tokenizer, style.rows([row])[0]["prompt"])))
+        else:
+            style = style_for(setup, data, tokenizer)
+        usable(setup, data, tokenizer, style, cache, source)
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    return []
+
+
+def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
+    """Render one of the first rows; the first one's error where the template refuses them all."""
+    first: Exception | None = None
+    for row in rows[:TRIED]:
+        try:
+            render(row)
+            return
+        except TimeoutError:
+            raise
+        except Exception as error:  # see ``_in_time``
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _target_problems(setup: Any, config: Any) -> list[UserError]:
+    """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
+    if setup.adapter.recipe == "full" or config is None:
+        return []
+    from harness.models.adapters import target_shapes
+
+    try:
+        model: Any = skeleton(config, setup.model)
+    except UserError as error:
+        return [error]
+    targets = setup.adapter.targets
+    shapes = target_shapes(model, targets)
+    narrow = sorted({d_in for d_in, _ in shapes if d_in % BLOCK})
+    on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
+    if setup.adapter.quantized and narrow and on_cpu:
+        return [
+            UserError(
+                f"4-bit layers on a CPU must have widths that are multiples of {BLOCK}, and the model has {narrow}",
+                key="adapter",
+                value=setup.adapter.name,
+                fix="adapter=lora for such a model, or a GPU",
+            )
+        ]
+    if not shapes:
+        rule = "no linear layer of the model has such a name, so there is nothing to adapt"
+        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+    try:
+        setup.adapter.wrapped_empty(model)
+    except Exception as error:  # peft's, about a stranger's architecture
+        rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+    return []

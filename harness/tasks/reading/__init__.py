@@ -1,0 +1,1 @@
+"""Rows of people's files: formats, splits, and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Inside the process of a trial: from a configuration to its story."""

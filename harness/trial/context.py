@@ -1,0 +1,303 @@
+"""What every part of a trial's story stands on: base, data, tokenizer, device, cache. Imports torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.base.errors import UserError
+from harness.config import identity
+from harness.evaluators.base import EvalContext
+from harness.models import Tiny
+from harness.models.adapters import Adapter
+from harness.models.making import STAGE, made
+from harness.models.precision import Place, place_on
+from harness.store.cache import Cache, Entry
+from harness.store.journal import Journal
+from harness.tasks.base import TaskData
+from harness.tasks.conversation import Style
+from harness.tasks.ids import Found
+from harness.telemetry.clock import PhaseClock
+from harness.trial.assemble import Setup, style_for
+from harness.trial.data import usable
+from harness.trial.job import Job
+
+SAMPLED_PROMPTS = 32
+"""Held-out prompts whose completions a real model samples where nothing scores them: a minute each on two cores."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every part of the story stands on."""
+
+    setup: Setup
+    data: TaskData
+    tokenizer: Any
+    style: Style
+    source: Path | None
+    base_key: str
+    cache: Cache
+    folder: Path
+    place: Place
+    resume: bool
+    snapshot: bool = False
+    found: Found = field(default_factory=Found)
+    progress: Callable[[str, int, int], None] | None = None
+
+    def rows(self, rows: Any) -> list[dict[str, Any]]:
+        """Rows in the form the model wants."""
+        return self.style.rows(rows)
+
+    @property
+    def chat(self) -> bool:
+        """Whether rows are rendered with a chat template."""
+        return self.style.chat
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the policy's stored weights."""
+        return self.place.dtype
+
+    @property
+    def precision(self) -> str:
+        """Of the computation."""
+        return self.place.precision
+
+    def load_base(self) -> Any:
+        """The base that is judged: as a user would deploy it, stored and computing as the policy does, or in 4 bits."""
+        if self.baseline_quantization is not None:
+            return self.load_policy_base()
+        return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
+
+    @property
+    def baseline_quantization(self) -> Any | None:
+        """Of the base that is judged; None where it is the deployed one."""
+        quantized = self.setup.eval.baseline == "quantized"
+        return self.setup.adapter.quantization(self.place.unpacked) if quantized else None
+
+    def load_policy_base(self) -> Any:
+        """The base that training starts from, 4-bit where the adapter asks for it."""
+        return self.load_for(self.setup.adapter)
+
+    def load_for(self, adapter: Adapter) -> Any:
+        """The base as ``adapter`` wants it to train it."""
+        quantization = adapter.quantization(self.place.unpacked)
+        dtype = self.place.stored_for(adapter.trains_base)
+        return self.setup.model.load(self.source, dtype=dtype, device=self.device, quantization=quantization).eval()
+
+    def reward_folders(self, journal: Journal) -> dict[str, Path]:
+        """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""
+        from harness.stages.reward_model import StageGround, reward_model
+
+        folders: dict[str, Path] = {}
+        for spec in self.setup.reward.stages() if self.setup.reward is not None else ():
+            ground = StageGround(
+                load=lambda spec=spec: self.load_for(spec.adapter),
+                base_key=self.base_key,
+                data=self.data,
+                tokenizer=self.tokenizer,
+                rows=self.rows,
+                device=self.device,
+                precision=self.precision,
+                dtype=str(self.place.stored_for(spec.adapter.trains_base)),
+                frozen=self.place.frozen,
+                chat=self.chat,
+                progress=lambda step, total: journal.write("progress", what="reward model", step=step, total=total),
+            )
+            entry = reward_model(spec, ground, self.cache)
+            note_stage(journal, "reward_model", entry, self.cache.note(entry))
+            folders[spec.key] = entry.path
+        return folders
+
+    def references(self, clock: PhaseClock, journal: Journal) -> Any:
+        """Reference log-probabilities of training rows, from the cache or computed now, in a phase of their own."""
+        from harness.stages.reference import STAGE, References
+
+        def note(entry: Entry, scored: int) -> None:
+            note_stage(journal, STAGE, entry, self.cache.note(entry))
+            journal.write("metrics", values={"budget/reference_rows": scored})
+
+        quantization = self.setup.adapter.quantization(self.place.unpacked)
+        base = {
+            "base": self.base_key,
+            "quantization": None if quantization is None else quantization.to_dict(),
+            "dtype": str(self.dtype),
+            "precision": self.precision,
+            "device": self.device,
+        }
+        return References(self.cache, base, note, partial(clock.phase, "reference"))
+
+    def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
+        """What evaluators see of ``model``, which was trained where there is a ``reference``."""
+        setup = self.setup
+        trained = reference is not None and setup.algo.trains
+        return context_of(
+            setup,
+            model,
+            self.tokenizer,
+            self.data,
+            self.rows,
+            self.place,
+            beta=setup.algo.beta,
+            reference=reference,
+            max_leaked=setup.eval.max_leaked,
+            chat=self.chat and setup.model.chat_template == "auto",
+            sampled_prompts=None if isinstance(setup.model, Tiny) else SAMPLED_PROMPTS,
+            progress=self.progress,
+            before_training=self.before_training(model) if trained else None,
+        )
+
+    def before_training(self, model: Any) -> Callable[[], AbstractContextManager[EvalContext]]:
+        """The way back from the trained ``model``: its adapter off, or the base's own weights, loaded for the while."""
+        memo: dict[Any, Any] = {}
+
+        @contextmanager
+        def turn() -> Iterator[EvalContext]:
+            adapter = self.setup.adapter.peft_config() is not None
+            with model.disable_adapter() if adapter else nullcontext():
+                context = self.eval_context(model if adapter else self.load_policy_base(), None)
+                context.memo.update(memo)
+                yield context
+                memo.update(context.memo)
+
+        return turn
+
+
+def context_of(
+    setup: Setup, model: Any, tokenizer: Any, data: TaskData, rows: Any, place: Place, **more: Any
+) -> EvalContext:
+    """What evaluators see of ``model`` under the trial's settings; ``more`` are other fields of the context."""
+    settings = setup.eval
+    return EvalContext(
+        model=model,
+        tokenizer=tokenizer,
+        task=setup.task,
+        data=data,
+        rows=rows,
+        split=settings.split,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        max_completion_length=settings.max_completion_length,
+        seed=settings.seed,
+        device=place.device,
+        precision=place.precision,
+        frozen=place.frozen,
+        **more,
+    )
+
+
+def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> Ground:
+    """Device, precision, tokenizer and the base's folder (built by the SFT stage on first use)."""
+    place = placement(setup, job.device)
+    stored = str(place.dtype).removeprefix("torch.")
+    journal.write("device", device=place.device, precision=place.precision, dtype=stored, **device_record(place.device))
+    cache = Cache(Path(job.cache_dir))
+    source, base_key = None, setup.model.recipe_digest(setup.task)
+    if isinstance(setup.model, Tiny):
+        from harness.stages.sft import embedded_base
+
+        entry = embedded_base(
+            setup.model,
+            setup.task,
+            cache,
+            threads=torch.get_num_threads(),
+            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
+        )
+        note_stage(journal, "sft", entry, cache.note(entry))
+        source, base_key = entry.path, entry.path.name
+    elif (entry := made(setup.model, cache)) is not None:
+        note_stage(journal, STAGE, entry)
+        source = entry.path
+    tokenizer = setup.model.tokenizer(source)
+    style = choose_style(setup, data, tokenizer, journal)
+    data, found = usable(setup, data, tokenizer, style, cache, source)
+    for note in (*data.notes, *found.notes):
+        journal.write("note", message=note)
+    return Ground(
+        setup=setup,
+        data=data,
+        tokenizer=tokenizer,
+        style=style,
+        source=source,
+        base_key=base_key,
+        cache=cache,
+        folder=Path(job.folder),
+        place=place,
+        resume=job.resume_checkpoint,
+        snapshot=job.snapshot,
+        found=found,
+        progress=progress_into(journal),
+    )
+
+
+def progress_into(journal: Journal) -> Callable[[str, int, int], None]:
+    """Writes progress to the journal, at most twice a second, and the end of each thing."""
+    last = 0.0
+
+    def told(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= 0.5:
+            last = now
+            journal.write("progress", what=what, step=done, total=total)
+
+    return told
+
+
+def placement(setup: Setup, wanted: str) -> Place:
+    """Where the trial computes, and in which numbers."""
+    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch sees no CUDA device", key="runner.device", value="cuda", fix="runner.device=cpu")
+    return place_on(
+        setup.model,
+        setup.adapter,
+        setup.train,
+        device,
+        trains=setup.algo.trains,
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+    )
+
+
+def device_record(device: str) -> dict[str, Any]:
+    """Name and identity of the device, so that the sampler can find it."""
+    if device == "cpu":
+        return {"name": identity.processor(), "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(0)
+    return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
+
+
+def choose_style(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal) -> Style:
+    """How rows are rendered; a stand-in for a missing template is noted."""
+    had = bool(tokenizer.chat_template)
+    style = style_for(setup, data, tokenizer)
+    if style.chat and not had:
+        journal.write("note", message="the tokenizer has no chat template; rows are rendered as 'role: content' lines")
+    return style
+
+
+def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None) -> None:
+    """Journal that a stage was found or built."""
+    journal.write(
+        "stage",
+        stage=stage,
+        key=entry.path.name,
+        hit=entry.hit,
+        why=entry.why,
+        seconds=entry.seconds,
+        **({} if metrics is None else {"metrics": {k: float(v) for k, v in metrics.items()}}),
+    )
+    if "damaged" in entry.why:
+        journal.write("note", message=f"cache, {stage}: {entry.why}")

@@ -1,0 +1,142 @@
+"""The rows of a task, read once per process, and what the audits of words and of token ids say of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.base.errors import UserErrors
+from harness.config import closure, identity
+from harness.models import context_length
+from harness.store.cache import Cache, cache_dir
+from harness.tasks.audit import Audit, audit
+from harness.tasks.base import Task, TaskData
+from harness.tasks.contract import check_contract
+from harness.tasks.conversation import Style
+from harness.tasks.ids import Found, Limits, look
+from harness.tasks.reading.kept import keeping
+
+if TYPE_CHECKING:
+    from harness.trial.assemble import Setup
+
+KEPT = 8
+"""Tasks whose rows and audit are remembered."""
+ALLOWED = 0.05
+"""Share of rows that may be left out where the task does not say."""
+_AUDITS: dict[int, tuple[TaskData, Audit]] = {}
+
+
+def cache_of(setup: Setup) -> Cache:
+    """The stage cache of a trial."""
+    return Cache(cache_dir(setup.plain))
+
+
+def audited(data: TaskData) -> Audit:
+    """The audit of these rows; made once for the same object."""
+    if id(data) not in _AUDITS:
+        if len(_AUDITS) >= KEPT:
+            _AUDITS.clear()
+        _AUDITS[id(data)] = data, audit(data)  # the data is kept too, so that its id stays its own
+    return _AUDITS[id(data)][1]
+
+
+def looked_at(
+    setup: Setup, data: TaskData, tokenizer: Any, style: Style, cache: Cache | None, source: Path | None
+) -> Found:
+    """What the audit of token ids finds in a trial's rows; looked at once per data, tokenizer and limits.
+
+    Args:
+        setup: the trial's components.
+        data: its rows.
+        tokenizer: the model's.
+        style: how its rows are rendered.
+        cache: of stages; None looks anew.
+        source: folder of a model that was made first.
+    """
+    config: Any = setup.model.configuration(source)
+    limits, stops = limits_of(setup, config), setup.model.stops(tokenizer, config, source)
+
+    def build(_: Path) -> dict[str, Any]:
+        return asdict(look(data, tokenizer, style, limits, stops))
+
+    if cache is None:
+        return Found(**build(Path()))
+    inputs = {
+        "data": data.digest,
+        "model": setup.model.recipe_digest(setup.task),
+        "style": asdict(style),
+        "limits": asdict(limits),
+        "stops": list(stops),
+        "code": closure.code_digest(closure.closure(["harness.tasks.ids", "harness.models"])),
+        "versions": identity.library_versions(),
+    }
+    entry = cache.fetch("ids", identity.digest(inputs), build, inputs=inputs)
+    return Found(**cast(dict[str, Any], cache.note(entry)))
+
+
+def limits_of(setup: Setup, config: Any) -> Limits:
+    """The trial's limits, in tokens; ``config`` is the model's transformers configuration."""
+    text = None if config is None else config.get_text_config()
+    return Limits(
+        train=setup.train.max_length,
+        rollout=setup.train.max_completion_length if setup.algo.family == "online" else 0,
+        scored=setup.eval.max_length,
+        sampled=setup.eval.max_completion_length,
+        context=None if config is None else context_length(config),
+        vocabulary=getattr(text, "vocab_size", None),
+    )
+
+
+def usable(
+    setup: Setup,
+    data: TaskData,
+    tokenizer: Any,
+    style: Style,
+    cache: Cache | None = None,
+    source: Path | None = None,
+) -> tuple[TaskData, Found]:
+    """The rows that a trial can use, and what the audit found.
+
+    Raises:
+        UserErrors: too many rows mean nothing to this model, or those that are left are too few for the algorithm.
+    """
+    found = looked_at(setup, data, tokenizer, style, cache, source)
+    if errors := found.problems(getattr(setup.task, "allow_skipped", ALLOWED)):
+        raise UserErrors(errors)
+    kept = found.kept(data)
+    if found.dropped and (errors := setup.algo.problems(setup.task, kept, setup.train)):
+        raise UserErrors(errors)
+    return kept, found
+
+
+def load_data(task: Task, cache: Cache) -> TaskData:
+    """The task's rows; read once per process for equal tasks and unchanged files.
+
+    Args:
+        task: whose rows.
+        cache: keeps what takes long to find in them.
+    """
+    key = f"{type(task).__module__}.{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}"
+    with keeping(cache):
+        return _load_keyed(_Keyed(task, key + task.fingerprint()))
+
+
+class _Keyed:
+    """A task that hashes by its content, for the cache below (dataclasses with dictionaries do not hash)."""
+
+    def __init__(self, task: Task, key: str):
+        self.task, self.key = task, key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and other.key == self.key
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _load_keyed(keyed: _Keyed) -> TaskData:
+    return check_contract(keyed.task, keyed.task.load())

@@ -1,0 +1,292 @@
+"""The whole story of one trial, top to bottom: prepare, baseline, reference, train, evaluate.
+
+Runs in a process of its own and knows nothing of MLflow: it appends events to its journal.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.algorithms.base import TrainJob
+from harness.algorithms.trainers import ready_trainer, released, roles_of
+from harness.config import closure, identity
+from harness.evaluators.base import Evaluation
+from harness.models.generation import own_distribution
+from harness.store.journal import Journal
+from harness.telemetry.clock import PhaseClock
+from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
+from harness.trial.assemble import Setup, assemble, check_data
+from harness.trial.behaviour import tell_fingerprints
+from harness.trial.context import Ground, note_stage, prepare_ground
+from harness.trial.heap import give_back
+from harness.trial.job import Job
+from harness.trial.keys import baseline_code
+
+NOT_THE_BASES = ("evaluators", "baseline")
+"""Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
+SNAPSHOT_ENTRIES = 200_000
+"""Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
+
+
+def run(job: Job, journal: Journal) -> None:
+    """Prepare, judge the base, train, judge what came of it."""
+    clock = PhaseClock(lambda kind, data: journal.write(kind, **data))
+    with clock.phase("prepare"):
+        setup = assemble(job.plain)
+        data = check_data(setup)
+        ground = prepare_ground(setup, data, job, journal)
+        keep_data_card(ground, data, journal)
+    with clock.phase("baseline"):
+        tell_fingerprints(ground, journal)
+        seed_everything(setup.eval.seed)
+        judge_base(ground, journal)
+    with clock.phase("prepare"):
+        folders = ground.reward_folders(journal) if job.mode == "train" else {}
+        model = ground.load_policy_base()
+        expected = setup.adapter.expected_trainable(model) if setup.algo.trains else 0
+    with clock.phase("reference"):
+        reference = reference_scores(ground, model, journal)
+    if setup.algo.trains and job.mode == "train":
+        with own_distribution(model, ground.tokenizer):  # a trainer writes into both its configurations
+            trained = train(ground, model, expected, folders, clock, journal)
+        model = trained
+        with clock.phase("evaluate"):
+            keep(ground, model, journal)
+    elif setup.algo.trains:
+        with clock.phase("prepare"):
+            if setup.adapter.peft_config() is None:
+                model = None  # all weights come from disk
+            model = load_trained(ground, model)
+    with clock.phase("evaluate"):
+        seed_everything(setup.eval.seed)
+        judge_trained(ground, model, reference, journal)
+        if setup.algo.trains:
+            settle(ground, model, journal)
+    report_clock(clock, journal)
+
+
+def judge_base(ground: Ground, journal: Journal) -> None:
+    """Run every evaluator on the base, or take its figures from the cache; nothing where ``eval.baseline`` is none."""
+    setup, context = ground.setup, None
+    if setup.eval.baseline == "none":
+        return
+    quantization = ground.baseline_quantization
+    for name, evaluator in setup.eval.active.items():
+        reason = evaluator.not_applicable(setup.task, ground.data)
+        if reason is not None:
+            journal.write("note", message=f"{name}: {reason}", absent=f"baseline/{name}")
+            continue
+        inputs = {
+            "base": ground.base_key,
+            "data": ground.data.digest,
+            "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
+            "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k not in NOT_THE_BASES},
+            "content": evaluator.contents(),
+            "code": closure.code_digest(judged := baseline_code(setup, evaluator)),
+            "dtype": str(ground.dtype),
+            "precision": ground.precision,
+            "device": ground.device,
+            "chat": ground.chat,
+            "quantization": None if quantization is None else quantization.to_dict(),
+            "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
+        }
+
+        def build(folder: Path, evaluator: Any = evaluator) -> Mapping[str, Any]:
+            nonlocal context
+            context = context or ground.eval_context(ground.load_base(), None)
+            found = evaluator.evaluate(context)
+            (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
+            return {}
+
+        entry = ground.cache.fetch(f"baseline-{name}", identity.digest(inputs), build, inputs=inputs)
+        note_stage(journal, f"baseline-{name}", entry)
+        record(ground, journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
+    del context
+    free_memory(ground.device)
+
+
+def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
+    """Log-probabilities of the held-out pairs under the model that training starts from."""
+    from harness.evaluators.scoring import PairLogProbs, pair_log_probs
+
+    if ground.data.eval_pairs.get(ground.setup.eval.split) and "preference" in ground.setup.eval.active:
+        return pair_log_probs(ground.eval_context(model, None))
+    empty = torch.zeros(0)
+    return PairLogProbs(empty, empty, empty, empty, 0)
+
+
+def train(
+    ground: Ground, model: Any, expected: int, folders: Mapping[str, Path], clock: PhaseClock, journal: Journal
+) -> Any:
+    """Train by TRL; returns the trained policy, unwrapped and in eval mode."""
+    from harness.algorithms.budget_meter import Meter
+    from harness.algorithms.journal_callback import JournalCallback
+
+    setup = ground.setup
+    with clock.phase("prepare"):
+        seed_everything(setup.seed)
+        meter = Meter(setup.algo, setup.train)
+        callback = JournalCallback(journal, meter, setup.train.learning_rate)
+        trainer = ready_trainer(
+            setup.algo,
+            TrainJob(
+                model=model,
+                reference=None,
+                tokenizer=ground.tokenizer,
+                adapter=setup.adapter,
+                task=setup.task,
+                data=ground.data,
+                rows=ground.rows,
+                reward=setup.reward,
+                train=setup.train,
+                seed=setup.seed,
+                output_dir=ground.folder / "checkpoints",
+                device=ground.device,
+                precision=ground.precision,
+                clock=clock,
+                references=ground.references(clock, journal),
+                frozen=ground.place.frozen,
+                folders=folders,
+                callbacks=[callback],
+            ),
+        )
+        meter.attach(trainer)
+        count_parameters(trainer.model, expected, journal)
+        account_for_roles(trainer, setup, journal)
+    checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
+    if checkpoint:
+        meter.restore(checkpoint)
+        journal.write("note", message=f"continues from {checkpoint.name}")
+    with clock.phase("train"), recorded(ground, journal):
+        take_steps(trainer, checkpoint)
+        if ground.device == "cuda":
+            torch.cuda.synchronize()
+    seconds = clock.seconds()
+    spent = meter.spent
+    throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}
+    if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
+        throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
+    budget = {f"budget/{unit}": amount for unit, amount in spent.items()}
+    if getattr(trainer, "precompute_ref_logps", True) is False:  # each row went through the reference as it came
+        budget["budget/reference_rows"] = spent["prompts"]
+    journal.write("metrics", values=throughput | budget)
+    trained = released(trainer, checkpointed=setup.train.gradient_checkpointing)
+    del trainer
+    free_memory(ground.device)
+    return trained
+
+
+def take_steps(trainer: Any, checkpoint: Path | None) -> None:
+    """The trainer's steps, from ``checkpoint`` on where there is one."""
+    from harness.evaluators.scoring import sampling_from_numbers
+
+    with sampling_from_numbers(
+        lambda: f"after step {trainer.state.global_step} the policy's probabilities are not finite"
+    ):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not trainer.state.global_step:
+        raise RuntimeError("training ended before its first step: the trainer found no batch of rows")
+
+
+@contextmanager
+def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
+    """Where it was asked for, record CUDA's allocations and keep them as an artifact, also when memory runs out."""
+    if ground.snapshot and ground.device != "cuda":
+        journal.write("note", message="runner.memory_snapshot: only CUDA's allocator keeps a history; there is none")
+    if not ground.snapshot or ground.device != "cuda":
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
+    try:
+        yield
+    finally:
+        target = ground.folder / "artifacts" / "memory_snapshot.pickle"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(target))
+        torch.cuda.memory._record_memory_history(enabled=None)
+        journal.write("artifact", path=target.name)
+
+
+def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
+    """Log the counts; the trainable one must be what was expected of the adapter."""
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    total = sum(_elements(p) for p in policy.parameters())
+    journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
+    if trainable != expected:
+        raise RuntimeError(f"{trainable:,} parameters are trainable, and {expected:,} were expected of the adapter")
+
+
+def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:
+    """Log what each resident role weighs; with an adapter no role but the policy may hold a base of its own."""
+    from harness.algorithms.roles import role_bytes
+
+    weights = role_bytes(roles_of(setup.algo, trainer))
+    journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
+    if setup.adapter.peft_config() is not None and weights.get("reference"):
+        raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")
+
+
+def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
+    """Run every evaluator on the trained model; what one of them computed serves the others."""
+    context = ground.eval_context(model, reference)
+    for evaluator in ground.setup.eval.active.values():
+        if evaluator.not_applicable(ground.setup.task, ground.data) is not None:
+            continue
+        record(ground, journal, "eval", evaluator.evaluate(context))
+
+
+def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> None:
+    """Metrics, tables, results per example and reasons of an evaluation, under ``baseline/`` or ``eval/``."""
+    journal.write("metrics", values={f"{prefix}/{k}": v for k, v in found.metrics.items()})
+    for name, rows in found.tables.items():
+        journal.write("table", name=f"{prefix}_{name}", rows=list(rows))
+    for unit, columns in found.examples.items():
+        keep_examples(ground, f"{prefix}_{unit}", columns, journal)
+    for name, reason in found.absent.items():
+        journal.write("note", message=f"{prefix}/{name}: {reason}", absent=f"{prefix}/{name}")
+    for line in found.notes:
+        journal.write("note", message=f"{prefix}: {line}")
+
+
+def report_clock(clock: PhaseClock, journal: Journal) -> None:
+    """Seconds and torch's own peaks per phase."""
+    seconds = clock.seconds()
+    values: dict[str, float] = {f"time/{phase}_s": s for phase, s in seconds.items()}
+    values["time/total_s"] = sum(seconds.values())
+    peaks = clock.peaks()
+    for lens in ("allocated", "reserved"):
+        found = {phase: mb for phase, p in peaks.items() if (mb := getattr(p, f"{lens}_peak_mb")) is not None}
+        values |= {f"memory/{phase}_{lens}_peak_mb": mb for phase, mb in found.items()}
+        if found:
+            values[f"memory/{lens}_peak_mb"] = max(found.values())
+    journal.write("metrics", values=values)
+    journal.write("done")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch: each phase starts anew, so that a cached phase changes no later one."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def free_memory(device: str) -> None:
+    """Give freed memory back before the next phase is measured."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    give_back()
+
+
+def _elements(parameter: Any) -> int:
+    """Logical number of values: a 4-bit parameter packs two into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
