@@ -14,7 +14,7 @@ from harness.store.journal import Journal
 from harness.store.past import past_of
 from harness.store.result import read_result
 from tests.runs import Sandbox
-from tests.test_past import begin, damage
+from tests.store.test_past import begin, damage
 
 TRIALS = [Trial(f"dpo-{n}", "s", {"algo": {"name": "dpo"}}, "t", "e") for n in range(4)]
 

@@ -42,7 +42,7 @@ if __name__ == "__main__":
 def test_a_trial_that_never_gives_up_the_interpreter_ends_with_its_runner(tmp_path, busy):
     (tmp_path / "runner.py").write_text(RUNNER.replace("BUSY", busy))
     place = tmp_path / "pids"
-    environment = {**os.environ, "HARNESS_PRELOAD": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "HARNESS_PRELOAD": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
     runner = subprocess.Popen(
         [sys.executable, str(tmp_path / "runner.py"), str(place)], env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -17,7 +17,7 @@ from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
 from harness.plan.render import Row, as_json, render
 from harness.sweep.expand import plan_sweep
-from tests.test_rehearsal import SMALL, setup_of
+from tests.rehearsal.test_rehearsal import SMALL, setup_of
 
 # -- fit and fixes -------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import pytest
 from harness.report.figures import curves, scatter
 from harness.report.findings import find
 from harness.store import results
-from tests.test_report import trials
-from tests.test_results import BEGAN
+from tests.report.test_report import trials
+from tests.store.test_results import BEGAN
 
 # -- plots ---------------------------------------------------------------------------------------------
 

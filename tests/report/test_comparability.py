@@ -8,7 +8,7 @@ import pytest
 
 from harness.config.fingerprint import Fingerprint, as_text
 from harness.report.comparability import differences
-from tests.test_report import trials
+from tests.report.test_report import trials
 
 SAME: dict[str, Any] = {"eval/true_reward": 0.5, "budget/tokens": 100.0, "beta": 0.1}
 

@@ -23,9 +23,9 @@ from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
 from harness.report.sections.provenance import shown_command
 from harness.store import results
-from tests.test_results import INJECTION, STUDY, study_root
+from tests.store.test_results import INJECTION, STUDY, study_root
 
-GOLDEN_REPORT = Path(__file__).parent / "golden" / "report.md"
+GOLDEN_REPORT = Path(__file__).parents[1] / "golden" / "report.md"
 PNG = b"\x89PNG\r\n\x1a\n"
 RUN = {"base_digest": "b", "dataset_digest": "d", "algo": "dpo", "adapter": "lora", "reason": None, "seed": 0.0}
 
@@ -421,7 +421,7 @@ def test_of_many_trials_the_best_are_shown_and_a_file_has_all(study):
 
 
 def test_the_example_of_reading_results_runs_as_it_is_written(uri, tmp_path, monkeypatch, capsys):
-    words = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    words = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
     example = words.partition("## Reading results")[2].partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
     shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")

@@ -10,7 +10,7 @@ import pytest
 from harness.tasks.base import TaskData
 from harness.tasks.conversation import style_of
 from harness.tasks.ids import EMPTY, EQUAL, FILLS, NOTHING, Found, Limits, look
-from tests.test_renderings import CHATML, MISTRAL, QUESTION, shipped, tokenizer_of
+from tests.tasks.test_renderings import CHATML, MISTRAL, QUESTION, shipped, tokenizer_of
 
 WIDE = Limits(train=500, rollout=0, scored=500, sampled=50, context=600, vocabulary=1000)
 

@@ -23,8 +23,8 @@ from harness.gate.judge import judge
 from harness.gate.policy import Policy, Rule, read_policy
 from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
 from tests.conftest import QUICK
+from tests.report.test_report import trials
 from tests.runs import Sandbox
-from tests.test_report import trials
 
 DIGESTS = {"dataset": "d1", "base": "b1", "evaluators": "e1"}
 REWARD = "eval/true_reward"
@@ -482,7 +482,7 @@ def test_a_sweep_of_other_code_is_no_candidate(sandbox: Sandbox, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
-    script = Path(__file__).parent.parent / "scripts" / "gate.sh"
+    script = Path(__file__).parents[2] / "scripts" / "gate.sh"
     small = [*QUICK, "eval.evaluators.true_reward.samples=2", "train.steps=2"]
 
     def run(baseline: str, **more: str) -> Any:
@@ -509,7 +509,7 @@ def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
 
 @pytest.mark.slow
 def test_the_power_of_a_gate_is_estimated_from_distinct_seeds(sandbox: Sandbox):
-    script = Path(__file__).parent.parent / "scripts" / "gate_power.py"
+    script = Path(__file__).parents[2] / "scripts" / "gate_power.py"
     done = subprocess.run(
         [sys.executable, str(script), "--sweep", "monday", "--candidate-seeds", "1"],
         cwd=sandbox.cwd, env=sandbox.environment(), capture_output=True, text=True, check=False,

@@ -17,7 +17,7 @@ from harness.tasks.hub import Hub
 from harness.tasks.hub_verifiable import HubVerifiable
 from harness.tasks.prompts import template_fields
 
-CONF = Path(__file__).parent.parent / "conf" / "task"
+CONF = Path(__file__).parents[2] / "conf" / "task"
 GSM8K = r"#### (-?[\d,\.]+)"
 
 

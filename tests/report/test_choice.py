@@ -11,7 +11,7 @@ import pytest
 from harness.report import choice, effects, yardsticks
 from harness.report.html import page
 from harness.report.recipes import compared, recipes
-from tests.test_report import trials
+from tests.report.test_report import trials
 
 METRIC = "eval/true_reward"
 

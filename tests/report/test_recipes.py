@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.stats import Verdict
 from harness.report import recipes
-from tests.test_report import cells, trials
+from tests.report.test_report import cells, trials
 
 METRIC = "eval/true_reward"
 
