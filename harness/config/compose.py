@@ -6,6 +6,7 @@ no GPU, no network and no environment variable. All errors of a configuration ar
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -21,6 +22,13 @@ from typing import Any
 from harness.base.errors import UserError, UserErrors
 
 OWN_PACKAGE = "harness"
+MOVED = {
+    "harness.adapters": "harness.models.adapters",
+    "harness.runner": "harness.runner.run_trial",
+    "harness.tracking": "harness.store.mlflow_store",
+    "harness.training": "harness.config.train",
+}
+"""Where classes that people's YAML may name stood before the package had rooms; for one release."""
 IMPORTING = ("callbacks", "job_logging", "hydra_logging")
 """Parts of Hydra's own node whose classes it imports; it looks after sweeper and launcher itself."""
 
@@ -274,6 +282,11 @@ def _explain(item: Any, target: type, path: str) -> UserError:
     return UserError(rule.removeprefix("value error, "), key=key, value=item["input"], fix=fix)
 
 
+@functools.cache
+def _warn_once(words: str) -> None:
+    print(f"warning: {words}", file=sys.stderr, flush=True)
+
+
 def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> type:
     """Import the class behind a ``_target_``; only from ``harness`` and the packages in ``plugins``."""
     name = str(target)
@@ -286,6 +299,9 @@ def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> t
             fix=f"plugins=[{package}]",
         )
     module_name, _, class_name = name.rpartition(".")
+    if (moved := MOVED.get(module_name)) is not None:
+        _warn_once(f"{name} is {moved}.{class_name} now; the old name goes with the next release")
+        module_name = moved
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
