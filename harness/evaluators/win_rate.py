@@ -23,7 +23,7 @@ class WinRate(Evaluator):
     """Trained model against the one training started from, the same prompts, judged by one reward for both.
 
     Raw, a tie counting one half, and length-controlled: what a logistic regression on the difference in length
-    expects between answers of equal length (``forecast.length_controlled_rate``).
+    expects between answers of equal length (``calibration.length_controlled_rate``).
 
     Attributes:
         samples: completions per prompt on either side.

@@ -1,6 +1,6 @@
 """The MLflow store of a sweep: settings, reachability, experiment and parent run. No torch here.
 
-``projection.py`` brings the trials' journals into it.
+``mlflow_sync.py`` brings the trials' journals into it.
 """
 
 from __future__ import annotations
