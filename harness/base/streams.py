@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from harness.base.errors import without_password
@@ -77,6 +77,28 @@ def silence(*numbers: int) -> None:
     for number in numbers:
         os.dup2(sink, number)
     os.close(sink)
+
+
+@contextmanager
+def quiet(*numbers: int) -> Iterator[None]:
+    """What is written to these file descriptors meanwhile is dropped, by libraries in C too."""
+    _flush()
+    saved = [os.dup(number) for number in numbers]
+    try:
+        silence(*numbers)
+        yield
+    finally:
+        _flush()
+        for number, copy in zip(numbers, saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):  # nobody listens, or it is closed
+                stream.flush()
 
 
 @contextmanager

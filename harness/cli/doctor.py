@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.base.streams import quiet
 from harness.config import identity
 from harness.store.cache import Cache, default_dir
 
@@ -66,7 +67,8 @@ def main(argv: list[str]) -> int:
         _cache,
         *([lambda: model_findings(options.model, options.overrides)] if options.model else []),
     ]
-    findings = [finding for check in checks for finding in check()]
+    with quiet(1, 2):  # library chatter; what matters is found
+        findings = [finding for check in checks for finding in check()]
     for finding in findings:
         print(f"{finding.state:<6}{finding.name:<16}{finding.text}")
         if finding.fix:

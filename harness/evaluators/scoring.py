@@ -257,7 +257,7 @@ def with_stderr(name: str, values: Sequence[float], clusters: Sequence[Hashable]
 def share_with_bounds(
     name: str, values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, draws: int = 1
 ) -> Mapping[str, float]:
-    """The same of values between 0 and 1, with ``name_low`` and ``name_high`` within these bounds (``calibration.share``).
+    """The same of values between 0 and 1, with ``name_low`` and ``name_high`` within them (``calibration.share``).
 
     ``draws`` is how many independent draws each value is the mean of.
     """

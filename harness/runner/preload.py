@@ -13,7 +13,7 @@ import os
 import sys
 
 from harness.base import gc_tuning
-from harness.base.streams import silence
+from harness.base.streams import quiet
 from harness.config import closure
 from harness.config.devices import gpu_visible
 
@@ -51,24 +51,17 @@ def cuda_is_clean() -> bool:
 
 def import_all() -> None:
     """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
-    saved = [os.dup(1), os.dup(2)]
-    try:
-        silence(1, 2)
-        with gc_tuning.paused():
-            for name in wanted(gpu_visible()):
-                if os.environ.get("HARNESS_RUNNER", str(os.getppid())) != str(os.getppid()):
-                    os._exit(1)  # the runner was killed meanwhile, before its guard knew of this process
-                importlib.import_module(name)
-        # The code as it is imported now: a file edited while the sweep runs is not what trials ran.
-        closure.freeze()
-        # What is imported by now lives as long as the process: a trial's collections (0.35 s each otherwise, and a
-        # copy of every page they mark) need not look at it.
-        gc.collect()
-        gc.freeze()
-    finally:
-        for number, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+    with quiet(1, 2), gc_tuning.paused():
+        for name in wanted(gpu_visible()):
+            if os.environ.get("HARNESS_RUNNER", str(os.getppid())) != str(os.getppid()):
+                os._exit(1)  # the runner was killed meanwhile, before its guard knew of this process
+            importlib.import_module(name)
+    # The code as it is imported now: a file edited while the sweep runs is not what trials ran.
+    closure.freeze()
+    # What is imported by now lives as long as the process: a trial's collections (0.35 s each otherwise, and a
+    # copy of every page they mark) need not look at it.
+    gc.collect()
+    gc.freeze()
 
 
 if os.environ.get("HARNESS_PRELOAD") == "1":
