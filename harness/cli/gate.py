@@ -93,7 +93,9 @@ def check_trained_here(frame: pd.DataFrame, uri: str) -> None:
     """
     import yaml
 
-    from harness.trial.assemble import assemble, check_data, identify
+    from harness.trial.assemble import assemble
+    from harness.trial.checks import check_data
+    from harness.trial.identify import identify
 
     for row in frame.to_dict("records"):
         if not succeeded(row["outcome"]):

@@ -124,7 +124,9 @@ def job(config: Any) -> None:
     from harness.config.compose import build
     from harness.runner.run_trial import Runner, run_trial
     from harness.store.memory_metrics import Expected
-    from harness.trial.assemble import assemble, check_data, identify, with_baseline
+    from harness.trial.assemble import assemble, with_baseline
+    from harness.trial.checks import check_data
+    from harness.trial.identify import identify
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

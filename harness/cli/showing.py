@@ -45,8 +45,8 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     from harness.config.compose import compose, hydra_config
     from harness.models.making import source_of
     from harness.tasks.audit import card
-    from harness.trial.assemble import assemble, style_for
-    from harness.trial.data import ALLOWED, audited, cache_of, load_data, looked_at
+    from harness.trial.assemble import assemble
+    from harness.trial.data import ALLOWED, audited, cache_of, load_data, looked_at, style_for
 
     transformers.logging.set_verbosity_error()  # what it would say of lengths is said here
     with hydra_config([config_dir] if config_dir else []):

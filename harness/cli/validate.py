@@ -140,8 +140,9 @@ def _on_toys(plain: dict[str, Any], name: str) -> str:
 
 
 def _evaluate(sender: Any, text: str, name: str) -> None:
-    from harness.trial.assemble import assemble, check_data
+    from harness.trial.assemble import assemble
     from harness.trial.behaviour import context_on_toys, fixture_rows, of_evaluator
+    from harness.trial.checks import check_data
 
     silence(1, 2)  # library chatter; what matters is sent
     try:

@@ -29,7 +29,6 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.config.closure": "makes keys",
     "harness.trial.keys": "makes keys",
     "harness.config.identity": "makes keys, and records the environment",
-    "harness.config.devices": "names the device, which keys hold by its name",
     "harness.trial.behaviour": "runs beside a trial, on toys; its figures are kept by the code that they come from",
     "harness.config.fingerprint": "compares such figures",
     "harness.tasks.audit": "refuses or tells; no row is changed",

@@ -19,8 +19,9 @@ from harness.models import Tiny
 from harness.plan.gpus import needed, resident
 from harness.runner import forkserver
 from harness.tasks.arithmetic import Arithmetic
-from harness.trial.assemble import Setup, training_config, with_baseline
+from harness.trial.assemble import Setup, with_baseline
 from harness.trial.data import cache_of, load_data
+from harness.trial.identify import training_config
 
 STAGE = "prediction"
 REHEARSED = ("harness.rehearsal", "harness.models.meta_model", "harness.trial.heap")

@@ -14,8 +14,9 @@ from harness.models.precision import place_on
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
-from harness.trial.assemble import assemble, check_data, style_for
-from harness.trial.data import cache_of, usable
+from harness.trial.assemble import assemble
+from harness.trial.checks import check_data
+from harness.trial.data import cache_of, style_for, usable
 
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:

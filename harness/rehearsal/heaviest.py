@@ -10,7 +10,8 @@ from typing import Any
 from harness.rehearsal.step import Scene, rehearse
 from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
-from harness.trial.assemble import assemble, check_data
+from harness.trial.assemble import assemble
+from harness.trial.checks import check_data
 from harness.trial.context import prepare_ground
 from harness.trial.job import Job
 from harness.trial.worker import report_clock, seed_everything

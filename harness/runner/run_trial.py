@@ -26,7 +26,8 @@ from harness.store.past import description, result_of
 from harness.store.result import since_attempt
 from harness.telemetry.nvml import device_levels
 from harness.trial.artifacts import kept_policy
-from harness.trial.assemble import Setup, folder_of
+from harness.trial.assemble import Setup
+from harness.trial.identify import folder_of
 from harness.trial.job import Job
 
 

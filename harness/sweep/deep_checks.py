@@ -88,7 +88,8 @@ def _main(sender: Any, plains: list[str]) -> None:
 def find_problems(plain: dict[str, Any]) -> list[UserError]:
     """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
     from harness.models.making import source_of
-    from harness.trial.assemble import assemble, check_data
+    from harness.trial.assemble import assemble
+    from harness.trial.checks import check_data
     from harness.trial.data import cache_of
 
     try:
@@ -179,8 +180,7 @@ def _vocabulary_problems(tokenizer: Any, config: Any) -> list[UserError]:
 def _row_problems(setup: Setup, data: TaskData, tokenizer: Any, cache: Cache, source: Path | None) -> list[UserError]:
     """What the audit of token ids refuses; templates are tried on one prompt first."""
     from harness.tasks.conversation import encode
-    from harness.trial.assemble import style_for
-    from harness.trial.data import usable
+    from harness.trial.data import style_for, usable
 
     rows = data.train_pairs or data.train_unpaired or data.train_prompts
     try:

@@ -14,7 +14,9 @@ from harness.config.compose import as_user_error, build, compose, hydra_config
 from harness.runner.run_trial import Runner
 from harness.store.mlflow_store import SweepRun, Tracking
 from harness.store.result import write_json
-from harness.trial.assemble import Setup, assemble, check_data, identify
+from harness.trial.assemble import Setup, assemble
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

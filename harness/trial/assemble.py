@@ -1,4 +1,4 @@
-"""From a composed configuration to a trial: components built, knobs injected, combinations checked, keys computed.
+"""From a composed configuration to a trial's components: built, knobs injected, combinations checked.
 
 Torch-free, so that everything wrong with a sweep is said before anything heavy is imported.
 """
@@ -8,25 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from harness.algorithms.base import Algorithm
 from harness.base.errors import UserError, UserErrors
-from harness.base.records import Trial
-from harness.config import closure, identity
 from harness.config.compose import build
-from harness.config.devices import compute_device
 from harness.config.train import Train, fill_from_recipe, train_problems, with_lengths
 from harness.evaluators.base import Eval
 from harness.models import Model
 from harness.models.adapters import Adapter
 from harness.models.precision import precision_problems
 from harness.rewards.base import Reward
-from harness.tasks.base import Task, TaskData
-from harness.tasks.conversation import Style, is_conversational, style_of
-from harness.trial.data import audited, cache_of, load_data
-from harness.trial.keys import judging_code, training_code
+from harness.tasks.base import Task
 
 GROUPS: dict[str, type] = {
     "algo": Algorithm,
@@ -40,7 +33,6 @@ GROUPS: dict[str, type] = {
 SWEEP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 LENGTHS = ("max_length", "max_completion_length")
 """Of evaluation and reward: those of training, where they are null."""
-NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
 
 
 @dataclass(frozen=True)
@@ -152,143 +144,12 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     )
 
 
-def check_data(setup: Setup) -> TaskData:
-    """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
-    data = load_data(setup.task, cache_of(setup))
-    errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
-    errors += setup.reward.data_problems(data) if setup.reward is not None else []
-    for name, evaluator in setup.eval.active.items():
-        reason = evaluator.not_applicable(setup.task, data)
-        if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
-            errors.append(
-                UserError(
-                    f"the data has no such split, which {name} needs",
-                    key="eval.split",
-                    value=setup.eval.split,
-                )
-            )
-    errors += _leaks(setup, data)
-    if errors:
-        raise UserErrors(errors)
-    return data
-
-
-def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
-    """Held-out prompts that training shows, if they are too many."""
-    if not setup.eval.active:
-        return []
-    found = audited(data)
-    if found.leaked <= setup.eval.max_leaked:
-        return []
-    example = found.leaks[0]
-    return [
-        UserError(
-            f"{found.leaked:.1%} of the held-out prompts are shown in training, such as {example.held_out[:60]!r} "
-            f"({example.how}: {example.training[:60]!r}), more than eval.max_leaked={setup.eval.max_leaked}",
-            key="task",
-            value=type(setup.task).__name__.lower(),
-            fix="remove them from the training rows, or allow them: eval.max_leaked=1",
-        )
-    ]
-
-
 def with_baseline(setup: Setup, choice: str | None) -> Setup:
     """The trial with ``eval.baseline`` resolved to ``choice`` where it is ``auto``; None leaves it."""
     if choice is None or setup.eval.baseline != "auto":
         return setup
     plain = {**setup.plain, "eval": {**setup.plain["eval"], "baseline": choice}}
     return replace(setup, eval=replace(setup.eval, baseline=choice), plain=plain)  # type: ignore[arg-type]
-
-
-def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
-    """The trial's id and keys.
-
-    Args:
-        setup: its components.
-        data: its rows.
-        device: kind of device that it computes on; None takes what ``runner.device`` comes to here.
-    """
-    training = training_config(setup)
-    setup = with_baseline(setup, "deployed")
-    evaluation = {"eval": _plain_fields(setup.eval)}
-    dataset = data.digest
-    base = setup.model.recipe_digest(setup.task)
-    trained, judged = training_code(setup), judging_code(setup.eval.active.values(), setup.task)
-    code = closure.code_digest(trained)
-    keyed = {
-        g: {k: v for k, v in c.items() if k not in NOT_IN_TRAIN_KEY} if g == "train" else c for g, c in training.items()
-    }
-    versions = {**identity.library_versions(), **identity.versions_beside(trained)}
-    why = {
-        **{f"config.{k}": str(v) for k, v in identity.flatten(keyed).items()},
-        "data": dataset,
-        "base": base,
-        "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
-        **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
-        "training code": code,
-        **{f"version of {k}": v for k, v in versions.items()},
-    }
-    eval_why = {
-        **{k: str(v) for k, v in identity.flatten(evaluation).items()},
-        **{f"content of {n}.{k}": v for n, e in setup.eval.active.items() for k, v in e.contents().items()},
-        "evaluation code": closure.code_digest(judged),
-        **{f"version of {k}": v for k, v in identity.versions_beside(judged).items()},
-    }
-    return Trial(
-        trial_id=_trial_id(setup, keyed),
-        sweep=setup.sweep,
-        config={**training, **evaluation, "seed": setup.seed, "beta": setup.beta, "rank": setup.rank},
-        train_key=identity.digest(why),
-        eval_key=identity.digest({"train": identity.digest(why), **eval_why}),
-        digests={"dataset": dataset, "base": base, "code": code, "evaluators": identity.digest(eval_why)},
-        why={**why, **{f"evaluation: {k}": v for k, v in eval_why.items()}},
-    )
-
-
-def training_config(setup: Setup) -> dict[str, Any]:
-    """The effective configuration of training; knobs that the trial does not use are left out."""
-    adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
-    quantization = {k: v for k, v in adapter.items() if k in ("quant_type", "double_quantization")}
-    config: dict[str, Any] = {
-        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("recipes",))},
-        "adapter": adapter
-        if setup.algo.trains
-        else {"name": "none", "quantized": setup.adapter.quantized, **quantization},
-        "model": {"name": setup.model.name, **_plain_fields(setup.model)},
-        "task": {"name": type(setup.task).__name__.lower(), **_plain_fields(setup.task)},
-    }
-    if setup.algo.trains:
-        config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
-    if setup.reward is not None:
-        config["reward"] = {
-            "name": type(setup.reward).__name__.lower(),
-            **_plain_fields(setup.reward),
-        }
-    return config
-
-
-def style_for(setup: Setup, data: TaskData, tokenizer: Any) -> Style:
-    """How the trial's rows are rendered: messages always by a template, a plain one if need be."""
-    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
-    wanted = setup.model.chat_template == "auto"
-    return style_of(tokenizer, conversational=is_conversational(some), wanted=wanted)
-
-
-def folder_of(setup: Setup, trial: Trial) -> Path:
-    """``outputs/<sweep>/<trial id>``."""
-    return Path(str(setup.plain.get("outputs", "outputs"))) / trial.sweep / trial.trial_id
-
-
-def _trial_id(setup: Setup, training: Mapping[str, Any]) -> str:
-    parts = [setup.algo.name, setup.adapter.name if setup.algo.trains or setup.adapter.quantized else ""]
-    if setup.beta is not None:
-        parts.append(f"b{setup.beta:g}")
-    if setup.rank is not None:
-        parts.append(f"r{setup.rank}")
-    if setup.algo.trains:
-        parts.append(f"s{setup.seed}")
-    parts.append(identity.digest(training, 8))
-    return "-".join(p for p in parts if p)
 
 
 def _inject(
@@ -362,22 +223,3 @@ def _check_top(plain: Mapping[str, Any]) -> list[UserError]:
             )
         )
     return errors
-
-
-def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A component's fields as plain containers, nested components with their class names."""
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return {
-                "class": type(value).__name__,
-                **{f.name: plain(getattr(value, f.name)) for f in fields(value) if f.metadata.get("told", True)},
-            }
-        if isinstance(value, Mapping):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return value
-
-    told = [f for f in fields(component) if f.name not in leave_out and f.metadata.get("told", True)]
-    return {f.name: plain(getattr(component, f.name)) for f in told}

@@ -25,8 +25,8 @@ from harness.tasks.base import TaskData
 from harness.tasks.conversation import Style
 from harness.tasks.ids import Found
 from harness.telemetry.clock import PhaseClock
-from harness.trial.assemble import Setup, style_for
-from harness.trial.data import usable
+from harness.trial.assemble import Setup
+from harness.trial.data import style_for, usable
 from harness.trial.job import Job
 
 SAMPLED_PROMPTS = 32

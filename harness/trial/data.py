@@ -15,7 +15,7 @@ from harness.store.cache import Cache, cache_dir
 from harness.tasks.audit import Audit, audit
 from harness.tasks.base import Task, TaskData
 from harness.tasks.contract import check_contract
-from harness.tasks.conversation import Style
+from harness.tasks.conversation import Style, is_conversational, style_of
 from harness.tasks.ids import Found, Limits, look
 from harness.tasks.reading.kept import keeping
 
@@ -140,3 +140,10 @@ class _Keyed:
 @functools.lru_cache(maxsize=KEPT)
 def _load_keyed(keyed: _Keyed) -> TaskData:
     return check_contract(keyed.task, keyed.task.load())
+
+
+def style_for(setup: Setup, data: TaskData, tokenizer: Any) -> Style:
+    """How the trial's rows are rendered: messages always by a template, a plain one if need be."""
+    some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
+    wanted = setup.model.chat_template == "auto"
+    return style_of(tokenizer, conversational=is_conversational(some), wanted=wanted)

@@ -23,8 +23,9 @@ from harness.models.generation import own_distribution
 from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
-from harness.trial.assemble import Setup, assemble, check_data
+from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
+from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
 from harness.trial.heap import give_back
 from harness.trial.job import Job

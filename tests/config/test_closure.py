@@ -20,7 +20,9 @@ from harness.config.compose import compose, conf_dir, hydra_config
 from harness.models import base_entries
 from harness.plan import predict
 from harness.stages import reference, reward_model
-from harness.trial.assemble import Setup, assemble, check_data, identify
+from harness.trial.assemble import Setup, assemble
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 from harness.trial.keys import baseline_code, judging_code, training_code
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", "train.batch_size=8")

@@ -28,7 +28,9 @@ from harness.store.mlflow_store import SweepRun, Tracking, client, open_sweep
 from harness.store.mlflow_sync import Projector, project
 from harness.store.result import read_result
 from harness.telemetry.sampler import MemorySummary
-from harness.trial.assemble import Setup, check_data, identify
+from harness.trial.assemble import Setup
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 from tests.faults.points import KINDS, Fault
 
 MOST = os.environ.get("HARNESS_FAULT_POINTS", "10")

@@ -22,7 +22,8 @@ from harness.rehearsal.step import Scene, rehearse, shortened
 from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds
 from harness.tasks.conversation import Style
-from harness.trial.assemble import Setup, assemble, check_data
+from harness.trial.assemble import Setup, assemble
+from harness.trial.checks import check_data
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
 SMALL = (

@@ -45,7 +45,8 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     from harness.rehearsal.watch import Steady
     from harness.tasks.conversation import Style
     from harness.telemetry.host import peak_resident_bytes, reset_peak, resident_bytes
-    from harness.trial.assemble import assemble, check_data
+    from harness.trial.assemble import assemble
+    from harness.trial.checks import check_data
 
     with hydra_config():
         setup = assemble(compose([*STEP, *overrides]))

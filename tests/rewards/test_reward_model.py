@@ -64,7 +64,8 @@ def test_on_the_shared_base_the_reward_model_says_what_it_said_when_it_was_train
     from harness.config.compose import compose, hydra_config
     from harness.rewards.base import Desk
     from harness.store.journal import Journal
-    from harness.trial.assemble import assemble, check_data
+    from harness.trial.assemble import assemble
+    from harness.trial.checks import check_data
     from harness.trial.context import prepare_ground
     from harness.trial.job import Job
     from tests.inside import SIZES

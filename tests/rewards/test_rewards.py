@@ -21,7 +21,9 @@ from harness.rewards.scoring import Scorer
 from harness.rewards.weighted import Part, Weighted
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Task, TaskData
-from harness.trial.assemble import assemble, check_data, identify
+from harness.trial.assemble import assemble
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 
 ROWS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "?+1=", "answer": None})
 TASK = Arithmetic()

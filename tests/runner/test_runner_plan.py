@@ -22,7 +22,8 @@ from harness.store.journal import Journal
 from harness.store.memory_metrics import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
 from harness.store.result import read_result, write_json
 from harness.telemetry.sampler import MemorySummary
-from harness.trial.assemble import check_data, identify
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 
 TRAINS = SimpleNamespace(algo=SimpleNamespace(trains=True))
 TRAINS_NOT = SimpleNamespace(algo=SimpleNamespace(trains=False))

@@ -15,7 +15,7 @@ from harness.tasks.audit import audit, card, few_prompts
 from harness.tasks.base import TaskData
 from harness.tasks.preferences import Preferences
 from harness.tasks.reading.copies import tight_key
-from harness.trial.assemble import check_data
+from harness.trial.checks import check_data
 from tests.inside import tell
 
 CLEAN = Arithmetic(pairs=400, eval_pairs=60, eval_prompts=60).load()

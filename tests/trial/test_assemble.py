@@ -17,7 +17,8 @@ from harness.config.compose import conf_dir, hydra_config
 from harness.config.train import fill_from_recipe
 from harness.evaluators.lm_eval import LmEval
 from harness.trial.assemble import assemble as assemble_now
-from harness.trial.assemble import check_data, identify
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 
 FEW = ("task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4")
 
@@ -167,6 +168,7 @@ def test_ids_are_readable_and_unique(trial):
 def test_ids_and_keys_are_the_same_in_another_process(trial):
     script = (
         "from harness.config.compose import *; from harness.trial.assemble import *\n"
+        "from harness.trial.checks import check_data; from harness.trial.identify import identify\n"
         f"with hydra_config(): setup = assemble(compose(['sweep=test', *{FEW!r}]))\n"
         "trial = identify(setup, check_data(setup)); print(trial.trial_id, trial.train_key, trial.eval_key)"
     )

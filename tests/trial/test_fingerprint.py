@@ -23,7 +23,7 @@ from harness.models import Tiny
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.conversation import as_messages
 from harness.trial import behaviour
-from harness.trial.assemble import assemble, check_data, identify
+from harness.trial.assemble import assemble
 from harness.trial.behaviour import (
     asked_of,
     asked_of_base,
@@ -34,6 +34,8 @@ from harness.trial.behaviour import (
     of_evaluator,
     of_rules,
 )
+from harness.trial.checks import check_data
+from harness.trial.identify import identify
 from harness.trial.keys import judging_code
 from tests.inside import plain_config, tell
 from tests.toys import conversational_rows

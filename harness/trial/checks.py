@@ -1,0 +1,48 @@
+"""Whether the rows of a task and the rest of a trial go together. Torch-free."""
+
+from __future__ import annotations
+
+from harness.base.errors import UserError, UserErrors
+from harness.tasks.base import TaskData
+from harness.trial.assemble import Setup
+from harness.trial.data import audited, cache_of, load_data
+
+
+def check_data(setup: Setup) -> TaskData:
+    """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
+    data = load_data(setup.task, cache_of(setup))
+    errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
+    errors += setup.reward.data_problems(data) if setup.reward is not None else []
+    for name, evaluator in setup.eval.active.items():
+        reason = evaluator.not_applicable(setup.task, data)
+        if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
+            errors.append(
+                UserError(
+                    f"the data has no such split, which {name} needs",
+                    key="eval.split",
+                    value=setup.eval.split,
+                )
+            )
+    errors += _leaks(setup, data)
+    if errors:
+        raise UserErrors(errors)
+    return data
+
+
+def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
+    """Held-out prompts that training shows, if they are too many."""
+    if not setup.eval.active:
+        return []
+    found = audited(data)
+    if found.leaked <= setup.eval.max_leaked:
+        return []
+    example = found.leaks[0]
+    return [
+        UserError(
+            f"{found.leaked:.1%} of the held-out prompts are shown in training, such as {example.held_out[:60]!r} "
+            f"({example.how}: {example.training[:60]!r}), more than eval.max_leaked={setup.eval.max_leaked}",
+            key="task",
+            value=type(setup.task).__name__.lower(),
+            fix="remove them from the training rows, or allow them: eval.max_leaked=1",
+        )
+    ]
