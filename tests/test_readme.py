@@ -1,4 +1,4 @@
-"""Every command of the README runs."""
+"""The README is short, and every command of it and of the pages that go on from it runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from tests.toys import build_model, conversational_rows, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("sweeps", "rewards"))]
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
+MOST_WORDS = 900
 
 
 def trains(command: str) -> bool:
@@ -45,6 +48,11 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sandbo
 def test_the_readme_has_the_commands_that_matter() -> None:
     assert {"make demo", "make test", "mlflow ui"} <= set(COMMANDS)
     assert any(trains(c) for c in COMMANDS)
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    head, _, _ = README.partition("## More")
+    assert len([word for word in head.split() if re.search(r"\w", word)]) <= MOST_WORDS
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
