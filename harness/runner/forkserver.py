@@ -51,7 +51,7 @@ def start(target: Callable[..., None], *args: Any, name: str) -> Any:
     for last in (False, False, True):
         process = forkserver.Process(target=target, args=args, name=name, daemon=False)
         try:
-            with _server_environment():
+            with _server_environment(), _without_main():
                 process.start()
             break
         except (EOFError, ConnectionError):
@@ -150,6 +150,25 @@ def _dismiss(guard: subprocess.Popen[str]) -> None:
     with suppress(BrokenPipeError):
         guard.stdin.close()
     guard.wait()
+
+
+@contextmanager
+def _without_main() -> Any:
+    """What is run as the main program is not imported by children, who need nothing of it.
+
+    A user's script may call the harness without ``if __name__ == "__main__"``, and would run once more in every child.
+    """
+    main: Any = sys.modules["__main__"]
+    before = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    main.__spec__, main.__file__ = None, None
+    try:
+        yield
+    finally:
+        for name in ("__spec__", "__file__"):
+            if name in before:
+                setattr(main, name, before[name])
+            else:
+                delattr(main, name)
 
 
 @contextmanager
