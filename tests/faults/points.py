@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+from harness.runner import books
 from harness.store import journal, result
 
 WRITES = ("create_run", "log_batch", "log_inputs", "log_metric", "log_dict", "log_artifact", "set_tag", "delete_run",
@@ -73,8 +74,8 @@ class Fault:
             return call
 
         stack.enter_context(patch.object(journal.Journal, "_append", journalled))
-        for module in ("outcome", "books"):
-            stack.enter_context(patch(f"harness.{module}.replace_text", replaced))
+        for module in (result, books):
+            stack.enter_context(patch.object(module, "replace_text", replaced))
         for name in WRITES:
             stack.enter_context(patch.object(MlflowClient, name, asked(name, getattr(MlflowClient, name))))
         return stack
