@@ -51,7 +51,7 @@ def start(target: Callable[..., None], *args: Any, name: str) -> Any:
     for last in (False, False, True):
         process = forkserver.Process(target=target, args=args, name=name, daemon=False)
         try:
-            with _server_environment(), _without_main():
+            with _server_environment(), _without_main(target):
                 process.start()
             break
         except (EOFError, ConnectionError):
@@ -153,11 +153,14 @@ def _dismiss(guard: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _without_main() -> Any:
-    """What is run as the main program is not imported by children, who need nothing of it.
+def _without_main(target: Callable[..., None]) -> Any:
+    """The main program is not imported by a child that needs nothing of it.
 
     A user's script may call the harness without ``if __name__ == "__main__"``, and would run once more in every child.
     """
+    if target.__module__ == "__main__":
+        yield
+        return
     main: Any = sys.modules["__main__"]
     before = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     main.__spec__, main.__file__ = None, None
