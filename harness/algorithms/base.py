@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from harness.tasks.base import Task, TaskData
     from harness.telemetry.clock import PhaseClock
 
-RecipeTable = Mapping[str, Mapping[str, Mapping[str, Any]]]
-
 
 @dataclass(frozen=True)
 class TrainJob:

@@ -93,8 +93,13 @@ def short_id(trial_id: str) -> str:
     return _DIGEST.sub("", trial_id)
 
 
+def without_seed(label: str) -> str:
+    """A label without its ``-s0``."""
+    return _SEED.sub("", label)
+
+
 def without_shared_seed(labels: Sequence[str]) -> list[str]:
     """Labels without their ``-s0`` where all that have a seed share it and stay distinct; else as they are."""
     seeds = {found.group() for label in labels if (found := _SEED.search(label))}
-    short = [_SEED.sub("", label) for label in labels]
+    short = [without_seed(label) for label in labels]
     return short if len(seeds) == 1 and len(set(short)) == len(set(labels)) else list(labels)

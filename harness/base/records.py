@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -109,7 +109,6 @@ class TrialResult:
     environment: Mapping[str, Any]
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
-    tables: Sequence[str] = ()
     train_key: str | None = None
     eval_key: str | None = None
     attempt: float | None = None

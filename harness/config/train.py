@@ -123,9 +123,6 @@ def sees_half(train: Train, rows: int) -> bool:
     return train.epochs is None or 2 * train.epochs >= 1
 
 
-RECIPE_KEYS = ("learning_rate", "steps", "epochs", "batch_size", "micro_batch_size")
-
-
 def fill_from_recipe(
     train: Mapping[str, Any], table: Mapping[str, Mapping[str, Mapping[str, Any]]], adapter: str
 ) -> dict[str, Any]:

@@ -39,7 +39,7 @@ NO_MATTER = (
 MOST_AT_ONCE = 8
 """Rehearsals, each a process of a gigabyte."""
 FEW_LAYERS = 3
-"""Layers of the smaller of two models that are rehearsed in place of a deep one (``plan.timeline``)."""
+"""Layers of the smaller of two models that are rehearsed in place of a deep one (``rehearsal.timeline``)."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Trials as leaderboard, plots and markdown report: pure functions of tables; only ``markdown`` does I/O."""
+"""Trials as leaderboard, plots and report: pure functions of tables; only ``gather`` reads stores and writes files."""

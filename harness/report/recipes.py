@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,6 @@ DROPPED_FIRST = (HOURS, "tokens/s", "Δ true reward", "correct", "pref. acc.", "
 """What a terminal that is too narrow goes without, in this order."""
 MOST_COMPARED = 40
 """Recipes that are compared with one another, the best by their means; the correction grows with every pair."""
-_SEED = re.compile(r"-s\d+(?= |$)")
 
 Examples = Mapping[str, pd.DataFrame]
 """Trial id -> its results per example: a column ``example`` and one per metric."""
@@ -155,7 +153,7 @@ def recipe_labels(frame: pd.DataFrame) -> list[str]:
     keys = recipe_keys(frame)
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     rows = frame.iloc[list(first.values())]
-    names = told_apart([_SEED.sub("", formatting.short_id(t)) for t in rows["trial_id"]], rows)
+    names = told_apart([formatting.without_seed(formatting.short_id(t)) for t in rows["trial_id"]], rows)
     by_key = dict(zip(first, names, strict=True))
     return [by_key[key] for key in keys]
 
