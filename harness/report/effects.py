@@ -12,7 +12,7 @@ import pandas as pd
 from harness.base import formatting, stats
 from harness.base.spread import smallest_step
 from harness.base.stats import Interval
-from harness.report.intervals import LEGEND, interval
+from harness.report.intervals import LEGEND, gap_of, interval
 from harness.report.leaderboard import finished, training_s
 
 AXES = {
@@ -99,7 +99,7 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
             f"{formatting.escape(e.before)} → {formatting.escape(e.after)}",
             str(e.cells),
             str(e.seeds),
-            interval(e.quality),
+            interval(gap_of(e.quality, metric)),
             _ratio(e.memory),
             _ratio(e.time),
         ]

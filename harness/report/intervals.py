@@ -5,6 +5,7 @@ Every table of a report uses these functions, so that no mark means two things.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -72,6 +73,13 @@ def measured(row: Any, name: str) -> Interval | None:
 def shared(frame: pd.DataFrame, name: str) -> Interval | None:
     """The same for a figure that all trials of a table agree on; None where they do not."""
     return measured({name + end: shared_value(frame, name + end) for end in ENDS}, name)
+
+
+def gap_of(found: Interval, name: str) -> Interval:
+    """The interval of a difference of two figures ``name``: two shares are at most 1 apart."""
+    if not is_share(name) or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def interval(found: Interval | None, *, signed: bool = False) -> str:

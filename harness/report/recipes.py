@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.base import formatting, stats
 from harness.base.stats import Comparison, Interval, Verdict
-from harness.report.intervals import LEGEND, SHORT_LEGEND, interval, is_share, known, measured, short_interval
+from harness.report.intervals import LEGEND, SHORT_LEGEND, gap_of, interval, is_share, known, measured, short_interval
 from harness.report.leaderboard import FRONT, HOURS, Price, finished, hours_of, told_apart, training_s
 
 MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
@@ -291,7 +291,7 @@ def runner_up(found: Sequence[Recipe], metric: str, verdicts: Mapping[tuple[str,
     comparison = verdicts.get((found[0].label, found[1].label))
     if comparison is None:
         return f"{said} {formatting.number(best.mean - second.mean)} behind; the two were not compared row by row."
-    gap = comparison.interval
+    gap = gap_of(comparison.interval, metric)
     bounds = "" if gap.low is None else f" (95 %: {formatting.number(gap.low)} to {formatting.number(gap.high)})"
     rows = f"{comparison.examples} held-out rows, paired"
     over = formatting.count(comparison.seeds, "seed") if comparison.seeds > 1 else rows

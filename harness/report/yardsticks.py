@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.base import formatting, stats
 from harness.base.stats import Comparison, Verdict
-from harness.report.intervals import interval, shared_value
+from harness.report.intervals import gap_of, interval, shared_value
 from harness.report.recipes import Examples, Recipe, aligned, clusters_of, column_of
 
 PREFERENCE, LENGTH = "eval/preference_accuracy", "eval/length_only_accuracy"
@@ -47,7 +47,7 @@ class Yardstick:
         against = f"{self.words} ({formatting.number(self.value)}{f', {self.note}' if self.note else ''})"
         if found is None:
             return f"{name} was not compared with {against}."
-        gap = f"difference in {what} {interval(found.interval, signed=True)}"
+        gap = f"difference in {what} {interval(gap_of(found.interval, self.metric), signed=True)}"
         over = formatting.count(found.seeds, "seed")
         if found.verdict is Verdict.ONE_SEED:
             return f"On the held-out rows of one seed {name} is {_side(found)} {against}: {gap}."

@@ -17,7 +17,7 @@ from harness.base.stats import Interval
 from harness.cli.report import main, price_of
 from harness.report.findings import find
 from harness.report.gather import write_report
-from harness.report.intervals import interval, measured, short_interval
+from harness.report.intervals import gap_of, interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
@@ -169,6 +169,12 @@ def test_a_share_stays_between_0_and_1_and_other_figures_do_not():
     assert reward is not None and reward.high == pytest.approx(0.95 + 1.96 * 0.05)
     told = measured(row | {"eval/correct_low": 0.7, "eval/correct_high": 0.99}, "eval/correct")
     assert told is not None and (told.low, told.high) == (0.7, 0.99)
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("eval/win_rate", (-1.0, 1.0)), ("eval/true_reward", (-1.6, 1.3))])
+def test_two_shares_are_at_most_1_apart(name, bounds):
+    found = gap_of(Interval(-0.2, -1.6, 1.3, 3, "t"), name)
+    assert (found.mean, found.low, found.high) == (-0.2, *bounds)
 
 
 def test_escaped_text_is_one_line_without_anything_that_markdown_acts_on():
