@@ -31,12 +31,14 @@ class References:
         base: everything about the reference model that can change a value.
         note: told of the entry, and of the rows that were scored for it now.
         phase: entered while rows are scored.
+        progress: told of what is done, how many rows, and of how many; None tells nobody.
     """
 
     cache: Cache
     base: Mapping[str, Any]
     note: Callable[[Entry, int], None]
     phase: Callable[[], AbstractContextManager[None]]
+    progress: Callable[[str, int, int], None] | None = None
 
     def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
         """A value for each row of ``dataset``, by TRL's names of the columns.
@@ -64,7 +66,7 @@ class References:
         def build(folder: Path) -> Mapping[str, Any]:
             nonlocal scored
             scored = len(keys)
-            write(folder, keys, scores(trainer, dataset, batch_size))
+            write(folder, keys, scores(trainer, dataset, batch_size, self.progress))
             return {"rows": float(len(keys))}
 
         with self.phase():
@@ -109,7 +111,9 @@ def write(folder: Path, keys: Sequence[str], columns: Mapping[str, Sequence[floa
     parquet.write_table(pyarrow.table(table), folder / "log_probs.parquet")
 
 
-def scores(trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
+def scores(
+    trainer: Any, dataset: Any, batch_size: int, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, list[float]]:
     """Score every row with the trainer's own forward pass, in batches of similar length, the longest first."""
     names, order = column_names(dataset), longest_first(dataset)
     found = {name: [0.0] * len(dataset) for name in names}
@@ -123,6 +127,8 @@ def scores(trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]
             for name, values in zip(names, trainer.compute_ref_log_probs(model, batch), strict=True):
                 for i, value in zip(chosen, values.float().cpu().tolist(), strict=True):
                     found[name][i] = value
+            if progress is not None:
+                progress("training rows", min(start + batch_size, len(order)), len(order))
     finally:
         model.train(training)
     return found

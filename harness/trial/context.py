@@ -137,7 +137,7 @@ class Ground:
             "precision": self.precision,
             "device": self.device,
         }
-        return References(self.cache, base, note, partial(clock.phase, "reference"))
+        return References(self.cache, base, note, partial(clock.phase, "reference"), self.progress)
 
     def eval_context(self, model: Any, reference: Any | None) -> EvalContext:
         """What evaluators see of ``model``, which was trained where there is a ``reference``."""

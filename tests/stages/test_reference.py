@@ -84,6 +84,14 @@ def test_beta_seed_rank_and_ipo_find_what_the_first_trial_computed(tmp_path, tmp
         assert told.stages["reference"] is True and told.metrics["budget/reference_rows"] == 0, other
 
 
+def test_scoring_the_training_rows_tells_how_far_it_is(tmp_path, tmp_path_factory):
+    """On a real model it takes minutes, in which nothing else is to be seen."""
+    shared = ("algo=dpo", "adapter=lora", "eval=none", "algo.share_reference=true")
+    told = tell(tmp_path, tmp_path_factory.mktemp("cache"), *shared)
+    steps = [e.data for e in told.events if e.kind == "progress" and e.data["what"] == "training rows"]
+    assert steps and (steps[-1]["step"], steps[-1]["total"]) == (64, 64)
+
+
 def test_what_changes_a_value_is_scored_again(tmp_path, tmp_path_factory):
     stages = tmp_path_factory.mktemp("own")
     shared = ("algo=dpo", "eval=none", "algo.share_reference=true")
