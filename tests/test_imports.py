@@ -194,10 +194,11 @@ def test_what_a_test_replaces_is_there() -> None:
         }
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             match call:
-                case ast.Call(ast.Attribute(attr="setattr"), [ast.Constant(str(target)), *_]):
+                case ast.Call(ast.Attribute(attr="setattr") | ast.Name("patch"), [ast.Constant(str(target)), *_]):
                     where, _, name = target.rpartition(".")
-                case ast.Call(ast.Attribute(attr="setattr"), [ast.Name(owner), ast.Constant(str(name)), *_]):
-                    where = modules.get(owner, "")
+                case ast.Call(ast.Attribute(attr="setattr" | "object"), [owner, ast.Constant(str(name)), *_]):
+                    first, _, rest = ast.unparse(owner).partition(".")
+                    where = ".".join(filter(None, (modules.get(first), rest))) if first in modules else ""
                 case _:
                     continue
             try:

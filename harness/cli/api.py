@@ -33,19 +33,11 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> pd.DataFrame:
     Returns:
         a row per trial, as ``runs`` gives them; those that did not finish have their ``outcome`` and ``reason``.
     """
-    from harness.cli.launch import run_sweep
+    from harness.cli.launch import swept
     from harness.store import results
-    from harness.sweep.expand import named
 
-    words = named(overrides)
-    run_sweep(["-m", *(["--config-dir", str(config_dir)] if config_dir is not None else []), *words])
-    return results.from_folder(Path(_value(words, "outputs", "outputs")) / _value(words, "sweep", ""))
-
-
-def _value(words: Sequence[str], key: str, default: str) -> str:
-    """What the last override of a key sets it to."""
-    found = [value for word in words for name, _, value in [word.lstrip("+").partition("=")] if name == key]
-    return found[-1].strip("'\"") if found else default
+    flags = [word for folder in _folders(config_dir) for word in ("--config-dir", folder)]
+    return results.from_folder(swept(["-m", *flags, *overrides])[1])
 
 
 def runs(sweep: str | None = None, *, store: str | None = None, experiment: str | None = None) -> pd.DataFrame:
@@ -110,7 +102,7 @@ def predict(*overrides: str, gpu: str | None = None, config_dir: str | Path | No
 
     Args:
         overrides: as for ``run``.
-        gpu: a name (``h100``) or a size (``24GB``) to fit into; None compares with nothing.
+        gpu: a name (``h100``) or a size (``24GB``) to fit into; None is the one present.
         config_dir: as for ``run``.
 
     Returns:
@@ -119,20 +111,9 @@ def predict(*overrides: str, gpu: str | None = None, config_dir: str | Path | No
     """
     import pandas as pd
 
-    from harness.cli.plan import planned
-    from harness.plan.gpus import gpu_of
-    from harness.plan.predict import Target
-    from harness.runner import forkserver
-    from harness.sweep.expand import named, plan_sweep
+    from harness.cli.plan import plan
 
-    folders = [str(config_dir)] if config_dir is not None else []
-    device = None if gpu is None else gpu_of(gpu)
-    try:
-        sweep = plan_sweep(named(overrides), multirun=True, config_dirs=folders)
-        target = Target(device is not None or sweep.runner.device != "cpu", fill=None)
-        rows = planned(sweep.points, device, target, folders)
-    finally:
-        forkserver.stop()
+    _, rows, device, _ = plan(overrides, gpu, _folders(config_dir))
     table = []
     for row in rows:
         found = row.prediction
@@ -146,6 +127,10 @@ def predict(*overrides: str, gpu: str | None = None, config_dir: str | Path | No
             }
         )
     return pd.DataFrame(table)
+
+
+def _folders(config_dir: str | Path | None) -> list[str]:
+    return [] if config_dir is None else [str(config_dir)]
 
 
 def _tracking(store: str | None) -> Any:

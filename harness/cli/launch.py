@@ -43,6 +43,11 @@ SERVER_BACK_S = 60.0
 
 def run_sweep(arguments: Sequence[str]) -> int:
     """Run a Hydra command line; returns the exit code, derived from what is on disk afterwards."""
+    return swept(arguments)[0]
+
+
+def swept(arguments: Sequence[str]) -> tuple[int, Path]:
+    """The same, with the folder of the sweep."""
     options = _parse(arguments)
     overrides = named(options.overrides)
     if not any(o.lstrip("+").startswith("hydra/launcher=") for o in overrides):
@@ -53,7 +58,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
         forkserver.stop()
 
 
-def _run(options: Any, overrides: list[str]) -> int:
+def _run(options: Any, overrides: list[str]) -> tuple[int, Path]:
     from harness.sweep.deep_checks import check
 
     config_dirs = [options.config_dir] if options.config_dir else []
@@ -80,7 +85,7 @@ def _run(options: Any, overrides: list[str]) -> int:
     code = _conclude(sweep, run, started)
     if interrupted:
         print(f"resume:  {resume_command(options, overrides)}")
-    return 1 if interrupted else code
+    return 1 if interrupted else code, sweep.folder
 
 
 def check_writable(folder: Path) -> None:

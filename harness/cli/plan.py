@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.base.errors import UserError, UserErrors
 from harness.base.formatting import short_id, without_shared_seed
@@ -30,17 +30,9 @@ def main(argv: list[str]) -> int:
     options = _options(argv)
     if options is None:
         return 0
-    asked = None if options.gpu is None else gpu_of(options.gpu)
-    forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
-    try:
-        sweep = plan_sweep(named(options.overrides), multirun=options.multirun, config_dirs=options.config_dir)
-        if endless := _template_problems(sweep):
-            raise UserErrors(endless)
-        gpu, cuda = _place(asked, sweep)
-        target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[options.lengths])
-        rows = planned(sweep.points, gpu, target, options.config_dir)
-    finally:
-        forkserver.stop()
+    sweep, rows, gpu, cuda = plan(
+        options.overrides, options.gpu, options.config_dir, multirun=options.multirun, lengths=options.lengths
+    )
     rule = {"limit": "filled to train.max_length", "data": "the longest of the data", "auto": AUTO}[options.lengths]
     if options.format == "json":
         shown = as_json(rows, gpu, cuda=cuda, rule=rule)
@@ -53,6 +45,32 @@ def main(argv: list[str]) -> int:
     for overrides, errors in sweep.invalid:
         say(f"skipped (invalid): {' '.join(overrides)}: {errors}")
     return 0 if any(row.prediction is not None for row in rows) else 2
+
+
+def plan(
+    overrides: Sequence[str],
+    gpu: str | None,
+    config_dirs: Sequence[str],
+    *,
+    multirun: bool = True,
+    lengths: Literal["auto", "data", "limit"] = "auto",
+) -> tuple[Sweep, list[Row], Gpu | None, bool]:
+    """The sweep, a row for each trial, the GPU to fit into, and whether a GPU was predicted for.
+
+    Raises:
+        UserErrors: the sweep, the GPU's name or a chat template is wrong.
+    """
+    asked = None if gpu is None else gpu_of(gpu)
+    forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
+    try:
+        sweep = plan_sweep(named(overrides), multirun=multirun, config_dirs=config_dirs)
+        if endless := _template_problems(sweep):
+            raise UserErrors(endless)
+        device, cuda = _place(asked, sweep)
+        target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[lengths])
+        return sweep, planned(sweep.points, device, target, config_dirs), device, cuda
+    finally:
+        forkserver.stop()
 
 
 def _template_problems(sweep: Sweep) -> list[UserError]:

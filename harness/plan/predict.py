@@ -24,13 +24,12 @@ from harness.trial.data import cache_of, load_data
 from harness.trial.identify import training_config
 
 STAGE = "prediction"
-REHEARSED = ("harness.rehearsal", "harness.models.meta_model", "harness.trial.heap")
+REHEARSED = ("harness.trial.heap",)
 """What changes no number of a trial, and does change a prediction."""
 NO_MATTER_OF_CODE = (
-    *(n for n in closure.NO_NUMBER if n not in REHEARSED),
-    "harness.runner.run_trial",
-    "harness.runner.forkserver",
-)
+    *(n for n in closure.NO_NUMBER if n not in REHEARSED), "harness.base.streams", "harness.base.gc_tuning",
+    "harness.runner",
+)  # fmt: skip
 NO_MATTER = (
     "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
     "logging_steps", "checkpoint_steps", "save", "seed", "recipe",

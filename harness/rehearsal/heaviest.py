@@ -23,13 +23,12 @@ def run(job: Job, journal: Journal) -> None:
     with clock.phase("prepare"):
         setup = assemble(job.plain)
         ground = prepare_ground(setup, check_data(setup), job, journal)
+        folders = ground.reward_folders(journal)
+        seed_everything(setup.seed)
 
     def load(quantization: Any | None) -> Any:
         return setup.model.load(ground.source, dtype=ground.dtype, device=ground.device, quantization=quantization)
 
-    with clock.phase("prepare"):
-        folders = ground.reward_folders(journal)
-        seed_everything(setup.seed)
     scene = Scene(
         setup,
         ground.data,
