@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from harness.tasks.base import Task
 
+BLOCK = 1_048_583
+"""Random numbers that weights are made of; a prime."""
+
 
 @dataclass(frozen=True)
 class Shape(Model):
@@ -71,32 +74,48 @@ class Shape(Model):
     def load(
         self, source: Path | None, *, dtype: torch.dtype, device: str, quantization: Any | None = None
     ) -> PreTrainedModel:
-        """Random weights, made on the device; those to be quantized on the host, and moved one by one."""
+        """Random weights: the same on every device, and before quantization; loaded as a checkpoint's are.
+
+        Memory while loading is a checkpoint's too: weights go to the device one by one, and tied ones once.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
         config = self.configuration()
-        torch.manual_seed(self.seed)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device(device if quantization is None else "cpu"):
-                made = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention_option(self.attention))
-        finally:
-            torch.set_default_dtype(before)
-        if quantization is None:
-            return made.to(device)
-        state = {k: v.contiguous() for k, v in made.state_dict().items()}
-        made_class = type(made)
-        del made
-        return trainable_in_4_bit(
-            made_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map={"": device},
-                **attention_option(self.attention),
-            )
+        with torch.device("meta"):
+            bare = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention_option(self.attention))
+        loaded = type(bare).from_pretrained(
+            None,
+            config=config,
+            state_dict=self._weights(bare, dtype),
+            dtype=dtype,
+            device_map={"": device},
+            **({} if quantization is None else {"quantization_config": quantization}),
+            **attention_option(self.attention),
         )
+        return loaded if quantization is None else trainable_in_4_bit(loaded)
+
+    def _weights(self, bare: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Values for every parameter: scales are 1, biases 0, all else runs through one block of normal numbers.
+
+        Drawing each of 8 billion numbers takes a CPU minutes. The block's length is prime, so that no two rows of a
+        matrix are alike.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        block = torch.randn(BLOCK, generator=generator) * (getattr(bare.config, "initializer_range", None) or 0.02)
+        block, at, found = block.to(dtype), 0, {}
+        for name, parameter in bare.named_parameters():  # names tied ones once
+            if parameter.ndim < 2:
+                found[name] = torch.full(parameter.shape, float(not name.endswith("bias")), dtype=dtype)
+                continue
+            values = torch.empty(parameter.numel(), dtype=dtype)
+            for begin in range(0, len(values), BLOCK):
+                piece = values[begin : begin + BLOCK]
+                first = min(len(piece), BLOCK - at)
+                piece[:first] = block[at : at + first]
+                piece[first:] = block[: len(piece) - first]
+            at = (at + len(values)) % BLOCK
+            found[name] = values.view(parameter.shape)
+        return found

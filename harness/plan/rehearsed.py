@@ -11,6 +11,7 @@ import torch
 from harness.models.making import source_of
 from harness.models.meta_model import alike, layers_of, skeleton, with_layers
 from harness.models.precision import place_on
+from harness.plan.gpus import WORKSPACE_BYTES
 from harness.plan.predict import FEW_LAYERS, Prediction, Target
 from harness.rehearsal.step import Scene, rehearse
 from harness.rehearsal.timeline import Level, Uneven, extended
@@ -53,4 +54,8 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     if setup.algo.family == "online":
         longest += setup.train.max_completion_length
     phases = {phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks().items()}
+    if target.cuda:
+        for phase, owners in phases.items():
+            differentiated = setup.algo.trains and phase in ("train", "rollout", "evaluate")
+            owners["workspaces"] = (2 if differentiated else 1) * WORKSPACE_BYTES
     return Prediction(phases, limit if target.fill else min(limit, longest))

@@ -16,7 +16,13 @@ from harness.plan.predict import Prediction
 from harness.rehearsal.timeline import OWNERS
 
 PHASES = ("load", "baseline", "reference", "train", "rollout", "evaluate")
-SHORT = {"optimizer": "optim.", "activations": "activ.", "kv_cache": "KV cache", "gradients": "grad."}
+SHORT = {
+    "optimizer": "optim.",
+    "activations": "activ.",
+    "kv_cache": "KV cache",
+    "gradients": "grad.",
+    "workspaces": "cuBLAS",
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,8 @@ def assumptions(cuda: bool, rule: str) -> list[str]:
         lines += [
             "Where train.precision and model.dtype are auto, on GPUs since Ampere: trained weights in fp32, frozen "
             "ones in bf16, computation in bf16; PyTorch's fused attention.",
-            f'"needs" adds to the peak {FRAGMENTED:.0%} for fragmentation and {gb(CONTEXT_BYTES)} GB for CUDA and '
-            "cuBLAS; each request is rounded up to 512 bytes. Libraries' own workspaces are not known of.",
+            f'"needs" adds to the peak {FRAGMENTED:.0%} for fragmentation and {gb(CONTEXT_BYTES)} GB for CUDA; '
+            "each request is rounded up to 512 bytes. Of libraries' workspaces, cuBLAS's are counted, as on Hopper.",
         ]
     else:
         lines.append(

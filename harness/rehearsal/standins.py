@@ -20,8 +20,8 @@ from transformers.quantizers import AutoHfQuantizer
 
 BLOCK, SCALES_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one of theirs (arXiv 2305.14314; bitsandbytes' defaults)."""
-OPTIMIZER_BLOCK, LEAST_QUANTIZED = 256, 4096
-"""Of 8-bit AdamW: values that share a scale, and the size below which a state stays in 32 bits."""
+OPTIMIZER_BLOCK, LEAST_QUANTIZED, LEAST_PAGED = 256, 4096, 100_000
+"""Of 8-bit AdamW: values that share a scale, and the sizes below which a state stays in 32 bits, or on the device."""
 
 
 class Params4bit(nn.Parameter):
@@ -104,10 +104,10 @@ def largest(model: Any) -> int:
 
 
 class EightBitAdamW(torch.optim.Optimizer):
-    """Two states of a byte per value; paged states live in host memory and come as they are needed."""
+    """Two states of a byte per value; paged ones live in host memory and come as they are needed, their scales stay."""
 
     def __init__(self, groups: Any, *, paged: bool):
-        """Optimize ``groups``; with ``paged`` the states take nothing of the device."""
+        """Optimize ``groups``; with ``paged`` the states of large parameters take nothing of the device."""
         super().__init__(groups, {"lr": 0.0})
         self.paged = paged
 
@@ -115,12 +115,14 @@ class EightBitAdamW(torch.optim.Optimizer):
         """Make the states when first called; the update itself works in place."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None or self.state[parameter] or self.paged:
+                if parameter.grad is None or self.state[parameter]:
                     continue
                 values = parameter.numel()
                 small = values < LEAST_QUANTIZED
                 for name in ("state1", "state2"):
-                    self.state[parameter][name] = torch.zeros(values, dtype=torch.float32 if small else torch.uint8)
+                    if not self.paged or values < LEAST_PAGED:
+                        dtype = torch.float32 if small else torch.uint8
+                        self.state[parameter][name] = torch.zeros(values, dtype=dtype)
                     if not small:
                         self.state[parameter][f"absmax_{name}"] = torch.zeros(math.ceil(values / OPTIMIZER_BLOCK))
 

@@ -15,9 +15,9 @@ import numpy as np
 
 OWNERS = (
     "weights", "reference", "reward", "critic",
-    "gradients", "optimizer", "activations", "logits", "kv_cache",
+    "gradients", "optimizer", "activations", "logits", "kv_cache", "workspaces",
 )  # fmt: skip
-"""Whose a storage is: of the first four, their weights alone."""
+"""Whose a storage is: of the first four, their weights alone; the last are a GPU's and come to no tensor."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Tracker(TorchDispatchMode):
     def __init__(self, rounded: Callable[[int], int] = exact, vocabulary: int = 0):
         """Start with nothing."""
         super().__init__()
+        _of_the_engine_alone()  # looked at now: within the mode there is no autograd to look at
         self._rounded, self._vocabulary = rounded, vocabulary
         self._held: dict[int, _Held] = {}
         self._bytes = [0] * len(OWNERS)
@@ -113,6 +114,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then count."""
+        if func is aten.add.Tensor and not kwargs and accumulates(*args):
+            func = aten.add_.Tensor
         try:
             out = func(*args, **(kwargs or {}))
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -146,6 +149,39 @@ class Tracker(TorchDispatchMode):
     def _gone(self, key: int, _: Any) -> None:
         held = self._held.pop(key)
         self._bytes[held.owner] -= held.size
+
+
+def accumulates(old: Any, new: Any) -> bool:
+    """Whether autograd adds two gradients of one tensor here, and would do so in place if nobody looked on.
+
+    Its engine adds into a gradient that nobody else holds (``InputBuffer``), but not under a dispatch mode, where it
+    makes a third tensor: of an embedding that is the output head too, as large as the vocabulary by the width.
+    """
+    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled() or not isinstance(new, Tensor):
+        return False
+    return (old.shape, old.dtype) == (new.shape, new.dtype) and _holders(old) == _of_the_engine_alone()
+
+
+def _holders(tensor: Tensor) -> tuple[int, int]:
+    """Use counts of a tensor and of its storage, as an operation's argument."""
+    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
+@cache
+def _of_the_engine_alone() -> tuple[int, int]:
+    """What ``_holders`` says, in a dispatch mode, of a gradient that only the engine holds: seen, as it may change."""
+    seen: list[tuple[int, int]] = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is aten.add.Tensor and torch._C._current_graph_task_id() != -1:
+                seen.append(_holders(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    twice = torch.ones(2, requires_grad=True) * 1
+    with Look():
+        (twice.sin() + twice.cos()).sum().backward()
+    return seen[0]
 
 
 def worst_case(func: Any, args: Any) -> Any:

@@ -139,7 +139,9 @@ def _check_preload(journal: Journal) -> None:
     if absent:
         journal.write("note", message=f"not preloaded, imported now: {', '.join(absent)}")
     if not preload.cuda_is_clean():
-        raise RuntimeError("CUDA was initialised in the forkserver; its children cannot use the GPU")
+        raise RuntimeError(
+            "CUDA was asked in the forkserver (by what preload.py imports); its children cannot use the GPU"
+        )
 
 
 def _set_threads(threads: int | None) -> None:

@@ -11,6 +11,7 @@ import gc
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 from harness.base import gc_tuning
 from harness.base.streams import quiet
@@ -44,18 +45,26 @@ def missing() -> list[str]:
 
 
 def cuda_is_clean() -> bool:
-    """Whether no CUDA context exists in this process."""
+    """Whether no CUDA context exists in this process, and it was not forked from one that asked CUDA anything.
+
+    Counting devices is enough (``torch.cuda.is_available``), as some modules do when they are imported.
+    """
     torch = sys.modules.get("torch")
-    return torch is None or not torch.cuda.is_initialized()
+    return torch is None or not (torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork())
 
 
 def import_all() -> None:
-    """Import what is wanted; what the libraries print meanwhile is dropped (a failure shows in ``missing``)."""
+    """Import what is wanted; what the libraries print meanwhile is dropped.
+
+    What cannot be imported shows in ``missing``: a trial that needs it fails by its own import, which says why. Were
+    the error let through, this module would count as never imported, and every child would come by here again.
+    """
     with quiet(1, 2), gc_tuning.paused():
         for name in wanted(gpu_visible()):
             if os.environ.get("HARNESS_RUNNER", str(os.getppid())) != str(os.getppid()):
                 os._exit(1)  # the runner was killed meanwhile, before its guard knew of this process
-            importlib.import_module(name)
+            with suppress(Exception):
+                importlib.import_module(name)
     # The code as it is imported now: a file edited while the sweep runs is not what trials ran.
     closure.freeze()
     # What is imported by now lives as long as the process: a trial's collections (0.35 s each otherwise, and a

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -147,13 +148,16 @@ def _patiently(make: Any) -> Any:
 
 
 def check_reachable(tracking: Tracking) -> None:
-    """Raise ``UserError`` within seconds if a tracking server does not answer."""
+    """Raise ``UserError`` within seconds if a tracking server does not answer, or a database cannot be opened."""
     uri = tracking.resolved_uri
     if not uri.startswith(("http://", "https://")):
         if uri.startswith(SQLITE):
             folder = Path(uri.removeprefix(SQLITE)).parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise _unreachable(tracking, f"the folder {folder} cannot be written")
+            if find_spec("sqlalchemy") is None:
+                fix = "pip install -c constraints.txt mlflow (mlflow-skinny keeps no database)"
+                raise _unreachable(tracking, "sqlalchemy is not installed", fix=fix)
         return
     request = urllib.request.Request(uri.rstrip("/") + "/health")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,53 @@ def test_owners_are_told_and_changed():
         tracker.own([weight], "weights")
     assert {k: v for k, v in tracker.live.items() if v} == {"kv_cache": 512, "logits": 512, "weights": 512}
     del logits, held
+
+
+def profiled_peak(run) -> int:
+    """Bytes that torch's own profiler sees alive at most: the same step with nobody looking on."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    changes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_gradients_of_a_tied_embedding_add_up_as_they_do_when_nobody_looks_on(precision):
+    # On an H100 full fine-tuning of a 0.5B model with tied weights took 522 MB less than was predicted: one of them.
+    tokens = torch.arange(6)
+
+    def step(embedding):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            hidden = embedding(tokens)
+            loss = torch.nn.functional.linear(hidden, embedding.weight).float().logsumexp(-1).sum()
+        loss.backward()
+
+    tied = [torch.nn.Embedding(5000, 200) for _ in range(3)]
+    step(tied[0])  # what libraries make once
+    with (tracker := Tracker()):
+        tracker.mark("begin")
+        with tracker.unseen():
+            tracker.own([tied[1].weight], "weights")
+        weights = tracker.live["weights"]
+        step(tied[1])
+    assert tracker.timeline().peaks()["load"].total - weights == pytest.approx(
+        profiled_peak(lambda: step(tied[2])), rel=0.01
+    )
+
+
+@pytest.mark.parametrize(("values", "paged", "states"), [
+    (1000, True, 8000), (90_000, True, 180_000 + 2 * 352 * 4), (200_000, True, 2 * 782 * 4),
+    (200_000, False, 400_000 + 2 * 782 * 4),
+])  # fmt: skip
+def test_only_large_states_of_a_paged_optimizer_leave_the_device(values, paged, states):
+    # A memory snapshot of an H100: all 576 states of rank 16 at a width of 896 were there.
+    parameter = torch.nn.Parameter(torch.zeros(values))
+    parameter.grad = torch.zeros(values)
+    optimizer = standins.EightBitAdamW([parameter], paged=paged)
+    optimizer.step()
+    assert sum(s.numel() * s.element_size() for s in optimizer.state[parameter].values()) == states
 
 
 def test_an_operation_without_a_known_worst_case_says_so():

@@ -284,3 +284,10 @@ def test_an_experiment_that_was_deleted_is_said_to_be_so(tmp_path):
     with pytest.raises(UserError, match="the experiment was deleted in MLflow") as caught:
         open_sweep(tracking, "b")
     assert f"restore -x {run.experiment_id}" in str(caught.value.fix)
+
+
+def test_a_database_without_the_library_that_opens_it_is_told_beforehand(monkeypatch, tmp_path):
+    # mlflow-skinny: `doctor` said that the store can be used, and the sweep that it cannot.
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="(?s)sqlalchemy is not installed.*mlflow-skinny keeps no database"):
+        check_reachable(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"))
