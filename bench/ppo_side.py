@@ -54,33 +54,37 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
     hold_freed_memory()  # as in a trial's process
     adapter = LoRA(rank=16) if options["adapter"] == "lora" else Full()
     model, tokenizer = base(options)
-    trainer = PPO(beta=options["beta"], epochs=EPOCHS).trainer(
-        TrainJob(
-            model=model,
-            reference=None if options["adapter"] == "lora" else copy.deepcopy(model).requires_grad_(False).eval(),
-            tokenizer=tokenizer,
-            adapter=adapter,
-            task=TASK,
-            data=TASK.load(),
-            rows=lambda rows: [dict(row) for row in rows],
-            reward=Verifier().bind(TASK, adapter, "tiny"),
-            train=Train(
-                learning_rate=options["rate"],
-                steps=options["rollouts"] * EPOCHS,
-                batch_size=options["batch"],
-                micro_batch_size=options["batch"],
-                max_length=96,
-                max_completion_length=LENGTH,
-                warmup_ratio=0.0,
-                gradient_checkpointing=False,
-            ),
-            seed=options["seed"],
-            output_dir=Path(options["scratch"]),
-            device="cpu",
-            precision="fp32",
-            clock=PhaseClock(lambda *_: None),
-            frozen=torch.float32,
+    trainer = (
+        PPO(beta=options["beta"], epochs=EPOCHS)
+        .trainer(
+            TrainJob(
+                model=model,
+                reference=None if options["adapter"] == "lora" else copy.deepcopy(model).requires_grad_(False).eval(),
+                tokenizer=tokenizer,
+                adapter=adapter,
+                task=TASK,
+                data=TASK.load(),
+                rows=lambda rows: [dict(row) for row in rows],
+                reward=Verifier().bind(TASK, adapter, "tiny"),
+                train=Train(
+                    learning_rate=options["rate"],
+                    steps=options["rollouts"] * EPOCHS,
+                    batch_size=options["batch"],
+                    micro_batch_size=options["batch"],
+                    max_length=96,
+                    max_completion_length=LENGTH,
+                    warmup_ratio=0.0,
+                    gradient_checkpointing=False,
+                ),
+                seed=options["seed"],
+                output_dir=Path(options["scratch"]),
+                device="cpu",
+                precision="fp32",
+                clock=PhaseClock(lambda *_: None),
+                frozen=torch.float32,
+            )
         )
+        .trainer
     )
     started = time.perf_counter()
     trainer.train()

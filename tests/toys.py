@@ -60,7 +60,7 @@ def says(trainer: Any, texts: Sequence[str], *, ended: bool = True) -> None:
     tokenizer = trainer.processing_class
     end = [tokenizer.eos_token_id] if ended else []
     tokens = [[*tokenizer(text)["input_ids"], *end] for text in texts]
-    trainer._generate_single_turn = lambda *args, **kwargs: (tokens, None)
+    trainer.sampling.complete = lambda *args, **kwargs: (tokens, None)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest.mock import patch
 
 from harness.algorithms.base import TrainJob
 from harness.config.train import UNKNOWN_STEPS, Train
@@ -60,19 +59,9 @@ def optimizer_name(train: Train, adapter: Adapter, device: str) -> str:
     """``auto`` is fused AdamW, or paged 8-bit AdamW for QLoRA where CUDA exists."""
     if train.optimizer != "auto":
         return train.optimizer
-    if device == "cuda" and getattr(adapter, "paged_optimizer", False):
+    if device == "cuda" and adapter.paged_optimizer:
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
-
-
-def without_hashing(module: Any, trainer: Callable[..., Any]) -> Callable[..., Any]:
-    """``trainer``, made without the hash of all weights by which TRL would name its own cache of log-probabilities."""
-
-    def make(**options: Any) -> Any:
-        with patch.object(module, "hash_module", lambda _: "not used"):
-            return trainer(**options)
-
-    return make
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Any:

@@ -7,18 +7,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from harness.base.errors import UserError
 from harness.config.train import Train, sees_half
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.models.adapters import Adapter
     from harness.rewards.base import Reward
     from harness.tasks.base import Task, TaskData
     from harness.telemetry.clock import PhaseClock
+
+
+Reference = Literal["none", "base", "own", "shared"]
+"""What holds the policy to where it started: nothing, the base with the adapter off, a frozen copy, or
+log-probabilities that were computed before training and that trials share."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class TrainJob:
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
         references: where shared reference log-probabilities come from (``stages.reference``).
+        holds: the kind of reference (``Algorithm.reference_of``).
         frozen: torch's dtype of the weights of models that only score.
         folders: of the stages that the reward needs, by their keys.
     """
@@ -52,9 +59,59 @@ class TrainJob:
     precision: str
     clock: PhaseClock
     references: Any = None
+    holds: Reference = "none"
     frozen: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
+
+
+class Sampler(Protocol):
+    """How an online trainer samples. The harness replaces the two functions where it only rehearses.
+
+    Attributes:
+        prompts: rows of prompts -> their token ids.
+        complete: token ids of prompts -> token ids of completions, and None (log-probabilities that nobody asked for).
+        tokens: sampled so far.
+        sampled_prompts: prompts sampled for so far; None where the number of steps tells.
+    """
+
+    prompts: Callable[[list[Any]], list[list[int]]]
+    complete: Callable[..., tuple[list[list[int]], None]]
+    generation_config: Any
+
+    tokens: int
+
+    @property
+    def sampled_prompts(self) -> int | None:
+        """See the class."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an algorithm gives: a trainer that is ready, and what the harness needs to know of it.
+
+    Attributes:
+        trainer: transformers' ``Trainer``, or what has its methods. Its ``model`` is the policy.
+        reference: what holds the policy to where it started (``Algorithm.reference_of`` names it).
+        roles: tensors by role that are resident beside the policy's own: ``reward``, ``critic``; of a reference that
+            is a model the harness knows (``trainer.ref_model``).
+        sampler: of an online algorithm.
+    """
+
+    trainer: Any
+    reference: Reference = "none"
+    roles: Callable[[], Mapping[str, Sequence[Tensor]]] = dict
+    sampler: Sampler | None = None
+
+    @property
+    def resident(self) -> dict[str, Sequence[Tensor]]:
+        """Tensors of every role; what two roles share stands with both."""
+        from harness.algorithms.roles import tensors_of
+
+        held: dict[str, Sequence[Tensor]] = {"policy": tensors_of(self.trainer.model)}
+        if self.reference in ("base", "own"):
+            held["reference"] = tensors_of(self.trainer.model if self.reference == "base" else self.trainer.ref_model)
+        return held | dict(self.roles())
 
 
 @dataclass(frozen=True)
@@ -97,9 +154,21 @@ class Algorithm(ABC):
         """Whether training compares the policy with a frozen reference."""
         return True
 
+    def reference_of(self, adapter: Adapter, train: Train, data: TaskData) -> Reference:
+        """What will hold the policy to where it started."""
+        if not self.uses_reference:
+            return "none"
+        if self.shares_reference(train, data):
+            return "shared"
+        return "own" if adapter.peft_config() is None else "base"
+
     def shares_reference(self, train: Train, data: TaskData) -> bool:
         """Whether its reference log-probabilities come from a stage that trials share, so that no reference is held."""
         return False
+
+    def with_sharing(self, shared: bool) -> Algorithm:
+        """The same with ``shares_reference`` decided; an algorithm that never shares stays."""
+        return self
 
     @property
     def trains(self) -> bool:
@@ -178,7 +247,7 @@ class Algorithm(ABC):
         return max(1, epochs * math.ceil(rows / train.batch_size) + rest // train.batch_size)
 
     @abstractmethod
-    def trainer(self, job: TrainJob) -> Trainer:
+    def trainer(self, job: TrainJob) -> Training:
         """Make the trainer; heavy imports happen here."""
 
 

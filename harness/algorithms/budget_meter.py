@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from harness.algorithms.trl_seam import follow
 from harness.config.train import UNKNOWN_STEPS, Train
 
 if TYPE_CHECKING:
-    from harness.algorithms.base import Algorithm
+    from harness.algorithms.base import Algorithm, Training
 
 FILE = "budget.json"
 
@@ -48,10 +49,12 @@ class Meter(TrainerCallback):
         self._before = 0.0
         self._sampled: Callable[[], int | None] = lambda: None
 
-    def attach(self, trainer: Any) -> None:
-        """Watch ``trainer``, whose model is wrapped by now, and end it in time."""
+    def attach(self, training: Training) -> None:
+        """Watch a trainer, whose model is wrapped by now, and end it in time."""
+        trainer, sampler = training.trainer, training.sampler
         self.rows = len(trainer.train_dataset)
-        self._sampled = lambda: getattr(trainer, "sampled_prompts", None)  # where the steps do not tell
+        if sampler is not None:
+            self._sampled = lambda: sampler.sampled_prompts
         trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
         if self.unit == "prompts":
             trainer.args.max_steps = self.algo.steps_for(int(self.amount or 0), self.rows, self.train)
@@ -100,11 +103,10 @@ class Meter(TrainerCallback):
 
     def _follow(self, trainer: Any, optimizer: Any) -> Any:
         """A scheduler whose rate is a function of the share spent, not of the step."""
-        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or trainer.optimizer, lambda _: rate(self.share, self.train.scheduler, self.train.warmup_ratio)
         )
-        trainer._created_lr_scheduler = True
-        return trainer.lr_scheduler
+        return follow(trainer, scheduler)
 
     # -- the trainer's events --------------------------------------------------------------------------
 

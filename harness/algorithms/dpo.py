@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta, shares_by_rule
+from harness.algorithms.base import Algorithm, Training, TrainJob, needs_positive_beta, shares_by_rule
 from harness.base.errors import UserError
 from harness.config.train import Train
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -40,23 +37,25 @@ class DPO(Algorithm):
         """As asked; by itself where training sees at least half of the rows."""
         return shares_by_rule(self.share_reference, train, self.rows_in(data))
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def with_sharing(self, shared: bool) -> DPO:
+        """As asked from now on."""
+        return replace(self, share_reference=shared)
+
+    def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer; with an adapter the reference is the base with the adapter off."""
         from trl import DPOConfig, DPOTrainer
-        from trl.trainer import dpo_trainer
 
-        from harness.algorithms.arguments import common_arguments, tokenized_pairs, without_hashing
-        from harness.stages.reference import SharesReference
+        from harness.algorithms.arguments import common_arguments, tokenized_pairs
+        from harness.algorithms.trl_seam import PairTrainer, without_hashing
+        from harness.stages.reference import scores
 
-        class Tokenized(SharesReference, DPOTrainer):
-            """TRL tokenizes row by row, a second for every 6,000 pairs of every trial; ours are tokenized already."""
+        class Trainer(PairTrainer, DPOTrainer):
+            """Its references come from the stage, and its token ids from the one rendering of all."""
 
-            references = job.references
+            reference_scores = staticmethod(scores if job.references is None else job.references.columns)
 
-            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-                return dataset
-
-        return without_hashing(dpo_trainer, Tokenized)(
+        without_hashing()
+        trainer = Trainer(
             model=job.model,
             ref_model=job.reference,
             args=DPOConfig(
@@ -64,13 +63,14 @@ class DPO(Algorithm):
                 beta=self.beta or 0.0,  # checked to be above zero
                 loss_type=[self.loss_type],
                 max_length=job.train.max_length,
-                precompute_ref_log_probs=self.shares_reference(job.train, job.data),
+                precompute_ref_log_probs=job.holds == "shared",
             ),
             train_dataset=tokenized_pairs(job),
             processing_class=job.tokenizer,
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
+        return Training(trainer, job.holds)
 
 
 @dataclass(frozen=True)

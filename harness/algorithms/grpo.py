@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from harness.algorithms.base import Algorithm, Rollout, TrainJob
+from harness.algorithms.base import Algorithm, Rollout, Training, TrainJob
 from harness.base.errors import UserError
 from harness.config.train import Train
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,11 @@ class GRPO(Algorithm):
         """More batches in a rollout."""
         return replace(self, rollout_batches=self.rollout_batches * factor)
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer, with rollouts clocked as a phase of their own."""
         from harness.algorithms.online import OnlineTrainer, online_config, online_options
 
-        return OnlineTrainer(
+        trainer = OnlineTrainer(
             beta=self.beta or 0.0,
             **online_options(job),
             args=online_config(
@@ -102,3 +99,4 @@ class GRPO(Algorithm):
                 loss_type=self.loss,
             ),
         )
+        return trainer.training(job.holds)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt
 
-from harness.algorithms.base import Algorithm, TrainJob, needs_positive_beta, shares_by_rule
+from harness.algorithms.base import Algorithm, Training, TrainJob, needs_positive_beta, shares_by_rule
 from harness.base.errors import UserError
 from harness.config.train import Train
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -74,25 +71,29 @@ class KTO(Algorithm):
         """As asked; by itself where training sees at least half of the rows."""
         return shares_by_rule(self.share_reference, train, self.rows_in(data))
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def with_sharing(self, shared: bool) -> KTO:
+        """As asked from now on."""
+        return replace(self, share_reference=shared)
+
+    def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer on shuffled rows."""
         from trl import KTOConfig, KTOTrainer
-        from trl.trainer import kto_trainer
 
-        from harness.algorithms.arguments import common_arguments, tokenized_completions, without_hashing
-        from harness.stages.reference import SharesReference
+        from harness.algorithms.arguments import common_arguments, tokenized_completions
+        from harness.algorithms.trl_seam import PairTrainer, without_hashing
+        from harness.stages.reference import scores
 
-        class Shared(SharesReference, KTOTrainer):
+        class Trainer(PairTrainer, KTOTrainer):
             """Its references come from the stage, and its token ids from the one rendering of all."""
 
-            references = job.references
+            reference_scores = staticmethod(scores if job.references is None else job.references.columns)
 
-            def _prepare_dataset(self, dataset: Any, _: Any, args: Any, *__: Any) -> Any:
-                mismatched = rotated(dataset["completion_ids"], args.per_device_train_batch_size)
+            def rows(self, dataset: Any, arguments: Any) -> Any:
+                mismatched = rotated(dataset["completion_ids"], arguments.per_device_train_batch_size)
                 return dataset.add_column("KL_completion_ids", mismatched)
 
-        rows = shuffled_rows(job.data.train_pairs, job.data.train_unpaired, job.seed)
-        return without_hashing(kto_trainer, Shared)(
+        without_hashing()
+        trainer = Trainer(
             model=job.model,
             ref_model=job.reference,
             args=KTOConfig(
@@ -101,13 +102,16 @@ class KTO(Algorithm):
                 desirable_weight=self.desirable_weight,
                 undesirable_weight=self.undesirable_weight,
                 max_length=job.train.max_length,
-                precompute_ref_log_probs=self.shares_reference(job.train, job.data),
+                precompute_ref_log_probs=job.holds == "shared",
             ),
-            train_dataset=tokenized_completions(job, rows),
+            train_dataset=tokenized_completions(
+                job, shuffled_rows(job.data.train_pairs, job.data.train_unpaired, job.seed)
+            ),
             processing_class=job.tokenizer,
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
+        return Training(trainer, job.holds)
 
 
 def rotated(completions: Sequence[Any], size: int) -> list[Any]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from harness.algorithms.arguments import common_arguments, to_dataset
-from harness.algorithms.base import TrainJob
+from harness.algorithms.base import Reference, Training, TrainJob
 from harness.algorithms.ppo import mathematics as math
-from harness.algorithms.roles import tensors_of
+from harness.algorithms.trl_seam import RolloutTrainer
 from harness.models.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
@@ -72,7 +72,27 @@ def online_options(job: TrainJob) -> dict[str, Any]:
     }
 
 
-class OnlineTrainer(GRPOTrainer):
+class Sampling:
+    """How a trainer samples (``base.Sampler``), and how much it has."""
+
+    def __init__(self, trainer: OnlineTrainer):
+        """Sample as ``trainer`` does by itself."""
+        self._trainer = trainer
+        self.prompts, self.complete = trainer.tokenized, trainer.completed
+        self.tokens = 0
+
+    @property
+    def generation_config(self) -> Any:
+        """Length, temperature and stop tokens."""
+        return self._trainer.generation_config
+
+    @property
+    def sampled_prompts(self) -> int | None:
+        """As the trainer counts them."""
+        return self._trainer.sampled_prompts
+
+
+class OnlineTrainer(RolloutTrainer):
     """TRL's GRPO trainer; rollouts are a phase of the clock, the reference is given, the series are ours.
 
     Completions are sampled from the policy's own distribution and end as those of the evaluators do (``generation``).
@@ -115,15 +135,21 @@ class OnlineTrainer(GRPOTrainer):
 
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        self.rollout_tokens = 0
+        self.sampling = Sampling(self)
         self._times = {"rollout": 0.0, "update": 0.0}
 
-    def roles(self) -> dict[str, list[Tensor]]:
-        """Weights by role; what two roles share stands with both."""
-        held = {"policy": tensors_of(self.model)}
-        if self.beta:
-            held["reference"] = tensors_of(self.ref_model or self.model)
-        return held | self.desk.roles
+    def training(self, reference: Reference) -> Training:
+        """What the algorithm gives."""
+        return Training(self, reference, self.roles, self.sampling)
+
+    def roles(self) -> dict[str, Any]:
+        """Weights by role, those of policy and reference apart."""
+        return dict(self.desk.roles)
+
+    @property
+    def sampled_prompts(self) -> int | None:
+        """Prompts sampled for so far; None where the number of steps tells."""
+        return None
 
     def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
         """A chance to add to a rollout.
@@ -138,43 +164,56 @@ class OnlineTrainer(GRPOTrainer):
     def note(self, **values: float | Tensor) -> None:
         """Points of series; each is averaged until the next log."""
         for name, value in values.items():
-            self._metrics["train"][name].append(float(value))
+            self.series[name].append(float(value))
 
-    # -- hooks of TRL's trainer ------------------------------------------------------------------------
+    def tokenized(self, rows: list[Any]) -> list[list[int]]:
+        """Token ids of prompts, by the one rendering of all."""
+        return prompt_ids(self.processing_class, rows)
+
+    def completed(self, *arguments: Any, **options: Any) -> Any:
+        """Completions from the policy's own distribution."""
+        # Of an adapter's model, generate calls what autocast is not wrapped around.
+        with own_distribution(self.model, self.processing_class), self.accelerator.autocast():
+            return super().sampled(*arguments, **options)
+
+    # -- steps of the trainer --------------------------------------------------------------------------
+
+    def prompts(self, rows: list[Any]) -> list[list[int]]:
+        """As the sampling has it."""
+        return self.sampling.prompts(rows)
+
+    def sampled(self, *arguments: Any, **options: Any) -> Any:
+        """As the sampling has it."""
+        return self.sampling.complete(*arguments, **options)
 
     def _score(self, completions: list[Any], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
         self._ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
         self._scores = self.scorer(completions, row, self._ended)
         return self._scores
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return prompt_ids(self.processing_class, prompts), None, {}
-
-    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
-        # Of an adapter's model, generate calls what autocast is not wrapped around.
-        with own_distribution(self.model, self.processing_class), self.accelerator.autocast():
-            return super()._generate_single_turn(*arguments, **options)
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def rolled_out(self, inputs: Any) -> dict[str, Any]:
+        """A rollout, in a phase of its own."""
         started = time.perf_counter()
         with self._clock.phase("rollout"):
-            batch = super()._generate_and_score_completions(inputs)
+            batch = super().rolled_out(inputs)
             mask, device = batch["completion_mask"], self.accelerator.device
             scores = torch.tensor(self._scores, device=device, dtype=torch.float32)
             ended = torch.tensor(self._ended, device=device)
             batch = self.finish_rollout(batch, scores, ended)
-        self.rollout_tokens += int(mask.sum())
+        self.sampling.tokens += int(mask.sum())
         self.note(ended_by_eos=ended.float().mean(), **self.scorer.means())
         self._times["rollout"] += time.perf_counter() - started
         return batch
 
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(*arguments, **options)
+    def log_probs(self, *arguments: Any, **options: Any) -> Any:
+        """TRL's; the latest are kept for the series."""
+        found = super().log_probs(*arguments, **options)
         self._latest_log_probs = found[0].detach()
         return found
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
+    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's, with how far the policy has moved since the rollout."""
+        loss = super().loss(model, inputs)
         latest = self._latest_log_probs
         old = inputs.get("old_per_token_logps", latest)  # absent where the one step of a rollout is its own policy's
         self.note(approx_kl=math.approximate_kl(latest, old, inputs["completion_mask"]))
@@ -189,7 +228,7 @@ class OnlineTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's series under our names, and the seconds spent since the last log."""
-        own = self._metrics["train"]
+        own = self.series
         for theirs, ours in RENAMED.items():
             if theirs in own:
                 own[ours] = own.pop(theirs)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from harness.algorithms.base import Algorithm, TrainJob
+from harness.algorithms.base import Algorithm, Training, TrainJob
 from harness.base.errors import UserError
 from harness.config.train import Train
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 IGNORED = -100
 """Label of a token that carries no loss, as torch's cross-entropy has it."""
@@ -41,7 +38,7 @@ class SFT(Algorithm):
             return []
         return [UserError("sft needs chosen or desirable completions, and this data set has none", key="task")]
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer on (prompt, completion) rows."""
         from trl import SFTConfig, SFTTrainer
 
@@ -51,7 +48,7 @@ class SFT(Algorithm):
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
         limit = job.train.max_length
         tokens = tokenized_completions(job, rows).map(lambda row: _labelled(row, limit), remove_columns=COLUMNS)
-        return SFTTrainer(
+        trainer = SFTTrainer(
             model=job.model,
             args=SFTConfig(
                 **common_arguments(job),
@@ -64,6 +61,7 @@ class SFT(Algorithm):
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
+        return Training(trainer)
 
 
 def _labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:
@@ -91,6 +89,6 @@ class Untrained(Algorithm):
         """Nothing is trained."""
         return False
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def trainer(self, job: TrainJob) -> Training:
         """Never called: ``trains`` is False."""
         raise TypeError("algo=none does not train")

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.algorithms.base import Algorithm, TrainJob
+from harness.algorithms.base import Algorithm, Training, TrainJob
+from harness.algorithms.trl_seam import narrow_tiles
 from harness.models.precision import without_autocast
 
 POLICY = "default"
 """Of the policy's adapter."""
-TILE = 32_768
-"""Columns of the tiles in which TRL's output head works through the vocabulary."""
 
 
-def ready_trainer(algo: Algorithm, job: TrainJob) -> Any:
-    """The algorithm's trainer, with a frozen copy of the model as its reference where nothing stands in for one."""
-    adapted = job.adapter.peft_config() is not None
-    shared = algo.shares_reference(job.train, job.data)
+def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
+    """The algorithm's trainer, with a frozen copy of the model as its reference where that is what holds it."""
+    job = replace(job, holds=algo.reference_of(job.adapter, job.train, job.data))
     if not algo.keeps_dropout:
         without_dropout(job.model)
-    if algo.uses_reference and not adapted and not shared:
+    if job.holds == "own":
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
     job.model.train()
     narrow_tiles(job.model.config.get_text_config().vocab_size)
-    trainer: Any = algo.trainer(job)
-    if adapted:
-        for parameter in trainer.model.parameters():
+    training = algo.trainer(job)
+    if job.adapter.peft_config() is not None:
+        for parameter in training.trainer.model.parameters():
             # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if algo.family == "offline":
-            drop_out(trainer.model, getattr(job.adapter, "dropout", 0.0))
-    return trainer
+            drop_out(training.trainer.model, job.adapter.dropout)
+    return training
 
 
 def without_dropout(model: Any) -> None:
@@ -68,25 +65,6 @@ def drop_out(policy: Any, share: float) -> None:
     layers = [m for m in policy.modules() if POLICY in getattr(m, "lora_dropout", ())]
     for layer in layers if share else ():
         layer.lora_dropout[POLICY] = PolicyDropout(share)
-
-
-def narrow_tiles(vocabulary: int) -> None:
-    """Make tiles no wider than the vocabulary: TRL reserves 4,096 whole rows, half a GB where 40 columns are used."""
-    from trl.trainer import utils
-
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(TILE, vocabulary)
-
-
-def roles_of(algo: Algorithm, trainer: Any) -> Mapping[str, Sequence[Any]]:
-    """Tensors of each role that is resident; what two roles share stands with both."""
-    from harness.algorithms.roles import tensors_of
-
-    if hasattr(trainer, "roles"):
-        return trainer.roles()
-    roles = {"policy": tensors_of(trainer.model)}
-    if algo.uses_reference and not getattr(trainer, "precompute_ref_logps", False):
-        roles["reference"] = tensors_of(getattr(trainer, "ref_model", None) or trainer.model)
-    return roles
 
 
 def released(trainer: Any, *, checkpointed: bool) -> Any:

@@ -33,6 +33,7 @@ NO_NUMBER: Mapping[str, str] = {
     "harness.config.fingerprint": "compares such figures",
     "harness.tasks.audit": "refuses or tells; no row is changed",
     "harness.trial.heap": "how freed memory is held: the peak, and no value",
+    "harness.models.embedded": "makes the embedded base, whose own digest holds it",
     "harness.telemetry": "samples memory and seconds beside the computation",
 }
 """Modules and packages of the house that a trial reaches and that cannot change what it computes -> why not."""

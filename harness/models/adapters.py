@@ -31,6 +31,11 @@ class Adapter(ABC):
     trains_base: ClassVar[bool] = False
     """Whether the base's own weights are what is trained."""
 
+    # Knobs that the harness asks every adapter for; one that has them declares fields of these names.
+    rank = None
+    dropout = 0.0
+    paged_optimizer = False
+
     @abstractmethod
     def peft_config(self) -> LoraConfig | None:
         """What TRL wraps the model with; None trains the model itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,10 +15,28 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.store.cache import Cache, Entry
     from harness.tasks.base import Task
 
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Where architectures say how long a sequence may be."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A base that can be loaded.
+
+    Attributes:
+        path: its folder, where it was made; None where the model knows its own.
+        stage: what made it, by its name in the journal.
+        entry: of the cache.
+        weights: identity of its weights, where those of one recipe differ; None is the recipe's.
+    """
+
+    path: Path | None = None
+    stage: str | None = None
+    entry: Entry | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,8 @@ class Model(ABC):
     chat_template: Literal["auto", "off"] = "auto"
     pad_token: str | None = None
 
+    embedded: ClassVar[bool] = False
+    """Whether this is the toy that the package brings: small, quick, and known to be well."""
     follows_device: ClassVar[bool] = True
     """Whether ``auto`` computes in bf16 where the device does so well; the embedded model stays in 32 bits."""
 
@@ -77,6 +97,22 @@ class Model(ABC):
     def make(self, folder: Path) -> None:
         """Make it there; only where there are ingredients."""
         raise TypeError(f"{type(self).__name__} is there already")
+
+    def prepare(
+        self, cache: Cache, task: Task, *, threads: int, progress: Callable[[str, int, int], object]
+    ) -> Prepared:
+        """Have it made where it is not there already, in the cache.
+
+        Args:
+            cache: of stages.
+            task: gives rows to a base that is trained first.
+            threads: torch's, which change the bits of trained weights.
+            progress: told of what is done, how far, and of how much.
+        """
+        from harness.models.making import STAGE, made
+
+        entry = made(self, cache)
+        return Prepared() if entry is None else Prepared(entry.path, STAGE, entry)
 
     def checkpoint_problems(self, source: Path | None) -> list[UserError]:
         """What is wrong with the files of its weights, without reading them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -11,8 +11,9 @@ from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
 from harness.config import closure, identity
-from harness.models.base import Model
+from harness.models.base import Model, Prepared
 from harness.models.loading import character_tokenizer, load_pretrained
+from harness.store.cache import Cache
 from harness.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Tiny(Model):
     """
 
     name: ClassVar[str] = "tiny"
+    embedded: ClassVar[bool] = True
     follows_device: ClassVar[bool] = False
 
     seed: Annotated[int, Ge(0)] = 0
@@ -84,6 +86,17 @@ class Tiny(Model):
             return [error]
         return []
 
+    def prepare(
+        self, cache: Cache, task: Task, *, threads: int, progress: Callable[[str, int, int], object]
+    ) -> Prepared:
+        """Train it, on first use; its weights differ in bits between machines, so they have a key of their own."""
+        from harness.models.embedded import embedded_base
+
+        entry = embedded_base(
+            self, task, cache, threads=threads, progress=lambda step, total: progress("base SFT", step, total)
+        )
+        return Prepared(entry.path, "sft", entry, entry.path.name)
+
     def configuration(self, source: Path | None = None) -> Any:
         """The transformers configuration."""
         from transformers import LlamaConfig
@@ -132,4 +145,4 @@ class Tiny(Model):
 
 def base_entries(model: Model, task: Task) -> tuple[str, ...]:
     """Where the code begins that makes the embedded base: its stage, the model's class, the task that gives rows."""
-    return ("harness.stages.sft", *identity.modules_of([model, task]))
+    return ("harness.models.embedded", *identity.modules_of([model, task]))

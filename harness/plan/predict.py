@@ -15,10 +15,8 @@ from harness.base.errors import UserError
 from harness.base.formatting import count
 from harness.base.streams import silence
 from harness.config import closure, identity
-from harness.models import Tiny
 from harness.plan.gpus import needed, resident
 from harness.runner import forkserver
-from harness.tasks.arithmetic import Arithmetic
 from harness.trial.assemble import Setup, with_baseline
 from harness.trial.data import cache_of, load_data
 from harness.trial.identify import training_config
@@ -58,7 +56,7 @@ class Target:
         """The same with ``fill`` decided for this trial."""
         if self.fill is not None:
             return self
-        return replace(self, fill=isinstance(setup.task, Arithmetic) and not isinstance(setup.model, Tiny))
+        return replace(self, fill=setup.task.embedded and not setup.model.embedded)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A world of fake tensors: shapes, dtypes and storages without data. Imports torch.
 
 The fakes stand on the CPU also where a GPU is planned for, since a build of torch without CUDA has no other. What
-differs on CUDA is set right here (``as_on_cuda``) or by the stand-ins.
+differs on CUDA is set right by ``trl_seam.as_on_cuda`` or by the stand-ins.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from harness.algorithms.trl_seam import as_on_cuda
+from harness.base.replacing import replaced
 
-class World(FakeTensorMode):
+
+class FakeWorld(FakeTensorMode):
     """Within it every new tensor is fake."""
 
-    def __deepcopy__(self, _: Any) -> World:
+    def __deepcopy__(self, _: Any) -> FakeWorld:
         """Itself: tensors copied with a model stay in this world."""
         return self
 
@@ -35,16 +37,15 @@ class World(FakeTensorMode):
 
 
 @contextmanager
-def fake_world(*, cuda: bool) -> Iterator[World]:
+def fake_world(*, cuda: bool) -> Iterator[FakeWorld]:
     """Enter a world of fakes; with ``cuda`` libraries take the course that they take there."""
-    world = World(allow_non_fake_inputs=False)
+    world = FakeWorld(allow_non_fake_inputs=False)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does
-        stack.enter_context(patch.object(nn.Module, "_apply", _apply))
+        stack.enter_context(replaced(nn.Module, "_apply", _apply))
         if cuda:
-            for target in as_on_cuda():
-                stack.enter_context(target)
+            stack.enter_context(as_on_cuda())
         stack.enter_context(world)
         yield world
 
@@ -68,22 +69,3 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
         if buffer is not None:
             self._buffers[name] = fn(buffer)
     return self
-
-
-def as_on_cuda() -> list[Any]:
-    """Patches that give TRL's output head its course on CUDA: Triton kernels, which make no tensors of their own."""
-    from trl.kernels import chunked_logprob
-    from trl.trainer import utils
-
-    def nothing(*_: Any, **__: Any) -> None:
-        """A kernel that works in place."""
-
-    def add_product(acc: Tensor, a: Tensor, b: Tensor) -> None:
-        acc.add_(1)
-
-    return [
-        patch.object(chunked_logprob, "_forward_tile", nothing),
-        patch.object(chunked_logprob, "_backward_tile", nothing),
-        patch.object(chunked_logprob, "_addmm_fp32", add_product),
-        patch.object(utils, "_use_triton", lambda _: True),
-    ]

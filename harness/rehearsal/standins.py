@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 from transformers.quantizers import AutoHfQuantizer
+
+from harness.base.replacing import replaced
 
 BLOCK, SCALES_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one of theirs (arXiv 2305.14314; bitsandbytes' defaults)."""
@@ -155,8 +156,8 @@ def ends_of_sampling(model: Any) -> Iterator[None]:
 
     once = _every_other()
     with (
-        patch.object(model, "generate", ends),
-        patch.object(model, "_has_unfinished_sequences", lambda *_, **__: next(once)),
+        replaced(model, "generate", ends),
+        replaced(model, "_has_unfinished_sequences", lambda *_, **__: next(once)),
     ):
         yield
 

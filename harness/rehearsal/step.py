@@ -11,8 +11,8 @@ import copy
 import gc
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from harness.algorithms.arguments import optimizer_name
-from harness.algorithms.base import TrainJob
+from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
+from harness.algorithms.trl_seam import sampling_model
 from harness.config.train import Budget, Train
 from harness.models.precision import Place
 from harness.rehearsal import judging, standins, watch
-from harness.rehearsal.fakes import World, fake_world, outside
+from harness.rehearsal.fakes import FakeWorld, fake_world, outside
 from harness.rehearsal.rows import lengthened, longest
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
@@ -117,14 +118,14 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")
-            trainer = _trainer(scene, model, folder, tracker, world)
+            training = _training(scene, model, folder, tracker, world)
             del model
-            watch.watch_owners(setup, trainer, tracker)
-            _take_worst_batches(trainer, setup.train.max_length if scene.fill else None, world)
-            with _sampling(trainer, setup, scene.fill, world):
-                trainer.train()
-            model = released(trainer, checkpointed=setup.train.gradient_checkpointing)
-            del trainer
+            watch.watch_owners(training, tracker)
+            _take_worst_batches(training.trainer, setup.train.max_length if scene.fill else None, world)
+            _sample_longest(training, setup, scene.fill, world)
+            training.trainer.train()
+            model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
+            del training
             gc.collect()  # of the cycles that a trainer is made of
         judge(model, "evaluate", *judged)
         if any(judged) and setup.algo.trains:
@@ -196,8 +197,7 @@ def made(config: Any, setup: Setup, place: Place, quantization: Any | None) -> A
 def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     """Algorithm and knobs of one optimizer step, with as few micro-batches as show accumulation, rollouts as large."""
     algo = setup.algo
-    if hasattr(algo, "share_reference"):  # which one step would not do of itself
-        algo = replace(algo, share_reference=algo.shares_reference(setup.train, data))
+    algo = algo.with_sharing(algo.shares_reference(setup.train, data))  # which one step would not do of itself
     train = setup.train
     assert train.batch_size and train.micro_batch_size
     accumulation = train.batch_size // train.micro_batch_size
@@ -213,7 +213,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     return algo.with_rollouts(accumulation // few), short
 
 
-def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: World | None) -> Any:
+def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: FakeWorld | None) -> Training:
     setup, place = scene.setup, scene.place
     algo, train = shortened(setup, scene.data)
     name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu")
@@ -239,7 +239,8 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
         folders=scene.folders,
         callbacks=[watch.Steady(tracker)],
     )
-    trainer = ready_trainer(algo, job)
+    training = ready_trainer(algo, job)
+    trainer = training.trainer
     if stands_in:
         create = trainer.create_optimizer
 
@@ -248,7 +249,7 @@ def _trainer(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: Wo
             return trainer.optimizer
 
         trainer.create_optimizer = stand_in
-    return trainer
+    return training
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class _References:
     """In place of the stage: scores the longest batch, and has a value of 0 for every row."""
 
     tracker: Tracker
-    world: World | None
+    world: FakeWorld | None
     fill: int | None
 
     def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
@@ -265,14 +266,14 @@ class _References:
         with outside():
             rows = [dataset[i] for i in longest_first(dataset)[:batch_size]]
             batch = lengthened(trainer.data_collator(rows), self.fill)
-        batch = trainer._prepare_inputs(batch) if self.world is None else self.world.take_in(batch)
+        batch = trainer.on_device(batch) if self.world is None else self.world.take_in(batch)
         trainer.compute_ref_log_probs(trainer.model.eval(), batch)
         trainer.model.train()
         self.tracker.enter("load")
         return {name: [0.0] * len(dataset) for name in column_names(dataset)}
 
 
-def _take_worst_batches(trainer: Any, fill: int | None, world: World | None) -> None:
+def _take_worst_batches(trainer: Any, fill: int | None, world: FakeWorld | None) -> None:
     """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
     load = trainer.get_train_dataloader
 
@@ -287,39 +288,25 @@ def _take_worst_batches(trainer: Any, fill: int | None, world: World | None) -> 
     trainer.get_train_dataloader = batches
 
 
-@contextmanager
-def _sampling(trainer: Any, setup: Setup, fill: bool, world: World | None) -> Iterator[None]:
+def _sample_longest(training: Training, setup: Setup, fill: bool, world: FakeWorld | None) -> None:
     """Rollouts of the longest completions; on fakes their first and last tokens, without reading any."""
-    if not hasattr(trainer, "_generate_single_turn"):
-        yield
+    sampler, trainer = training.sampler, training.trainer
+    if sampler is None:
         return
-    tokenize, room = trainer._tokenize_prompts, setup.train.max_length - setup.train.max_completion_length
-
-    def prompts(rows: Any) -> Any:
-        ids, *rest = tokenize(rows)
-        return ([(list(i) * room)[:room] for i in ids] if fill else ids, *rest)
-
-    trainer._tokenize_prompts = prompts
+    tokenize, room = sampler.prompts, setup.train.max_length - setup.train.max_completion_length
+    if fill:
+        sampler.prompts = lambda rows: [(list(ids) * room)[:room] for ids in tokenize(rows)]
     if world is None:
-        trainer.generation_config.min_new_tokens = setup.train.max_completion_length
-        yield
+        sampler.generation_config.min_new_tokens = setup.train.max_completion_length
         return
 
     def sampled(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        from trl.models.utils import unwrap_model_for_generation
-
         width = max(map(len, prompt_ids))
         ids = torch.ones((len(prompt_ids), width), dtype=torch.long)
-        arguments = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
-        with (
-            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **arguments) as model,
-            torch.no_grad(),
-        ):
-            with standins.ends_of_sampling(model):
-                model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=trainer.generation_config
-                )
+        with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model):
+            model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampler.generation_config
+            )
         return [[width % 7 + 3] * setup.train.max_completion_length for _ in prompt_ids], None
 
-    trainer._generate_single_turn = sampled
-    yield
+    sampler.complete = sampled

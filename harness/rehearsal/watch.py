@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.cache_utils import DynamicLayer
 
+from harness.algorithms.base import Training
 from harness.algorithms.roles import ORDER
-from harness.algorithms.trainers import roles_of
+from harness.algorithms.trl_seam import head_within
+from harness.base.replacing import replaced
 from harness.models.meta_model import layers_of
 from harness.rehearsal.tracker import Tracker
-from harness.trial.assemble import Setup
 
 
 class Clock:
@@ -60,7 +61,6 @@ class Steady(TrainerCallback):
 @contextmanager
 def booked(tracker: Tracker) -> Iterator[None]:
     """What a key-value cache makes is booked on it, and what TRL's output head makes on the logits."""
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
     def by(owner: str, made: Any) -> Any:
         def owned(*arguments: Any, **options: Any) -> Any:
@@ -69,11 +69,7 @@ def booked(tracker: Tracker) -> Iterator[None]:
 
         return owned
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(DynamicLayer, "update", by("kv_cache", DynamicLayer.update)))
-        for part in ("forward", "backward"):
-            function = staticmethod(by("logits", getattr(ChunkedLogProbFunction, part)))
-            stack.enter_context(patch.object(ChunkedLogProbFunction, part, function))
+    with replaced(DynamicLayer, "update", by("kv_cache", DynamicLayer.update)), head_within(partial(by, "logits")):
         yield
 
 
@@ -94,9 +90,9 @@ def mark_layers(model: nn.Module, config: Any, tracker: Tracker) -> None:
         layer.register_forward_hook(after)
 
 
-def watch_owners(setup: Setup, trainer: Any, tracker: Tracker) -> None:
+def watch_owners(training: Training, tracker: Tracker) -> None:
     """Weights by role; gradients as they come."""
-    roles = roles_of(setup.algo, trainer)
+    trainer, roles = training.trainer, training.resident
     for role in sorted(roles, key=ORDER.index, reverse=True):  # what is shared ends with the first in order
         tracker.own(roles[role], "weights" if role == "policy" else role)
     for group in (trainer.model.parameters(), roles.get("critic", ())):

@@ -84,13 +84,16 @@ def _behaviour(rows: Sequence[Mapping[Any, Any]], column: str) -> str:
 
 
 def _reference(row: Mapping[Any, Any]) -> str | None:
-    """What the row's trial was held to while it trained, in words; None where nothing is known."""
-    beta, quantized = value_of(row, "beta"), str(row.get("params.adapter.quantized"))
-    if row.get("algo") in ("none", "sft") or (beta is None and row.get("params.algo.beta") is None):
+    """What held the row's policy to where it started, in words; None for an algorithm without such a thing.
+
+    Whether that was a copy, the base itself or its log-probabilities computed beforehand makes no difference.
+    """
+    kind = row.get("reference")
+    if kind == "none":
+        return "none (beta 0)" if value_of(row, "beta") == 0 else None
+    if not isinstance(kind, str) or kind not in ("base", "own", "shared"):
         return None
-    if beta == 0:
-        return "none (beta 0)"
-    return "the base in 4 bits" if quantized == "True" or row.get("adapter") == "qlora" else "the base"
+    return "the base in 4 bits" if row.get("reference_quantized") == "True" else "the base"
 
 
 def _baseline(row: Mapping[Any, Any]) -> str | None:

@@ -44,7 +44,7 @@ class References:
         """A value for each row of ``dataset``, by TRL's names of the columns.
 
         Args:
-            trainer: TRL's, with a collator and ``compute_ref_log_probs``.
+            trainer: TRL's, with a collator, ``on_device`` and ``compute_ref_log_probs``.
             dataset: rows as token ids.
             batch_size: rows per forward pass.
 
@@ -123,7 +123,7 @@ def scores(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = trainer._prepare_inputs(trainer.data_collator([dataset[i] for i in chosen]))
+            batch = trainer.on_device(trainer.data_collator([dataset[i] for i in chosen]))
             for name, values in zip(names, trainer.compute_ref_log_probs(model, batch), strict=True):
                 for i, value in zip(chosen, values.float().cpu().tolist(), strict=True):
                     found[name][i] = value
@@ -146,19 +146,3 @@ def column_names(dataset: Any) -> tuple[str, str]:
     if "chosen_ids" in dataset.column_names:
         return "ref_chosen_logps", "ref_rejected_logps"
     return "ref_logps", "ref_KL_logps"
-
-
-class SharesReference:
-    """For a TRL trainer with ``precompute_ref_log_probs``: the values come from ``references``, or are computed here.
-
-    TRL keeps its own by the fingerprint of the data set and a hash of all weights, an adapter's random ones included,
-    and the fingerprint changes with the training arguments: in a sweep no trial would find what another one computed.
-    """
-
-    references: Any
-
-    def _precompute_ref_logps(self, dataset: Any, _: str, batch_size: int) -> Any:
-        score = scores if self.references is None else self.references.columns
-        for name, values in score(self, dataset, batch_size).items():
-            dataset = dataset.add_column(name, values)
-        return dataset

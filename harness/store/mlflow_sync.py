@@ -18,6 +18,7 @@ from harness.base import absences, formatting
 from harness.base.records import Event, Outcome
 from harness.config import fingerprint
 from harness.store import journal
+from harness.store.columns import tags_from
 from harness.store.journal import Tail
 from harness.store.logged import BATCH, chunks, describe_run, log_policy
 from harness.store.mlflow_store import SweepRun, client, in_one_line
@@ -190,24 +191,20 @@ def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequen
 
 def _log_event(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Mapping[str, Any], folder: Path) -> None:
     data = event.data
+    for name, text in tags_from(event).items():
+        api.set_tag(state.run_id, name, text)
     if event.kind == "table":
         _log_table(api, state.run_id, data["name"], data["rows"])
     elif event.kind == "artifact" and (place := _artifact_place(data["path"])) is not None:
         file = folder / "artifacts" / data["path"]
         if file.is_file():
             api.log_artifact(state.run_id, str(file), place or None)
-    elif event.kind == "device":
-        api.set_tag(state.run_id, "device", data["device"])
-        api.set_tag(state.run_id, "device_name", str(data.get("name")))
-        api.set_tag(state.run_id, "precision", data["precision"])
     elif event.kind == "fingerprint":
         for name, one in fingerprint.told([event]).items():
             api.set_tag(state.run_id, fingerprint.COLUMN + name, fingerprint.as_text(one))
     elif event.kind == "note":
         for name, why in absences.told([event]).items():
             api.set_tag(state.run_id, absences.COLUMN + name, why[:4000])
-    elif event.kind == "memory":
-        api.set_tag(state.run_id, "memory_lens", data["lens"])
     elif event.kind == "stage":
         _log_stage(api, sweep, state, event, trial)
     elif event.kind == "attempt":

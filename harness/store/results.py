@@ -5,7 +5,7 @@ Columns, the same from either source; what a trial does not have is missing (NaN
 =============================  =========================================================================
 ``trial_id`` ``sweep``         names; ``run_id`` is MLflow's, missing where the row comes from a folder
 ``outcome`` ``reason``         as recorded; the reason is missing for trials that finished
-``algo`` ``adapter`` ...       the rest of ``TEXTS``: model, task, device, digests, commit
+``algo`` ``adapter`` ...       the rest of ``columns.TEXTS``: model, task, device, reference, digests, commit
 ``started``                    seconds since the epoch; missing where the row comes from a folder
 ``beta`` ``rank`` ``seed``     numbers; missing where the trial has no such knob
 ``eval/true_reward`` ...       every metric under its own name (they all contain a slash): the last point of a series
@@ -33,15 +33,11 @@ from harness.base.errors import UserError
 from harness.config import fingerprint
 from harness.config.identity import flatten
 from harness.store import journal
+from harness.store.columns import TEXTS, texts_of
 from harness.store.mlflow_store import Tracking, check_reachable, client, quoted
 from harness.store.past import description, result_of
 from harness.store.result import read_result
 
-TEXTS = (
-    "trial_id", "sweep", "run_id", "outcome", "reason", "algo", "adapter", "model", "task", "device", "device_name",
-    "precision", "memory_lens", "git_sha", "dataset_digest", "base_digest", "evaluator_digest",
-    "code_digest", "train_key", "eval_key", "command",
-)  # fmt: skip
 NUMBERS = ("beta", "rank", "seed")
 SERIES_COLUMNS = ("run_id", "name", "step", "time", "value")
 PAGE = 500
@@ -232,25 +228,19 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         return None
     trial, config = description(folder), result.config
     events = journal.read(folder / "worker.jsonl") + journal.read(folder / "runner.jsonl")
-    device = next((e.data for e in reversed(events) if e.kind == "device"), {})
-    row: dict[str, Any] = {
+    about = {
         "trial_id": result.trial_id,
         "sweep": trial.get("sweep") or folder.parent.name,
-        "outcome": str(result.outcome),
-        "reason": result.reason or None,
-        **{group: (config.get(group) or {}).get("name") for group in ("algo", "adapter", "model", "task")},
-        "device": device.get("device"),
-        "device_name": device.get("name"),
-        "precision": device.get("precision"),
-        "memory_lens": next((e.data["lens"] for e in reversed(events) if e.kind == "memory"), None),
-        "git_sha": result.environment.get("git_sha") or "unknown",
-        "command": result.environment.get("trial_command"),
-        "dataset_digest": result.digests.get("dataset"),
-        "base_digest": result.digests.get("base"),
-        "evaluator_digest": result.digests.get("evaluators"),
-        "code_digest": result.digests.get("code"),
+        "config": config,
+        "digests": result.digests,
+        "environment": result.environment,
         "train_key": result.train_key or trial.get("train_key"),
         "eval_key": result.eval_key or trial.get("eval_key"),
+    }
+    row: dict[str, Any] = {
+        **texts_of(about, events),
+        "outcome": str(result.outcome),
+        "reason": result.reason or None,
         **{name: config.get(name) for name in NUMBERS},
     }
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})

@@ -12,10 +12,9 @@ from typing import Any
 
 from harness.base.records import Event
 from harness.store import journal
+from harness.store.columns import tags_of
 from harness.store.mlflow_store import SweepRun, quoted, source_tags
 
-DIGESTS = {"dataset": "dataset", "base": "base", "evaluator": "evaluators", "code": "code"}
-"""Tags ``<name>_digest`` and the keys of a trial's digests."""
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -46,24 +45,15 @@ def _stamp(seconds: float) -> int:
 
 
 def _create_run(api: Any, sweep: SweepRun, trial: Mapping[str, Any], folder: Path, began: float) -> str:
-    config, environment = trial["config"], trial["environment"]
+    environment = trial["environment"]
     tags = {
+        **tags_of(trial),
         "mlflow.parentRunId": sweep.parent_id,
         "kind": "trial",
-        "trial_id": trial["trial_id"],
-        "sweep": trial["sweep"],
         "outcome": "running",
-        "algo": config["algo"]["name"],
-        "adapter": config["adapter"]["name"],
-        "model": config["model"]["name"],
-        "task": config["task"]["name"],
-        "git_sha": environment["git_sha"] or "unknown",
-        "train_key": trial["train_key"],
-        "eval_key": trial["eval_key"],
         "folder": str(folder),
-        "command": environment.get("trial_command") or "",
         **source_tags(environment.get("trial_command"), environment["git_sha"]),
-    } | {f"{what}_digest": trial["digests"][key] for what, key in DIGESTS.items() if key in trial["digests"]}
+    }
     run = api.create_run(sweep.experiment_id, start_time=_stamp(began), run_name=trial["trial_id"], tags=tags)
     return run.info.run_id
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
-from harness.models import Tiny
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 
@@ -54,9 +53,9 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well."""
-    if not isinstance(setup.model, Tiny):
+    if not setup.model.embedded:
         return True
-    standard = Tiny()
+    standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
         standard.hidden,
         standard.intermediate,

@@ -51,6 +51,7 @@ class Arithmetic(Task):
     """
 
     has_reward: ClassVar[bool] = True
+    embedded: ClassVar[bool] = True
     knows_declining: ClassVar[bool] = True
 
     seed: Annotated[int, Ge(0)] = 0

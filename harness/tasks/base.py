@@ -94,6 +94,8 @@ class Task(ABC):
 
     has_reward: ClassVar[bool] = False
     """True where ``score`` knows the true reward of any completion."""
+    embedded: ClassVar[bool] = False
+    """Whether this is the toy that the package brings, whose rows say nothing of real ones."""
     knows_declining: ClassVar[bool] = False
     """True where ``declines`` and ``answerable`` know what they are asked."""
 

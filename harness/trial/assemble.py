@@ -60,7 +60,7 @@ class Setup:
     @property
     def rank(self) -> int | None:
         """The adapter's rank, where it has one."""
-        return getattr(self.adapter, "rank", None) if self.algo.trains else None
+        return self.adapter.rank if self.algo.trains else None
 
     @property
     def beta(self) -> float | None:
@@ -187,7 +187,7 @@ def _inject(
 
 def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Adapter:
     """Online algorithms train without dropout: the ratio of a pass with it to one without would clip on noise."""
-    if algo.family != "online" or not getattr(adapter, "dropout", 0.0):
+    if algo.family != "online" or not adapter.dropout:
         return adapter
     unused.append("adapter.dropout")
     return replace(adapter, dropout=0.0)  # type: ignore[call-arg]

@@ -21,7 +21,7 @@ import torch
 from harness.config import closure, identity
 from harness.config.fingerprint import BASE, JUDGING, Fingerprint, by_order, rounded
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.models import Tiny, base_entries
+from harness.models import base_entries
 from harness.models.loading import character_tokenizer
 from harness.store.journal import Journal
 from harness.tasks.base import Row, Task, TaskData, digest_of, prompt_key, text_of
@@ -56,7 +56,7 @@ def tell_fingerprints(ground: Ground, journal: Journal) -> None:
     if judging and (setup.task.has_reward or setup.task.knows_declining):
         code, fields = closure.closure(identity.modules_of([setup.task])), identity.digest(asdict(setup.task))
         wanted[f"{JUDGING}task"] = code, {**rows, "configuration": fields}, lambda: of_rules(setup.task, data)
-    if isinstance(setup.model, Tiny):
+    if setup.model.embedded:
         model, task = setup.model, setup.task
         code, asked = closure.closure(base_entries(model, task)), asked_of_base(model, task)
         wanted[BASE] = code, asked, lambda: of_base(model, task)
@@ -102,7 +102,7 @@ def asked_of(evaluator: Evaluator, code: Mapping[str, Path]) -> dict[str, str]:
     }
 
 
-def asked_of_base(model: Tiny, task: Task) -> dict[str, str]:
+def asked_of_base(model: Any, task: Task) -> dict[str, str]:
     """What the base's stage is asked: the model, every row in order, and the libraries that train it."""
     return {
         "configuration": identity.digest([FIXTURE, dict(model.stage)]),
@@ -247,11 +247,11 @@ def of_rules(task: Task, data: TaskData) -> dict[str, float]:
     return figures
 
 
-def of_base(model: Tiny, task: Task) -> dict[str, float]:
+def of_base(model: Any, task: Task) -> dict[str, float]:
     """A few steps of the base's stage on a smaller model: its last loss, and the size of each group of weights."""
     from safetensors.torch import load_file
 
-    from harness.stages.sft import build
+    from harness.models.embedded import build
 
     with tempfile.TemporaryDirectory() as scratch:
         note = build(replace(model, **SMALL_BASE), task, Path(scratch), lambda step, total: None)

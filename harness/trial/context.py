@@ -15,9 +15,7 @@ import torch
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.evaluators.base import EvalContext
-from harness.models import Tiny
 from harness.models.adapters import Adapter
-from harness.models.making import STAGE, made
 from harness.models.precision import Place, place_on
 from harness.store.cache import Cache, Entry
 from harness.store.journal import Journal
@@ -154,7 +152,7 @@ class Ground:
             reference=reference,
             max_leaked=setup.eval.max_leaked,
             chat=self.chat and setup.model.chat_template == "auto",
-            sampled_prompts=None if isinstance(setup.model, Tiny) else SAMPLED_PROMPTS,
+            sampled_prompts=None if setup.model.embedded else SAMPLED_PROMPTS,
             progress=self.progress,
             before_training=self.before_training(model) if trained else None,
         )
@@ -204,22 +202,11 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
     stored = str(place.dtype).removeprefix("torch.")
     journal.write("device", device=place.device, precision=place.precision, dtype=stored, **device_record(place.device))
     cache = Cache(Path(job.cache_dir))
-    source, base_key = None, setup.model.recipe_digest(setup.task)
-    if isinstance(setup.model, Tiny):
-        from harness.stages.sft import embedded_base
-
-        entry = embedded_base(
-            setup.model,
-            setup.task,
-            cache,
-            threads=torch.get_num_threads(),
-            progress=lambda step, total: journal.write("progress", what="base SFT", step=step, total=total),
-        )
-        note_stage(journal, "sft", entry, cache.note(entry))
-        source, base_key = entry.path, entry.path.name
-    elif (entry := made(setup.model, cache)) is not None:
-        note_stage(journal, STAGE, entry)
-        source = entry.path
+    progress = progress_into(journal)
+    prepared = setup.model.prepare(cache, setup.task, threads=torch.get_num_threads(), progress=progress)
+    if prepared.entry is not None and prepared.stage is not None:
+        note_stage(journal, prepared.stage, prepared.entry, cache.note(prepared.entry) or None)
+    source, base_key = prepared.path, prepared.weights or setup.model.recipe_digest(setup.task)
     tokenizer = setup.model.tokenizer(source)
     style = choose_style(setup, data, tokenizer, journal)
     data, found = usable(setup, data, tokenizer, style, cache, source)
@@ -238,7 +225,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
         found=found,
-        progress=progress_into(journal),
+        progress=progress,
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from harness.algorithms.base import TrainJob
-from harness.algorithms.trainers import ready_trainer, released, roles_of
+from harness.algorithms.base import Training, TrainJob
+from harness.algorithms.trainers import ready_trainer, released
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
 from harness.models.generation import own_distribution
@@ -136,7 +136,7 @@ def train(
         seed_everything(setup.seed)
         meter = Meter(setup.algo, setup.train)
         callback = JournalCallback(journal, meter, setup.train.learning_rate)
-        trainer = ready_trainer(
+        training = ready_trainer(
             setup.algo,
             TrainJob(
                 model=model,
@@ -159,28 +159,30 @@ def train(
                 callbacks=[callback],
             ),
         )
-        meter.attach(trainer)
-        count_parameters(trainer.model, expected, journal)
-        account_for_roles(trainer, setup, journal)
+        meter.attach(training)
+        journal.write("training", reference=training.reference, quantized=setup.adapter.quantized)
+        count_parameters(training.trainer.model, expected, journal)
+        account_for_roles(training, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
     with clock.phase("train"), recorded(ground, journal):
-        take_steps(trainer, checkpoint)
+        take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
     seconds = clock.seconds()
     spent = meter.spent
     throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}
-    if rollout_tokens := getattr(trainer, "rollout_tokens", 0):
-        throughput["throughput/rollout_tokens_per_s"] = rollout_tokens / seconds["rollout"]
+    if training.sampler is not None and training.sampler.tokens:
+        throughput["throughput/rollout_tokens_per_s"] = training.sampler.tokens / seconds["rollout"]
     budget = {f"budget/{unit}": amount for unit, amount in spent.items()}
-    if getattr(trainer, "precompute_ref_logps", True) is False:  # each row went through the reference as it came
+    if setup.algo.family == "offline" and training.reference in ("base", "own"):
+        # each row went through the reference as it came
         budget["budget/reference_rows"] = spent["prompts"]
     journal.write("metrics", values=throughput | budget)
-    trained = released(trainer, checkpointed=setup.train.gradient_checkpointing)
-    del trainer
+    trained = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
+    del training
     free_memory(ground.device)
     return trained
 
@@ -225,11 +227,11 @@ def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
         raise RuntimeError(f"{trainable:,} parameters are trainable, and {expected:,} were expected of the adapter")
 
 
-def account_for_roles(trainer: Any, setup: Setup, journal: Journal) -> None:
+def account_for_roles(training: Training, setup: Setup, journal: Journal) -> None:
     """Log what each resident role weighs; with an adapter no role but the policy may hold a base of its own."""
     from harness.algorithms.roles import role_bytes
 
-    weights = role_bytes(roles_of(setup.algo, trainer))
+    weights = role_bytes(training.resident)
     journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
     if setup.adapter.peft_config() is not None and weights.get("reference"):
         raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")

@@ -131,7 +131,7 @@ def test_the_dpo_loss_is_minus_log_sigmoid_of_beta_times_the_difference_of_summe
 
     expected = statistics.fmean(loss(pair) for pair in PAIRS)
     assert abs(expected - math.log(2)) > 0.01  # policy and reference do differ
-    assert loss_of(DPO(beta=beta).trainer(job)) == pytest.approx(expected, abs=1e-5)
+    assert loss_of(DPO(beta=beta).trainer(job).trainer) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
@@ -142,17 +142,17 @@ def test_the_ipo_loss_is_the_squared_distance_of_per_token_log_ratios_from_half_
         return (chosen / chosen_tokens - rejected / rejected_tokens - 1 / (2 * beta)) ** 2
 
     expected = statistics.fmean(loss(pair) for pair in PAIRS)
-    assert loss_of(IPO(beta=beta).trainer(job)) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert loss_of(IPO(beta=beta).trainer(job).trainer) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 10.0])
 def test_the_dpo_loss_of_a_policy_that_equals_its_reference_is_ln_2_at_any_beta(job, beta):
     same = replace(job, reference=random_llama(0))
-    assert loss_of(DPO(beta=beta).trainer(same)) == pytest.approx(math.log(2), abs=1e-6)
+    assert loss_of(DPO(beta=beta).trainer(same).trainer) == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_a_fresh_adapter_starts_at_ln_2_with_the_bare_base_as_its_reference(job):
-    trainer = DPO(beta=0.5).trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    trainer = DPO(beta=0.5).trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2))).trainer
     assert trainer.ref_model is None
     assert loss_of(trainer) == pytest.approx(math.log(2), abs=1e-6)
 
@@ -171,7 +171,7 @@ def test_a_bradley_terry_margin_of_one_and_a_half_is_won_with_0_818_and_costs_0_
     if h < 0:
         pair = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
     one = replace(job, data=TaskData(train_pairs=[pair]), train=replace(job.train, batch_size=1, micro_batch_size=1))
-    assert loss_of(DPO(beta=1.5 / abs(h)).trainer(one)) == pytest.approx(0.201413, abs=1e-5)
+    assert loss_of(DPO(beta=1.5 / abs(h)).trainer(one).trainer) == pytest.approx(0.201413, abs=1e-5)
 
 
 # -- KTO -----------------------------------------------------------------------------------------------
@@ -200,10 +200,18 @@ def test_the_kto_loss_is_equation_8_with_its_kl_term_from_rotated_completions_cl
 ):
     first, second = (reference, policy) if swapped else (policy, reference)
     data = TaskData(train_unpaired=UNPAIRED)
-    trainer = KTO(beta=0.2, desirable_weight=1.5, undesirable_weight=0.75).trainer(
-        replace(
-            job, model=first, reference=second, data=data, train=replace(job.train, batch_size=5, micro_batch_size=5)
+    trainer = (
+        KTO(beta=0.2, desirable_weight=1.5, undesirable_weight=0.75)
+        .trainer(
+            replace(
+                job,
+                model=first,
+                reference=second,
+                data=data,
+                train=replace(job.train, batch_size=5, micro_batch_size=5),
+            )
         )
+        .trainer
     )
     rows = shuffled_rows((), UNPAIRED, job.seed)
     expected, raw = kto_by_hand(first, second, rows, 0.2, 1.5, 0.75)
@@ -222,13 +230,17 @@ def test_of_the_two_directions_of_kto_one_has_its_kl_term_clamped(policy, refere
 
 def test_the_kto_loss_of_a_policy_that_equals_its_reference_is_one_half(job):
     data = TaskData(train_unpaired=UNPAIRED)
-    trainer = KTO(beta=0.3).trainer(replace(job, reference=random_llama(0), data=data))
+    trainer = KTO(beta=0.3).trainer(replace(job, reference=random_llama(0), data=data)).trainer
     assert loss_of(trainer) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_kto_rotates_completions_within_the_micro_batch_and_not_beyond(job, policy, reference):
     data = TaskData(train_unpaired=UNPAIRED[:4])
-    trainer = KTO(beta=0.2).trainer(replace(job, data=data, train=replace(job.train, batch_size=4, micro_batch_size=2)))
+    trainer = (
+        KTO(beta=0.2)
+        .trainer(replace(job, data=data, train=replace(job.train, batch_size=4, micro_batch_size=2)))
+        .trainer
+    )
     rows = shuffled_rows((), UNPAIRED[:4], job.seed)
     found = [trainer.compute_loss(trainer.model, batch).item() for batch in trainer.get_train_dataloader()]
     expected = [kto_by_hand(policy, reference, rows[i : i + 2], 0.2, 1, 1)[0] for i in (0, 2)]
@@ -237,7 +249,7 @@ def test_kto_rotates_completions_within_the_micro_batch_and_not_beyond(job, poli
 
 def test_the_first_half_of_kto_training_sees_both_labels(job):
     pairs = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": "0"} for i in range(32)]
-    trainer = KTO().trainer(replace(job, data=TaskData(train_pairs=pairs)))
+    trainer = KTO().trainer(replace(job, data=TaskData(train_pairs=pairs))).trainer
     assert len(trainer.train_dataset) == 64
     read = [label for batch in trainer.get_train_dataloader() for label in batch["label"].tolist()]
     assert sum(read) == 32
@@ -262,7 +274,7 @@ def test_the_order_of_kto_rows_is_drawn_from_the_seed():
 def test_the_sft_loss_is_the_mean_negative_log_probability_of_completion_tokens_alone(job, policy):
     scored = [log_prob(policy, pair["prompt"], pair["chosen"]) for pair in PAIRS]
     expected = -sum(total for total, _ in scored) / sum(tokens for _, tokens in scored)
-    assert loss_of(SFT().trainer(replace(job, reference=None))) == pytest.approx(expected, abs=1e-5)
+    assert loss_of(SFT().trainer(replace(job, reference=None)).trainer) == pytest.approx(expected, abs=1e-5)
 
 
 # -- GRPO ----------------------------------------------------------------------------------------------
@@ -279,8 +291,10 @@ def grpo(job: TrainJob) -> Any:
     def build(reward: Reward, said: Sequence[str] = SAID, **knobs: Any) -> tuple[Any, list[dict[str, Any]]]:
         knobs = {"num_generations": 4, "beta": 0.0, **knobs}
         size = len(said)
-        trainer = GRPO(**knobs).trainer(
-            replace(job, reward=reward, train=replace(job.train, batch_size=size, micro_batch_size=size))
+        trainer = (
+            GRPO(**knobs)
+            .trainer(replace(job, reward=reward, train=replace(job.train, batch_size=size, micro_batch_size=size)))
+            .trainer
         )
         says(trainer, said)
         return trainer, [{"prompt": PROMPTS[i // 4]["prompt"], "row": i // 4} for i in range(size)]
@@ -386,7 +400,7 @@ def test_rollouts_are_clocked_as_a_phase_and_their_tokens_counted(grpo):
     with trainer._clock.phase("train"):
         trainer._generate_and_score_completions(rows)
     assert phases == ["train", "rollout", "train", None]
-    assert trainer.rollout_tokens == 3 + 3 + 5 + 7  # each with its end of sequence
+    assert trainer.sampling.tokens == 3 + 3 + 5 + 7  # each with its end of sequence
 
 
 # -- rewards that go wrong -----------------------------------------------------------------------------
@@ -467,7 +481,7 @@ def adapter_weights(model: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_at_the_start_the_loss_has_no_gradient_in_a_and_one_in_b(job):
-    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2))).trainer
     weights = adapter_weights(trainer.model)
     assert len(weights["A"]) == len(weights["B"]) == 2 * 7
     assert all(not b.any() for b in weights["B"].values())
@@ -478,7 +492,7 @@ def test_at_the_start_the_loss_has_no_gradient_in_a_and_one_in_b(job):
 
 
 def test_the_first_optimizer_step_moves_b_alone(job):
-    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2)))
+    trainer = DPO().trainer(replace(job, model=random_llama(0), reference=None, adapter=LoRA(rank=2))).trainer
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
@@ -491,7 +505,7 @@ def test_the_first_optimizer_step_moves_b_alone(job):
 @pytest.mark.parametrize("algorithm", [DPO(), IPO(), KTO(), SFT()])
 def test_dropout_acts_in_the_policys_gradient_pass_and_in_no_other(job, algorithm):
     job = replace(job, adapter=LoRA(rank=2, dropout=0.5), reference=None)
-    trainer = ready_trainer(algorithm, job)
+    trainer = ready_trainer(algorithm, job).trainer
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:  # which is 0 at the start, so that nothing that comes before it would show
             torch.nn.init.normal_(parameter)
@@ -512,7 +526,7 @@ def test_dropout_acts_in_the_policys_gradient_pass_and_in_no_other(job, algorith
 
 
 def test_without_dropout_a_gradient_pass_says_the_same_twice(job):
-    trainer = ready_trainer(DPO(), replace(job, adapter=LoRA(rank=2), reference=None))
+    trainer = ready_trainer(DPO(), replace(job, adapter=LoRA(rank=2), reference=None)).trainer
     trainer.model.train()
     ids = torch.tensor([TOKENIZER("12+7=19")["input_ids"]])
     assert torch.equal(trainer.model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)

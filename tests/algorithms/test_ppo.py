@@ -73,7 +73,7 @@ def make(
         clock=PhaseClock(lambda kind, data: None),
         frozen=torch.float32,
     )
-    trainer = PPO(**knobs).trainer(job)
+    trainer = PPO(**knobs).trainer(job).trainer
     says(trainer, SAID)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # set by the training loop
@@ -202,7 +202,7 @@ def test_scores_may_be_whitened_and_clipped(tmp_path):
 
 def test_in_the_first_inner_step_the_ratio_is_1_and_the_kl_0(tmp_path):
     trainer = make(tmp_path, beta=0.1)
-    trainer._compute_loss(trainer.model, rollout(trainer))
+    trainer.loss(trainer.model, rollout(trainer))
     assert noted(trainer, "ratio") == pytest.approx(1, abs=1e-6)
     assert noted(trainer, "approx_kl") == pytest.approx(0, abs=1e-7)
     assert noted(trainer, "clip_fraction") == 0
@@ -220,7 +220,7 @@ def test_padding_carries_no_gradient(tmp_path, adapter):
             dirty[name][batch["completion_mask"] == 0] = dirt
         for parameter in [*own, *trainer.critic.trained]:
             parameter.grad = None
-        trainer._compute_loss(trainer.model, dirty).backward()
+        trainer.loss(trainer.model, dirty).backward()
         found.append(gradients([*own, *trainer.critic.trained]))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert sum(g.abs().sum() for g in found[0]) > 0
@@ -230,7 +230,7 @@ def test_the_critics_turn_moves_only_the_critic_and_the_policys_only_the_policy(
     trainer = make(tmp_path, adapter=LoRA(rank=2), beta=0.1)
     torch.nn.init.normal_(trainer.critic.head.weight)
     policy = [p for p in trainer.model.parameters() if p.requires_grad]
-    loss = trainer._compute_loss(trainer.model, rollout(trainer))
+    loss = trainer.loss(trainer.model, rollout(trainer))
     assert all(p.grad is None for p in policy)
     critic = gradients(trainer.critic.trained)
     assert any(g.abs().sum() > 0 for g in critic[:-2])  # its adapter, not its head alone
@@ -247,7 +247,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         for parameter in [*trainer.critic.trained, *(p for p in trainer.model.parameters() if p.requires_grad)]:
             torch.manual_seed(parameter.numel())
             torch.nn.init.normal_(parameter, std=0.1)
-        trainer._compute_loss(trainer.model, rollout(trainer)).backward()
+        trainer.loss(trainer.model, rollout(trainer)).backward()
         found.append(gradients([*trainer.critic.trained, *(p for p in trainer.model.parameters() if p.requires_grad)]))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
     assert sum(g.abs().sum() for g in found[0]) > 0
@@ -258,7 +258,7 @@ def test_gradient_checkpointing_keeps_fewer_activations_of_policy_and_of_critic(
     kept: dict[tuple[bool, str], int] = {}
     for checkpointing in (False, True):
         trainer = make(tmp_path, adapter=adapter, beta=0.1, train={"gradient_checkpointing": checkpointing, "steps": 1})
-        turn, loss = trainer.critic.turn, trainer._compute_loss
+        turn, loss = trainer.critic.turn, trainer.loss
         whose = ["policy"]
 
         @contextmanager
@@ -276,7 +276,7 @@ def test_gradient_checkpointing_keeps_fewer_activations_of_policy_and_of_critic(
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 return loss(*arguments)
 
-        trainer.critic.turn, trainer._compute_loss = watched, counted
+        trainer.critic.turn, trainer.loss = watched, counted
         trainer.train()
     assert all(kept[True, role] < 0.2 * kept[False, role] for role in ("policy", "critic")), kept
 
@@ -287,11 +287,11 @@ def test_the_entropy_bonus_keeps_the_policy_more_random(tmp_path):
         trainer = make(tmp_path, beta=0.0, entropy_bonus=bonus)
         torch.nn.init.normal_(trainer.model.lm_head.weight, std=0.5)
         batch = rollout(trainer)
-        trainer._compute_loss(trainer.model, batch).backward()
+        trainer.loss(trainer.model, batch).backward()
         with torch.no_grad():
             for parameter in trainer.model.parameters():
                 parameter -= 1e-3 * parameter.grad
-        trainer._compute_loss(trainer.model, batch)
+        trainer.loss(trainer.model, batch)
         entropy[bonus] = noted(trainer, "entropy")
     assert entropy[1.0] > entropy[0.0]
 
@@ -304,7 +304,7 @@ def test_how_a_step_is_cut_into_micro_batches_changes_no_gradient(tmp_path):
         batch = rollout(trainer)
         for i in range(0, 4, micro):
             part = {k: v[i : i + micro] if isinstance(v, torch.Tensor) and v.dim() else v for k, v in batch.items()}
-            trainer._compute_loss(trainer.model, part).backward()
+            trainer.loss(trainer.model, part).backward()
         found.append(gradients([*trainer.model.parameters(), *trainer.critic.trained]))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
@@ -314,7 +314,7 @@ def test_a_policy_that_moved_too_far_ends_the_passes_over_its_rollout(tmp_path):
     for limit in (None, 1e-9):
         trainer = make(tmp_path, beta=0.0, epochs=4, stop_at_kl=limit, train={"steps": 8})
         rollouts = []
-        generate = trainer._generate_and_score_completions
+        generate = trainer.rolled_out
         trainer._generate_and_score_completions = lambda x, g=generate, r=rollouts: r.append(1) or g(x)
         trainer.train()
         counted[limit] = len(rollouts)
@@ -332,13 +332,13 @@ def asked(tmp_path: Path, limit: float | None, **train: Any) -> tuple[Any, list[
         tmp_path, data=MANY, reward=Fixed((0.1, 0.9, 0.2, 0.7)), beta=0.0, epochs=4, stop_at_kl=limit, train=train
     )
     rollouts: list[list[int]] = []
-    generate = trainer._generate_and_score_completions
+    generate = trainer.rolled_out
 
     def told(rows: list[dict[str, Any]]) -> Any:
         rollouts.append([row["row"] for row in rows])
         return generate(rows)
 
-    trainer._generate_and_score_completions = told
+    trainer.rolled_out = told
     return trainer, rollouts
 
 
@@ -407,7 +407,7 @@ def test_training_told_in_prompts_or_passes_ends_when_they_were_seen_though_it_t
         told = {**told, "budget": Budget(prompts=told["budget"])}
     trainer, seen = asked(tmp_path, 1e-9, **told)
     meter = Meter(trainer.settings, Train(batch_size=4, micro_batch_size=4, **told))
-    meter.attach(trainer)
+    meter.attach(trainer.training("own"))
     trainer.train()
     assert len(seen) == rollouts and trainer.state.global_step == 2 * rollouts
     assert meter.spent["prompts"] == 4 * rollouts
@@ -429,7 +429,7 @@ def test_a_resumed_run_goes_on_with_the_prompts_that_were_not_sampled_yet(tmp_pa
 def test_lora_holds_one_base_for_policy_critic_and_reference(tmp_path):
     base = sum(p.numel() * 4 for p in random_llama(0, context=64).parameters())
     trainer = make(tmp_path, adapter=LoRA(rank=2), beta=0.1)
-    weights = role_bytes(trainer.roles())
+    weights = role_bytes(trainer.training("base").resident)
     adapter = sum(p.numel() * 4 for n, p in trainer.model.named_parameters() if ".default." in n)
     buffers = sum(b.untyped_storage().nbytes() for b in trainer.model.buffers())
     assert weights["policy"] == base + adapter + buffers
@@ -440,11 +440,11 @@ def test_lora_holds_one_base_for_policy_critic_and_reference(tmp_path):
 
 def test_full_fine_tuning_holds_policy_reference_and_critic_apart(tmp_path):
     trainer = make(tmp_path, beta=0.1)
-    weights = role_bytes(trainer.roles())
+    weights = role_bytes(trainer.training("own").resident)
     body = sum(p.numel() * 4 for p in trainer.model.model.parameters())
     assert weights["reference"] == weights["policy"]
     assert weights["critic"] == body + (16 + 1) * 4
-    assert "reference" not in role_bytes(make(tmp_path, beta=0.0).roles())
+    assert "reference" not in role_bytes(make(tmp_path, beta=0.0).training("none").resident)
 
 
 @pytest.mark.parametrize("adapter", [Full(), LoRA(rank=2)], ids=["full", "lora"])

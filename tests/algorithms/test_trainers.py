@@ -5,7 +5,7 @@ import sys
 
 from trl.trainer import utils
 
-from harness.algorithms.trainers import TILE, narrow_tiles
+from harness.algorithms.trl_seam import TILE, narrow_tiles
 
 
 def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_trls():

@@ -183,7 +183,7 @@ def test_a_changed_expression_changes_the_keys_that_hold_the_module_and_a_commen
         ("harness.algorithms.budget_meter", {"train dpo", "train ppo", "baseline"}),
         ("harness.tasks.conversation", {*KEYS} - {"base"}),
         ("harness.models", {*KEYS}),
-        ("harness.stages.sft", {"base", "prediction"}),
+        ("harness.models.embedded", {"base"}),
         ("harness.stages.reward_model", {"train ppo", "reward model", "prediction"}),
         ("harness.stages.reference", {"train dpo", "references", "prediction"}),
         ("harness.models.classifier", {"train ppo", "eval", "reward model", "prediction"}),
@@ -207,7 +207,7 @@ def test_the_keys_of_a_trial_follow_their_code(monkeypatch):
     before, read = identify(one, data), Sources.read
     for module, same in (
         ("harness.trial.context", {"base", "evaluators", "dataset"}),
-        ("harness.stages.sft", {"code", "evaluators", "dataset"}),
+        ("harness.models.embedded", {"code", "evaluators", "dataset"}),
         ("harness.evaluators.win_rate", {"code", "base", "dataset"}),
         ("harness.store.journal", {"code", "base", "evaluators", "dataset"}),
     ):

@@ -128,14 +128,14 @@ def trainer_of(model: Any, algo: Any, folder: Path, adapter: Any = None) -> Any:
         clock=PhaseClock(lambda kind, data: None),
         frozen=torch.float32,
     )  # fmt: skip
-    return algo.trainer(job)
+    return algo.trainer(job).trainer
 
 
 def rolled_out(trainer: Any) -> list[list[int]]:
     """The completions that an online trainer samples with a seed."""
     torch.manual_seed(0)
     ids = [TOKENIZER(p)["input_ids"] for p in PROMPTS]
-    return trainer._generate_single_turn(ids, None, {}, trainer.num_generations)[0]
+    return trainer.sampled(ids, None, {}, trainer.num_generations)[0]
 
 
 # -- nothing of the model's own acts ---------------------------------------------------------------------

@@ -98,7 +98,7 @@ def same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
         end = self.processing_class.eos_token_id
         return [[*[3 + (sum(ids) + i) % 30] * (1 + i % 4), end] for i, ids in enumerate(prompt_ids)], None
 
-    monkeypatch.setattr(OnlineTrainer, "_generate_single_turn", said)
+    monkeypatch.setattr(OnlineTrainer, "sampled", said)
 
 
 def trained(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, torch.Tensor]:

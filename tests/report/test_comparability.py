@@ -68,8 +68,15 @@ def test_micro_batches_matter_to_kto_alone():
 
 
 def test_what_the_policy_was_held_to_is_compared():
-    (said,) = differences(trials(SAME, {**SAME, "beta": 0.0}, {**SAME, "adapter": "qlora"}))
+    base, copied, shared = (
+        {**SAME, "reference": kind, "reference_quantized": "False"} for kind in ("base", "own", "shared")
+    )
+    assert differences(trials(base, copied, shared)) == []  # the same model, however it was kept
+    none = {**SAME, "reference": "none"}
+    (said,) = differences(trials(base, {**none, "beta": 0.0}, {**base, "reference_quantized": "True"}))
     assert said == "reference: none (beta 0) in t1; the base in t0; the base in 4 bits in t2."
+    assert differences(trials(base, {**none, "algo": "orpo", "beta": 0.1})) == []  # which never has one
+    assert differences(trials(base, SAME)) == []  # of a trial that did not say nothing is known
 
 
 def test_rows_that_were_cut_are_named():

@@ -14,7 +14,7 @@ from datasets import Dataset
 from harness.algorithms.dpo import DPO, IPO
 from harness.algorithms.kto import KTO
 from harness.config.train import Budget, Train, sees_half
-from harness.stages.reference import References, SharesReference, longest_first, looked_up, row_keys
+from harness.stages.reference import References, longest_first, looked_up, row_keys
 from harness.store.cache import Cache
 from tests.inside import Told, tell
 
@@ -134,7 +134,7 @@ def test_rows_are_known_by_their_tokens_and_values_come_back_in_order(tmp_path):
         model=SimpleNamespace(training=True, eval=lambda: None, train=lambda _: None),
         args=SimpleNamespace(max_length=8),
         data_collator=lambda rows: rows,
-        _prepare_inputs=lambda rows: rows,
+        on_device=lambda rows: rows,
         compute_ref_log_probs=lambda _, rows: tuple(
             __import__("torch").tensor([float(len(r["prompt_ids"])) * sign for r in rows]) for sign in (1, -1)
         ),
@@ -143,14 +143,6 @@ def test_rows_are_known_by_their_tokens_and_values_come_back_in_order(tmp_path):
         found: dict[str, Any] = references.columns(trainer, ROWS, 2)
         assert found == {"ref_chosen_logps": [1.0, 2.0, 1.0], "ref_rejected_logps": [-1.0, -2.0, -1.0]}
     assert scored == [3, 0]
-
-
-def test_trl_asks_where_it_is_expected_to():
-    from trl import DPOTrainer, KTOTrainer
-
-    for trainer in (DPOTrainer, KTOTrainer):
-        assert hasattr(trainer, "_precompute_ref_logps") and hasattr(trainer, "compute_ref_log_probs")
-    assert hasattr(SharesReference, "_precompute_ref_logps")
 
 
 def test_only_losses_with_a_reference_share_one():

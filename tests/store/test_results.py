@@ -88,7 +88,11 @@ class Fake:
             },
         }
         (folder / "trial.json").write_text(json.dumps(trial))
-        worker = [(0.5, "device", {"device": "cpu", "name": "AMD EPYC", "precision": "fp32"})]
+        kind = "none" if self.algo in ("none", "sft") else "own" if self.adapter == "full" else "base"
+        worker = [
+            (0.5, "device", {"device": "cpu", "name": "AMD EPYC", "precision": "fp32"}),
+            (0.6, "training", {"reference": kind, "quantized": self.adapter == "qlora"}),
+        ]
         steps = max((len(v) for v in self.series.values()), default=0)
         for i in range(steps):
             point = {name: v[i] for name, v in self.series.items() if i < len(v)}

@@ -131,7 +131,7 @@ def test_training_evaluation_and_rollouts_see_the_same_ids(tokenizer):
     single = [{"prompt": r["prompt"], "completion": r["chosen"], "label": True} for r in ROWS]
     kto = arguments.tokenized_completions(job, single)
     sft = [_labelled(row, 4096) for row in kto]
-    rollout, _, _ = OnlineTrainer._tokenize_prompts(
+    rollout = OnlineTrainer.tokenized(
         SimpleNamespace(processing_class=tokenizer),  # type: ignore[arg-type]
         [row["prompt"] for row in ROWS],
     )

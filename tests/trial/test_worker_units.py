@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from harness.algorithms.base import Training
 from harness.models.adapters import Full, LoRA
 from harness.store.journal import Journal, read
 from harness.trial import artifacts, worker
@@ -282,17 +283,20 @@ def test_an_adapter_trial_holds_one_base_and_full_fine_tuning_a_reference_beside
     seen: dict[str, Any] = {}
     before = models_alive()
 
-    def look(trainer: Any, setup: Any, journal: Any) -> None:
+    def look(training: Training, setup: Any, journal: Any) -> None:
         seen["models"] = models_alive() - before
-        seen["reference"] = getattr(trainer, "ref_model", None)
-        seen["adapters"] = list(getattr(trainer.model, "peft_config", {}))
-        accounted(trainer, setup, journal)
+        seen["reference"] = getattr(training.trainer, "ref_model", None)
+        seen["adapters"] = list(getattr(training.trainer.model, "peft_config", {}))
+        seen["held"] = training.reference
+        accounted(training, setup, journal)
 
     accounted = worker.account_for_roles
     monkeypatch.setattr(worker, "account_for_roles", look)
     told = tell(tmp_path, cache, f"algo={algo}", f"adapter={adapter}", "eval=none")
     assert seen["models"] == models
     assert (seen["reference"] is not None) == (models == 2)
+    assert seen["held"] == ("none" if algo == "sft" else "base" if adapter == "lora" else "own")
+    assert [e.data["reference"] for e in told.events if e.kind == "training"] == [seen["held"]]
     assert seen["adapters"] == (["default"] if adapter == "lora" else [])
     roles = told.under("memory/role_")
     assert roles["memory/role_policy_mb"] > 0
@@ -305,12 +309,12 @@ def test_an_adapter_trial_holds_one_base_and_full_fine_tuning_a_reference_beside
 
 def test_a_second_model_beside_an_adapter_stops_the_trial(tmp_path):
     journal = Journal(tmp_path / "worker.jsonl")
-    setup: Any = SimpleNamespace(adapter=LoRA(), algo=SimpleNamespace(uses_reference=True))
-    trainer = SimpleNamespace(model=random_llama(0), ref_model=random_llama(0))
+    setup: Any = SimpleNamespace(adapter=LoRA())
+    training = Training(SimpleNamespace(model=random_llama(0), ref_model=random_llama(0)), "own")
     with pytest.raises(RuntimeError, match="bytes of a second model as its reference"):
-        worker.account_for_roles(trainer, setup, journal)
-    full: Any = SimpleNamespace(adapter=Full(), algo=setup.algo)
-    worker.account_for_roles(trainer, full, journal)
+        worker.account_for_roles(training, setup, journal)
+    full: Any = SimpleNamespace(adapter=Full())
+    worker.account_for_roles(training, full, journal)
     journal.close()
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from harness.algorithms.base import Algorithm, Rollout, TrainJob
+from harness.algorithms.base import Algorithm, Rollout, Training, TrainJob
 from harness.base.errors import UserError
 from harness.config.train import Train
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -100,13 +97,13 @@ class PPO(Algorithm):
         size = self.rollout(train).prompts
         return int((train.epochs or 0) * (rows // size)) * size
 
-    def trainer(self, job: TrainJob) -> Trainer:
+    def trainer(self, job: TrainJob) -> Training:
         """Our trainer, on TRL's."""
         from harness.algorithms.online import online_config, online_options
         from harness.algorithms.ppo.trainer import PPOTrainer
 
         assert job.train.learning_rate
-        return PPOTrainer(
+        trainer = PPOTrainer(
             settings=self,
             critic_rate=self.critic_learning_rate or job.train.learning_rate,
             most_prompts=self._most_prompts(job.train, len(job.data.train_prompts)),
@@ -119,3 +116,4 @@ class PPO(Algorithm):
                 temperature=self.temperature,
             ),
         )
+        return trainer.training(job.holds)

@@ -49,8 +49,6 @@ class PPOTrainer(OnlineTrainer):
         options: what ``OnlineTrainer`` takes.
     """
 
-    args: Any  # TRL's GRPOConfig; transformers' own declaration knows less
-
     def __init__(self, *, settings: PPO, critic_rate: float, most_prompts: int | None = None, **options: Any):
         """Make the trainer, then the critic beside its policy."""
         super().__init__(beta=settings.beta or 0.0, **options)
@@ -67,8 +65,8 @@ class PPOTrainer(OnlineTrainer):
         self._moved = [0.0, 0.0]  # in the optimizer step that goes on: sum of the KL over tokens, and their number
         self.add_callback(_EachStep(self))
 
-    def roles(self) -> dict[str, list[Tensor]]:
-        """The critic's weights beside the others'; on a shared base only what is its own."""
+    def roles(self) -> dict[str, Any]:
+        """The critic's weights beside the reward's; on a shared base only what is its own."""
         return {**super().roles(), "critic": list(self.critic.trained)}
 
     # -- rollout ---------------------------------------------------------------------------------------
@@ -82,7 +80,7 @@ class PPOTrainer(OnlineTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
             old = batch.get("old_per_token_logps")
             if old is None:
-                old = self._get_per_token_logps_and_entropies(self.model, ids, attention, keep, batch_size=rows)[0]
+                old = self.log_probs(self.model, ids, attention, keep, batch_size=rows)[0]
             with self.accelerator.autocast():
                 values = self.critic.values(ids, attention, keep, rows)
         reference = batch.pop("ref_per_token_logps", old)
@@ -123,7 +121,7 @@ class PPOTrainer(OnlineTrainer):
         if limit is None:
             return False
         self.stop_epochs = total > limit * tokens
-        over = self.stop_epochs or self._step % self._every == 0
+        over = self.stop_epochs or self.micro_step % self._every == 0
         asked, seen = self.most_prompts, self.sampled_prompts
         return over and asked is not None and seen is not None and seen + self.args.generation_batch_size > asked
 
@@ -132,13 +130,16 @@ class PPOTrainer(OnlineTrainer):
         """Micro-batches of all passes over a rollout."""
         return self.args.steps_per_generation * self.num_iterations
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self.stop_epochs and self._step % self.current_gradient_accumulation_steps == 0:
-            self._step = -(-self._step // self._every) * self._every  # the next batch comes from a new rollout
+    def batch_of(self, prompts: Any) -> Any:
+        """TRL's, of a new rollout where the passes over the last one ended early."""
+        if self.stop_epochs and self.micro_step % self.current_gradient_accumulation_steps == 0:
+            self.micro_step = (
+                -(-self.micro_step // self._every) * self._every
+            )  # the next batch comes from a new rollout
             self.stop_epochs = False
-        if self.settings.stop_at_kl is not None and (self._step % self._every == 0 or self._buffered_inputs is None):
-            generation_batch = self._next_prompts()  # the loader would repeat those of passes that were left out
-        return super()._prepare_inputs(generation_batch)
+        if self.settings.stop_at_kl is not None and (self.micro_step % self._every == 0 or not self.rollout_is_held):
+            prompts = self._next_prompts()  # the loader would repeat those of passes that were left out
+        return super().batch_of(prompts)
 
     def _next_prompts(self) -> list[Any]:
         """The rows of the next rollout, in the order in which TRL's loader would bring them without its repetitions."""
@@ -153,7 +154,8 @@ class PPOTrainer(OnlineTrainer):
         self.rollouts += 1
         return [rows[i] for i in next(self._prompts)]
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The critic's backward pass, then the policy's loss."""
         settings = self.settings
         ids, attention, mask = sequences(inputs)
         keep = mask.shape[1]
@@ -167,9 +169,7 @@ class PPOTrainer(OnlineTrainer):
             value_loss = (value_loss * mask).sum() / tokens
             self.accelerator.backward(value_loss)
 
-        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, ids, attention, keep, compute_entropy=True
-        )
+        log_probs, entropies, _ = self.log_probs(model, ids, attention, keep, compute_entropy=True)
         if not settings.entropy_bonus:
             entropies = entropies.detach()  # else the head's backward pass works on a gradient of zeros
         old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
@@ -202,7 +202,8 @@ class PPOTrainer(OnlineTrainer):
             optimizer.add_param_group({"params": self.critic.trained, "lr": self.critic_rate, "weight_decay": 0.0})
         return optimizer
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def clipped(self, model: Any) -> Any:
+        """The norm of the policy's gradient; the critic's is clipped on its own."""
         own = {id(p) for p in self.critic.trained}
         norm: Any = self.accelerator.clip_grad_norm_(self.critic.trained, self.args.max_grad_norm)
         self.note(critic_grad_norm=norm)
@@ -215,16 +216,14 @@ class PPOTrainer(OnlineTrainer):
         self.critic.release()
         return output
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+    def saved(self, folder: Path) -> None:
+        """The critic beside the policy."""
         save_file(self.critic.state(), folder / "critic.safetensors")
         kept = {"beta": self.controller.beta, "rollouts": self.rollouts}
         (folder / "ppo.json").write_text(json.dumps(kept))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+    def restored(self, folder: Path) -> None:
+        """The critic too."""
         self.critic.load_state(load_file(folder / "critic.safetensors", device=str(self.accelerator.device)))
         kept = json.loads((folder / "ppo.json").read_text())
         self.controller.beta, self.rollouts = kept["beta"], kept["rollouts"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.models import Tiny
 from harness.store.cache import Cache, Entry
 from harness.tasks.base import Task
+
+if TYPE_CHECKING:
+    from harness.models.tiny import Tiny
 
 
 def embedded_base(

@@ -1,0 +1,210 @@
+"""Everything of TRL's and transformers' trainers that they do not promise, under names of ours. Imports torch and trl.
+
+Read in TRL 1.16.0 and transformers 5.24.0; ``tests/algorithms/test_trl_seam.py`` says so where a version moves one of
+these names. An algorithm overrides the public methods of ``RolloutTrainer`` and ``PairTrainer``, and nothing else of
+TRL's: where TRL changes, this file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.kernels import chunked_logprob
+from trl.trainer import dpo_trainer, kto_trainer, utils
+
+from harness.base.replacing import replaced
+
+READ_IN = {"trl": "1.16", "transformers": "5.24"}
+TILE = 32_768
+"""Columns of the tiles in which TRL's output head works through the vocabulary."""
+
+
+class PairTrainer:
+    """Before a TRL trainer of pairs or unpaired rows: rows come as token ids, references from a stage.
+
+    TRL would tokenize row by row (a second for every 6,000 pairs of every trial), and keep reference log-probabilities
+    by the fingerprint of the data set and a hash of all weights, an adapter's random ones included: in a sweep no
+    trial would find what another one computed.
+
+    Attributes:
+        reference_scores: the trainer, a data set and a batch size -> a value for each row, by TRL's names of columns.
+    """
+
+    reference_scores: Callable[[Any, Any, int], Mapping[str, list[float]]]
+
+    def rows(self, dataset: Any, arguments: Any) -> Any:
+        """The data set to train on, of one whose rows are token ids."""
+        return dataset
+
+    def on_device(self, batch: Any) -> Any:
+        """A batch of the collator's, where the model is."""
+        return self._prepare_inputs(batch)  # type: ignore[attr-defined]
+
+    def _prepare_dataset(self, dataset: Any, _: Any, args: Any, *__: Any) -> Any:
+        return self.rows(dataset, args)
+
+    def _precompute_ref_logps(self, dataset: Any, _: str, batch_size: int) -> Any:
+        for name, values in type(self).reference_scores(self, dataset, batch_size).items():
+            dataset = dataset.add_column(name, values)
+        return dataset
+
+
+def without_hashing() -> None:
+    """Leave out the hash of all weights by which TRL names a cache of log-probabilities that is not used here."""
+    dpo_trainer.hash_module = kto_trainer.hash_module = lambda _: "not used"  # type: ignore[assignment]
+
+
+def narrow_tiles(vocabulary: int) -> None:
+    """Make tiles no wider than the vocabulary: TRL reserves 4,096 whole rows, half a GB where 40 columns are used."""
+    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(TILE, vocabulary)
+
+
+def tile() -> int:
+    """Columns of a tile."""
+    return utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
+class RolloutTrainer(GRPOTrainer):
+    """TRL's GRPO trainer; each step that an algorithm may want as its own has a name that stays."""
+
+    args: Any  # TRL's GRPOConfig; transformers' own declaration knows less
+
+    def prompts(self, rows: list[Any]) -> list[list[int]]:
+        """Token ids of prompts."""
+        return super()._tokenize_prompts(rows)[0]
+
+    def sampled(self, *arguments: Any, **options: Any) -> Any:
+        """Completions of prompts as token ids."""
+        return super()._generate_single_turn(*arguments, **options)
+
+    def rolled_out(self, inputs: Any) -> dict[str, Any]:
+        """A batch of prompts with completions, scores and what the loss takes."""
+        return super()._generate_and_score_completions(inputs)
+
+    def log_probs(self, *arguments: Any, **options: Any) -> Any:
+        """Log-probabilities of each token of completions (B, T), entropies where asked."""
+        return super()._get_per_token_logps_and_entropies(*arguments, **options)
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Of a micro-batch."""
+        return super()._compute_loss(model, inputs)
+
+    def batch_of(self, prompts: Any) -> Any:
+        """A micro-batch of a rollout; ``prompts`` are those of the next rollout where one is due."""
+        return super()._prepare_inputs(prompts)
+
+    def clipped(self, model: Any) -> Any:
+        """The norm of the gradient, which is clipped."""
+        return super()._clip_grad_norm(model)
+
+    def saved(self, folder: Path) -> None:
+        """A checkpoint was written to ``folder``: a chance to add to it."""
+
+    def restored(self, folder: Path) -> None:
+        """A checkpoint was read from ``folder``."""
+
+    @property
+    def series(self) -> dict[str, list[float]]:
+        """Points since the last log, by name."""
+        return self._metrics["train"]
+
+    @property
+    def micro_step(self) -> int:
+        """Micro-batches taken, of which TRL counts the passes over a rollout."""
+        return self._step
+
+    @micro_step.setter
+    def micro_step(self, value: int) -> None:
+        self._step = value
+
+    @property
+    def rollout_is_held(self) -> bool:
+        """Whether there is a rollout to take micro-batches from."""
+        return self._buffered_inputs is not None
+
+    # -- as TRL and transformers call them ---------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return self.prompts(prompts), None, {}
+
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
+        return self.sampled(*arguments, **options)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        return self.rolled_out(inputs)
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
+        return self.log_probs(*arguments, **options)
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        return self.loss(model, inputs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        return self.batch_of(generation_batch)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.clipped(model)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.saved(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.restored(Path(resume_from_checkpoint))
+
+
+def follow(trainer: Any, scheduler: Any) -> Any:
+    """Let ``trainer`` step ``scheduler`` as its own."""
+    trainer.lr_scheduler, trainer._created_lr_scheduler = scheduler, True
+    return scheduler
+
+
+# -- for tensors without data ----------------------------------------------------------------------------
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Within it TRL's output head takes its course on CUDA: Triton kernels, which make no tensors of their own."""
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """A kernel that works in place."""
+
+    def add_product(acc: Tensor, a: Tensor, b: Tensor) -> None:
+        acc.add_(1)
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(chunked_logprob, "_forward_tile", nothing))
+        stack.enter_context(replaced(chunked_logprob, "_backward_tile", nothing))
+        stack.enter_context(replaced(chunked_logprob, "_addmm_fp32", add_product))
+        stack.enter_context(replaced(utils, "_use_triton", lambda _: True))
+        yield
+
+
+@contextmanager
+def head_within(context: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within it what TRL's output head does, forward and backward, is wrapped by ``context``."""
+    head: Any = chunked_logprob.ChunkedLogProbFunction
+    with ExitStack() as stack:
+        for part in ("forward", "backward"):
+            stack.enter_context(replaced(head, part, staticmethod(context(getattr(head, part)))))
+        yield
+
+
+def sampling_model(trainer: Any) -> Any:
+    """A context whose value is the policy as TRL samples from it."""
+    from trl.models.utils import unwrap_model_for_generation
+
+    arguments = {"gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs}
+    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **arguments)
+
+
+__all__ = [
+    "PairTrainer", "RolloutTrainer", "as_on_cuda", "follow", "head_within", "narrow_tiles", "sampling_model", "tile",
+    "without_hashing",
+]  # fmt: skip
