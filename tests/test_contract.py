@@ -1,64 +1,78 @@
-"""A task of the user's own is held to its contract before anything runs."""
+"""Contracts: the least plugin of each kind, which derives from no ready variant, goes through everything.
+
+``tests/contract/strange`` is a stranger's folder, by docs/extending.md alone: ORPO on transformers' own trainer, (IA)^3,
+a GPT-2 over bytes, a task, a reward, an evaluator and a Hydra launcher; a file and a YAML each, no edit elsewhere.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import shutil
+from pathlib import Path
 
 import pytest
 
-from harness.base.errors import UserErrors
-from harness.tasks.arithmetic import Arithmetic
-from harness.tasks.base import Score, Task, TaskData
-from harness.tasks.contract import check_contract
+from tests.runs import Sandbox
 
-GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
-
-
-@dataclass(frozen=True)
-class Mine(Task):
-    has_reward: ClassVar[bool] = True
-
-    def load(self) -> TaskData:
-        return TaskData()
-
-    def score(self, row: Any, completion: str) -> Any:
-        return row["gives"](completion)
-
-
-def test_the_embedded_task_keeps_it():
-    task = Arithmetic(pairs=5, eval_pairs=2, eval_prompts=2)
-    assert check_contract(task, task.load()).train_pairs
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        ([GOOD], "load() must return a harness.tasks.base.TaskData, not list"),
-        (TaskData(train_pairs=[GOOD, {"prompt": "q", "chosen": "a"}]), "train_pairs[1] lacks 'rejected'"),
-        (TaskData(train_pairs=["row"]), "train_pairs[0] must be a dictionary, not str"),  # type: ignore[list-item]
-        (TaskData(train_prompts=[{"prompt": 7}]), "train_prompts[0]['prompt'] must be text or a list"),
-        (TaskData(eval_pairs={"test": [{"prompt": ["hi"]} | {k: "a" for k in ("chosen", "rejected")}]}),
-         "eval_pairs['test'][0]['prompt'] must be text or a list"),
-        (TaskData(train_unpaired=[{"prompt": "q", "completion": "a", "label": "good"}]), "must be true or false"),
-        (TaskData(eval_prompts={"test": "rows"}), "eval_prompts['test'] must be a list of rows"),
-    ],
+STRANGE = Path(__file__).parent / "contract" / "strange"
+OWN = ("--config-dir", "conf", "plugins=[stranger]")
+SHORT = (
+    "model=bytes", "task=echo", "train.steps=2", "train.batch_size=8", "train.micro_batch_size=4",
+    "train.max_length=64", "train.max_completion_length=8", "train.gradient_checkpointing=false", "eval=quick",
 )  # fmt: skip
-def test_what_breaks_it_is_named_with_kind_row_and_field(data, words):
-    with pytest.raises(UserErrors) as caught:
-        check_contract(Mine(), data)
-    assert words in str(caught.value) and "test_contract.Mine" in str(caught.value)
+KINDS = ("adapter", "algo", "evaluator", "model", "reward", "task")
 
 
-@pytest.mark.parametrize(
-    ("gives", "words"),
-    [
-        (lambda _: 1.0, "score() must return a Score"),
-        (lambda _: Score(float("nan"), True), "score() must return a Score with a finite reward"),
-        (lambda c: Score(float(c), True), "score() raised ValueError"),
-    ],
-)
-def test_a_score_that_is_none_is_said_before_the_run(gives, words):
-    with pytest.raises(UserErrors) as caught:
-        check_contract(Mine(), TaskData(train_prompts=[{"prompt": "q", "gives": gives}]))
-    assert words in str(caught.value)
+@pytest.fixture
+def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
+    """The stranger's folder as a working directory."""
+    shutil.copytree(STRANGE, tmp_path, dirs_exist_ok=True)
+    return Sandbox(tmp_path, cache_dir)
+
+
+def test_each_kind_takes_one_file_and_one_yaml():
+    yamls = sorted(p.parent.name for p in (STRANGE / "conf").rglob("*.yaml"))
+    files = [p for p in (STRANGE / "stranger").glob("*.py") if p.name != "__init__.py"]
+    assert tuple(yamls) == KINDS and len(files) == len(KINDS)
+
+
+@pytest.mark.slow
+def test_a_strangers_plugins_go_through_validate_plan_a_sweep_and_the_report(sandbox):
+    shown = sandbox.run("validate", *OWN, quick=False)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    tried = [line.split()[1].partition("=")[0] for line in shown.stdout.splitlines() if line.startswith("ok")]
+    assert tuple(sorted(tried)) == KINDS
+
+    plan = sandbox.run("plan", "-m", *OWN, "algo=orpo", "adapter=scales,full", *SHORT, quick=False)
+    assert plan.returncode == 0 and plan.stdout.count("orpo-") >= 2 and "no prediction" not in plan.stdout, plan.stdout
+
+    sweep = sandbox.run(
+        "-m", *OWN, "algo=orpo,grpo", "adapter=scales", "reward=short", *SHORT, "sweep=strange",
+        "+evaluator@eval.evaluators.count=count", "hydra/launcher=one_by_one", quick=False,
+    )  # fmt: skip
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    assert (sweep.stdout + sweep.stderr).count("one by one: ") == 2
+    held = {}
+    for folder in sandbox.folders("strange"):
+        metrics = sandbox.results("strange")[folder.name]["metrics"]
+        assert {
+            "eval/characters",
+            "baseline/characters",
+            "eval/true_reward",
+            "memory/predicted_peak_mb",
+        } <= metrics.keys()
+        assert metrics["params/trainable"] == 2 * (96 + 32 + 128)  # outputs of c_attn, inputs of both c_proj
+        (held[folder.name.partition("-")[0]],) = [
+            e["reference"] for e in sandbox.events(folder, "worker.jsonl") if e["kind"] == "training"
+        ]
+    assert held == {"orpo": "none", "grpo": "base"}
+    report = (sandbox.cwd / "reports" / "strange" / "report.md").read_text()
+    assert "orpo-scales" in report and "Not alike** – reference" not in report
+
+
+@pytest.mark.slow
+def test_an_adapter_that_miscounts_is_refused_before_anything_trains(sandbox):
+    path = sandbox.cwd / "stranger" / "scales.py"
+    path.write_text(path.read_text().replace("        return count\n", "        return count + 1\n"))
+    shown = sandbox.run(*OWN, "algo=orpo", "adapter=scales", *SHORT, quick=False)
+    assert shown.returncode == 2 and "expected_trainable() says" in shown.stderr, shown.stdout + shown.stderr
+    assert not (sandbox.cwd / "outputs").exists() and "Traceback" not in shown.stderr

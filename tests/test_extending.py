@@ -48,7 +48,10 @@ BROKEN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.split("/")[1])
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=() if "reward" in kind or "task" in kind else pytest.mark.nightly, id=kind.split("/")[1])
+    for kind in BROKEN
+])  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(sandbox, kind):
     file, right, wrong, words = BROKEN[kind]
     for other in BROKEN.keys() | {"my_conf/model/scratch.yaml"}:

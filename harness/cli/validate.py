@@ -58,9 +58,7 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
     wrong = 0
     for root, group, option in found:
         try:
-            _built(group, option, root, folders, plugins)
-            tried = _tried(group, option, root, folders, plugins) if folders else ""
-            print(f"ok  {group}={option}{tried}", flush=True)
+            print(f"ok  {group}={option}{_looked_at(group, option, root, folders, plugins)}", flush=True)
         except UserErrors as errors:
             # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
             serious = [e for e in errors.errors if folders or e.key not in COMBINED]
@@ -74,6 +72,35 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
             print(f"WRONG {group}={option}\n    {error}", flush=True)
     print(f"{wrong} wrong" if wrong else "all sound")
     return 2 if wrong else 0
+
+
+def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> str:
+    """Build an option, and try a user's own in the first surroundings that it goes with; returns what was done.
+
+    Raises:
+        UserError: it is wrong in all of them; what is said is of the first.
+    """
+    failed: UserError | UserErrors | None = None
+    for beside in _surroundings(group, folders):
+        try:
+            _built(group, option, root, folders, [*plugins, *beside])
+            tried = _tried(group, option, root, folders, [*plugins, *beside]) if folders else ""
+            return tried + (f"  (with {' '.join(beside)})" if beside else "")
+        except (UserError, UserErrors) as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
+    """What an option may need beside it: the embedded model makes no base of every task and is not in every recipe."""
+    if not folders or group == "policy":
+        return [[]]
+    if group == "model":
+        return [[], ["train.max_length=64", "train.max_completion_length=16"]]  # a context may be short
+    own = [option for folder in folders for kind, option in options_of(Path(folder)) if kind == "model"]
+    lengths = ["train.max_length=64", "train.max_completion_length=16"]
+    return [[], ["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own)]
 
 
 def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:

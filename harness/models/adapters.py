@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
     from transformers import PreTrainedModel
 
 
@@ -37,7 +37,7 @@ class Adapter(ABC):
     paged_optimizer = False
 
     @abstractmethod
-    def peft_config(self) -> LoraConfig | None:
+    def peft_config(self) -> PeftConfig | None:
         """What TRL wraps the model with; None trains the model itself."""
 
     @abstractmethod
@@ -47,6 +47,28 @@ class Adapter(ABC):
     def quantization(self, compute_dtype: torch.dtype) -> Any | None:
         """A ``BitsAndBytesConfig`` for loading the base, or None."""
         return None
+
+    def adapted_shapes(self, model: PreTrainedModel) -> list[tuple[int, int]] | None:
+        """(d_in, d_out) of every linear layer that is adapted; None where the adapter does not tell."""
+        return None
+
+    def wrapped_empty(self, model: PreTrainedModel) -> Any:
+        """A model of the same class and configuration on the meta device, with the adapter.
+
+        Raises:
+            ValueError: peft finds nothing to adapt, or cannot adapt what is named; with its words.
+        """
+        import copy
+        import warnings
+
+        import torch
+        from peft import get_peft_model
+
+        config = self.peft_config()
+        assert config is not None, "asked of adapters alone"
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as about a setting that peft corrects by itself
+            return get_peft_model(type(model)(copy.deepcopy(model.config)), config)
 
 
 @dataclass(frozen=True)
@@ -109,21 +131,9 @@ class LoRA(Adapter):
         """
         return sum(p.numel() for p in self.wrapped_empty(model).parameters() if p.requires_grad)
 
-    def wrapped_empty(self, model: PreTrainedModel) -> Any:
-        """A model of the same class and configuration on the meta device, with the adapter.
-
-        Raises:
-            ValueError: peft finds nothing to adapt, or cannot adapt what is named; with its words.
-        """
-        import copy
-        import warnings
-
-        import torch
-        from peft import get_peft_model
-
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as about a setting that peft corrects by itself
-            return get_peft_model(type(model)(copy.deepcopy(model.config)), self.peft_config())
+    def adapted_shapes(self, model: PreTrainedModel) -> list[tuple[int, int]]:
+        """Of the layers that ``targets`` names."""
+        return target_shapes(model, self.targets)
 
 
 @dataclass(frozen=True)

@@ -212,35 +212,39 @@ def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
         raise first
 
 
-def _target_problems(setup: Any, config: Any) -> list[UserError]:
+def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
-    if setup.adapter.recipe == "full" or config is None:
+    adapter = setup.adapter
+    if config is None or adapter.peft_config() is None:
         return []
-    from harness.models.adapters import target_shapes
-
     try:
         model: Any = skeleton(config, setup.model)
     except UserError as error:
         return [error]
-    targets = setup.adapter.targets
-    shapes = target_shapes(model, targets)
-    narrow = sorted({d_in for d_in, _ in shapes if d_in % BLOCK})
+    shapes = adapter.adapted_shapes(model)
+    narrow = sorted({d_in for d_in, _ in shapes or () if d_in % BLOCK})
     on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
-    if setup.adapter.quantized and narrow and on_cpu:
+    if adapter.quantized and narrow and on_cpu:
         return [
             UserError(
                 f"4-bit layers on a CPU must have widths that are multiples of {BLOCK}, and the model has {narrow}",
                 key="adapter",
-                value=setup.adapter.name,
+                value=adapter.name,
                 fix="adapter=lora for such a model, or a GPU",
             )
         ]
-    if not shapes:
+    targets = setup.plain["adapter"].get("targets")
+    key, value = ("adapter", adapter.name) if targets is None else ("adapter.targets", targets)
+    if shapes == []:
         rule = "no linear layer of the model has such a name, so there is nothing to adapt"
-        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+        return [UserError(rule, key=key, value=value, fix=TARGETS)]
     try:
-        setup.adapter.wrapped_empty(model)
-    except Exception as error:  # peft's, about a stranger's architecture
+        wrapped = adapter.wrapped_empty(model)
+        found, told = sum(p.numel() for p in wrapped.parameters() if p.requires_grad), adapter.expected_trainable(model)
+    except Exception as error:  # peft's, about a stranger's architecture, or the adapter's own
         rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        return [UserError(rule, key="adapter.targets", value=targets, fix=TARGETS)]
+        return [UserError(rule, key=key, value=value, fix=TARGETS)]
+    if found != told:
+        rule = f"expected_trainable() says {told:,} parameters of this model, and peft makes {found:,} trainable"
+        return [UserError(rule, key="adapter", value=adapter.name, fix="count what peft_config() adapts")]
     return []
