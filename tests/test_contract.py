@@ -1,7 +1,7 @@
 """Contracts: the least plugin of each kind, which derives from no ready variant, goes through everything.
 
-``tests/contract/strange`` is a stranger's folder, by docs/extending.md alone: ORPO on transformers' own trainer, (IA)^3,
-a GPT-2 over bytes, a task, a reward, an evaluator and a Hydra launcher; a file and a YAML each, no edit elsewhere.
+``tests/contract/strange`` is a stranger's folder, by docs/extending.md alone: ORPO on transformers' own trainer,
+(IA)^3, a GPT-2 over bytes, a task, a reward, an evaluator and a Hydra launcher; a file and a YAML each.
 """
 
 from __future__ import annotations
