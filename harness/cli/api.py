@@ -70,9 +70,10 @@ def write_report(
         formats: of ``md``, ``html``, ``csv``, ``parquet``.
     """
     from harness.report.gather import write_report as written
+    from harness.report.sources import Stored
 
     where = _tracking(store)
-    return written(where.resolved_uri, sweep, out, where.experiment, formats).path
+    return written(Stored(where.resolved_uri, sweep, where.experiment), out, formats).path
 
 
 def judge(

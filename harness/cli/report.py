@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--from-folder",
         metavar="DIR",
-        help="read result.json files below outputs/<sweep> instead: no series, no samples",
+        help="read the trials' folders below outputs/<sweep> instead of MLflow",
     )
     parser.add_argument("--runs", metavar="ID", nargs="+", default=(), help="MLflow run ids of trials, of any sweeps")
     parser.add_argument(
@@ -60,18 +60,17 @@ def main(argv: list[str]) -> int:
     price = None if options.price is None else price_of(options.price)
 
     from harness.report import markdown
-    from harness.report.gather import write_report, write_report_from_folder
+    from harness.report.gather import write_report
     from harness.report.sections import uses
+    from harness.report.sources import Folder, Stored
 
     if options.from_folder:
-        done = write_report_from_folder(options.from_folder, options.out, formats, price=price, rank_by=options.rank_by)
+        source = Folder(options.from_folder)
     else:
         experiment = options.experiment or Tracking().experiment
         whole = options.experiment is not None and not selected
-        done = write_report(
-            options.tracking_uri, options.sweep, options.out, experiment, formats,
-            runs=options.runs, whole=whole, price=price, rank_by=options.rank_by,
-        )  # fmt: skip
+        source = Stored(options.tracking_uri, options.sweep, experiment, runs=options.runs, whole=whole)
+    done = write_report(source, options.out, formats, price=price, rank_by=options.rank_by)
     if said := markdown.advice(done.findings):
         say(f"advice:  {' '.join(said)}")
     if (place := uses.place_of_policy(done.findings.recipes)) is not None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.base import formatting
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.report.figures import curves, scatter
@@ -19,15 +18,13 @@ from harness.report.findings import Findings, find
 from harness.report.html import page
 from harness.report.leaderboard import Price, finished, known
 from harness.report.markdown import SHOWN, Material, compose
-from harness.store import results
+from harness.report.sources import DATA_CARD, Source, Stored
 from harness.store.mlflow_store import Tracking
-from harness.store.result import read_result
 
 MOST_SERIES = 120
 """Trials whose series are read, the best first: more lines than that are a grey area."""
 MOST_RELIABILITY, MOST_TIMELINES = 7, 6
 """Recipes that have a line of their own, and trials that have a plot of their own."""
-DATA_CARD = "data_card.md"
 
 
 class Written(NamedTuple):
@@ -38,97 +35,53 @@ class Written(NamedTuple):
 
 
 def write_report(
-    uri: str,
-    sweep: str | None = None,
+    source: Source,
     out_dir: str | Path | None = None,
-    experiment: str = "harness",
     formats: Sequence[str] = ("md",),
     *,
-    runs: Sequence[str] = (),
-    whole: bool = False,
     price: Price | None = None,
     rank_by: str | None = None,
 ) -> Written:
-    """Write ``report.md`` and its plots from MLflow alone.
+    """Write ``report.md`` and its plots.
 
     Args:
-        uri: the store.
-        sweep: its name; None is the latest.
+        source: of the trials.
         out_dir: folder to write to; None is ``reports/<sweep>``.
-        experiment: MLflow experiment.
         formats: ``html`` adds ``report.html``; ``csv`` and ``parquet`` add ``results.csv`` and ``results.parquet``, a
             row per trial as ``harness.store.results`` gives them.
-        runs: MLflow run ids of trials, in place of a sweep.
-        whole: every trial of the experiment, in place of a sweep.
         price: of an hour of the device.
         rank_by: the metric that ranks; None is the usual one.
 
     Raises:
-        UserError: as ``results.from_mlflow``, or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
-    if runs:
-        frame, selected = results.from_runs(uri, runs), ["--runs", *runs]
-    elif whole:
-        frame, selected = results.from_experiment(uri, experiment), ["--experiment", experiment]
-    else:
-        frame = results.from_mlflow(uri, sweep, experiment)
-        selected = ["--sweep", str(frame["sweep"].iloc[0])]
-    findings = find(frame, lambda rows, name: results.examples(uri, rows, name), rank_by)
-    name = _runs_named(frame) if runs else f"experiment {experiment}" if whole else f"sweep {frame['sweep'].iloc[0]}"
-    best = findings.recipes[0].frame["run_id"].iloc[0] if findings.recipes else findings.frame["run_id"].iloc[0]
-    document = results.result_document(uri, best)
-    sweeps = sorted(set(map(str, frame["sweep"])))
+    findings = find(source.frame, source.examples, rank_by)
+    best = str((findings.recipes[0].frame if findings.recipes else findings.frame)["run_id"].iloc[0])
     material = Material(
-        name,
+        source.title,
         findings,
-        "MLflow",
-        samples={row["label"]: results.tables(uri, row["run_id"]) for row in _best_and_last(findings.frame)},
-        environment=document.get("environment", {}),
-        command=results.sweep_command(uri, sweeps[0], experiment) if len(sweeps) == 1 else None,
-        again=_again(uri, selected, experiment, price, rank_by),
-        card=results.artifact_text(uri, best, DATA_CARD),
+        source.words,
+        samples={row["label"]: source.tables(row["run_id"]) for row in _best_and_last(findings.frame)},
+        environment=source.environment(best),
+        command=source.command(),
+        again=_again(source, price, rank_by),
+        card=source.text(best, DATA_CARD),
         price=price,
     )
-    series = _series(uri, findings)
     bins = {
         r.label: pd.concat(found)
         for r in findings.recipes[:MOST_RELIABILITY]
-        if "eval/preference_ece" in frame
-        and (found := [t for i in r.frame["run_id"] if (t := results.table(uri, i, "eval_reliability")) is not None])
+        if "eval/preference_ece" in source.frame
+        and (found := [t for i in r.frame["run_id"] if (t := source.table(i, "eval_reliability")) is not None])
     }
-    stretches = {run: t for run in _timed(findings) if (t := results.table(uri, run, "phases")) is not None}
-    return _write(material, series, bins, stretches, Path(out_dir or Path("reports") / _folder(name)), formats)
-
-
-def write_report_from_folder(
-    folder: str | Path,
-    out_dir: str | Path | None = None,
-    formats: Sequence[str] = ("md",),
-    *,
-    price: Price | None = None,
-    rank_by: str | None = None,
-) -> Written:
-    """Write a report from the ``result.json`` files below ``outputs/<sweep>``, without series and samples."""
-    frame = results.from_folder(folder)
-    findings = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name), rank_by)
-    first = Path(folder) / str(findings.frame["trial_id"].iloc[0])
-    found, card = read_result(first), first / "artifacts" / DATA_CARD
-    environment = {} if found is None else found.environment
-    material = Material(
-        f"sweep {frame['sweep'].iloc[0]}",
-        findings,
-        "`result.json` files",
-        environment=environment,
-        command=environment.get("command"),
-        card=card.read_text(encoding="utf-8") if card.is_file() else None,
-        price=price,
-    )
-    series = pd.DataFrame(columns=list(results.SERIES_COLUMNS))
-    return _write(material, series, {}, {}, Path(out_dir or Path("reports") / _folder(material.title)), formats)
+    stretches = {run: t for run in _timed(findings) if (t := source.table(run, "phases")) is not None}
+    out = Path(out_dir or Path("reports") / _folder(source.title))
+    return _write(material, source, _series(source, findings), bins, stretches, out, formats)
 
 
 def _write(
     material: Material,
+    source: Source,
     series: pd.DataFrame,
     bins: dict[str, pd.DataFrame],
     stretches: dict[str, pd.DataFrame],
@@ -159,9 +112,9 @@ def _write(
         if "html" in formats:
             report.with_suffix(".html").write_text(page(words, material.title), encoding="utf-8")
         if "csv" in formats or len(found.frame) > SHOWN:
-            found.frame.to_csv(out_dir / "results.csv", index=False)
+            source.as_results(found.frame).to_csv(out_dir / "results.csv", index=False)
         if "parquet" in formats:
-            found.frame.to_parquet(out_dir / "results.parquet", index=False)
+            source.as_results(found.frame).to_parquet(out_dir / "results.parquet", index=False)
         return Written(report, found)
     except OSError as error:
         raise UserError(
@@ -169,14 +122,14 @@ def _write(
         ) from None
 
 
-def _series(uri: str, findings: Findings) -> pd.DataFrame:
+def _series(source: Source, findings: Findings) -> pd.DataFrame:
     """Points of the trials that the plots show; a training series is asked for only where a run has it."""
     best = [i for r in findings.recipes for i in r.frame["run_id"]]
     rest = [i for i in findings.frame["run_id"] if i not in set(best)]
     shown = [*best[:MOST_SERIES], *rest[: MOST_SERIES // 4]]
     frame = pd.DataFrame(findings.frame[findings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
-    return results.series(uri, shown, [*names, *curves.MEMORY_SERIES])
+    return source.series(shown, [*names, *curves.MEMORY_SERIES])
 
 
 def _timed(findings: Findings) -> list[str]:
@@ -191,26 +144,19 @@ def _best_and_last(frame: pd.DataFrame) -> list[dict[Any, Any]]:
     return done.iloc[sorted({0, len(done) - 1})].to_dict("records") if len(done) else []
 
 
-def _runs_named(frame: pd.DataFrame) -> str:
-    """What a report on chosen runs is called: never as the one on their sweep is."""
-    sweeps = sorted(set(map(str, frame["sweep"])))
-    return f"{formatting.count(len(frame), 'run')} of " + (
-        f"sweep {sweeps[0]}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps"
-    )
-
-
 def _folder(name: str) -> str:
     """A report's folder below ``reports``: the sweep's own name, else the title made fit for one."""
     return name.removeprefix("sweep ") if name.startswith("sweep ") else re.sub(r"[^\w.+=-]+", "_", name)
 
 
-def _again(uri: str, selected: Sequence[str], experiment: str, price: Price | None, rank_by: str | None = None) -> str:
+def _again(source: Source, price: Price | None, rank_by: str | None) -> str:
     """The command for this report; a store's password stays out of it."""
-    default, words = Tracking(), ["python", "-m", "harness", "report", *selected]
-    if uri not in (default.uri, default.resolved_uri):
-        words += ["--tracking-uri", identity.without_password(uri)]
-    if experiment != default.experiment and "--experiment" not in selected:
-        words += ["--experiment", experiment]
+    default, words = Tracking(), ["python", "-m", "harness", "report", *source.selected]
+    if isinstance(source, Stored):
+        if source.uri not in (default.uri, default.resolved_uri):
+            words += ["--tracking-uri", identity.without_password(source.uri)]
+        if source.experiment != default.experiment and "--experiment" not in source.selected:
+            words += ["--experiment", source.experiment]
     if price is not None:
         words += ["--price", str(price)]
     if rank_by is not None:

@@ -17,27 +17,16 @@ from typing import Any
 from harness.base import absences, formatting
 from harness.base.records import Event, Outcome
 from harness.config import fingerprint
-from harness.store import journal
 from harness.store.columns import tags_from
 from harness.store.journal import Tail
 from harness.store.logged import BATCH, chunks, describe_run, log_policy
 from harness.store.mlflow_store import SweepRun, client, in_one_line
 from harness.store.past import past_of, result_of
+from harness.store.points import AT_THE_END, points_of
 from harness.store.result import document, write_json
 from harness.store.runs import exists, stage_run, trial_run
 
-AT_THE_END = ("delta/", "memory/", "time/", "energy/")
-"""Figures that are known when all attempts are; from ``result.json``."""
 STATUS = {Outcome.FINISHED: "FINISHED", Outcome.REUSED: "FINISHED", Outcome.INTERRUPTED: "KILLED"}
-SYSTEM_NAMES = {
-    "private": {"used_mb": "system/system_memory_usage_megabytes"},
-    "gpu": {
-        "used_mb": "system/gpu_0_memory_usage_megabytes",
-        "utilisation_percent": "system/gpu_0_utilization_percentage",
-        "power_w": "system/gpu_0_power_usage_watts",
-        "host_mb": "system/system_memory_usage_megabytes",
-    },
-}
 
 
 @dataclass
@@ -167,24 +156,8 @@ def _project(folder: Path, sweep: SweepRun) -> str | None:
 def _log_points(api: Any, state: _State, worker: Sequence[Event], runner: Sequence[Event]) -> None:
     from mlflow.entities import Metric
 
-    points: list[Any] = []
-    for event in sorted([*worker, *runner], key=lambda e: e.time):
-        stamp = int(event.time * 1000)
-        if event.kind in ("metrics", "series"):
-            step = int(event.data.get("step", 0))
-            points += [
-                Metric(name, number, stamp, step)
-                for name, value in event.data["values"].items()
-                if (number := journal.number(value)) is not None and not name.startswith(AT_THE_END)
-            ]
-        elif event.kind == "sample":
-            names = SYSTEM_NAMES["private" if event.data["lens"] == "private" else "gpu"]
-            points += [
-                Metric(label, number, int(event.data["t"] * 1000), state.samples)
-                for key, label in names.items()
-                if (number := journal.number(event.data.get(key))) is not None
-            ]
-            state.samples += 1
+    points = [Metric(p.name, p.value, int(p.time * 1000), p.step) for p in points_of(worker, runner, state.samples)]
+    state.samples += sum(event.kind == "sample" for event in runner)
     for chunk in chunks(points, BATCH):
         api.log_batch(state.run_id, metrics=chunk)
 

@@ -6,7 +6,7 @@ Columns, the same from either source; what a trial does not have is missing (NaN
 ``trial_id`` ``sweep``         names; ``run_id`` is MLflow's, missing where the row comes from a folder
 ``outcome`` ``reason``         as recorded; the reason is missing for trials that finished
 ``algo`` ``adapter`` ...       the rest of ``columns.TEXTS``: model, task, device, reference, digests, commit
-``started``                    seconds since the epoch; missing where the row comes from a folder
+``started``                    seconds since the epoch
 ``beta`` ``rank`` ``seed``     numbers; missing where the trial has no such knob
 ``eval/true_reward`` ...       every metric under its own name (they all contain a slash): the last point of a series
 ``folder``                   where its files are, as the sweep was started
@@ -35,7 +35,7 @@ from harness.config.identity import flatten
 from harness.store import journal
 from harness.store.columns import TEXTS, texts_of
 from harness.store.mlflow_store import Tracking, check_reachable, client, quoted
-from harness.store.past import description, result_of
+from harness.store.past import description, past_of, result_of
 from harness.store.result import read_result
 
 NUMBERS = ("beta", "rank", "seed")
@@ -241,6 +241,7 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         **texts_of(about, events),
         "outcome": str(result.outcome),
         "reason": result.reason or None,
+        "started": past_of(folder).since or None,
         **{name: config.get(name) for name in NUMBERS},
     }
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})

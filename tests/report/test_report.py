@@ -22,6 +22,7 @@ from harness.report.leaderboard import Price, labels, leaderboard, ranked, rende
 from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
 from harness.report.sections.provenance import shown_command
+from harness.report.sources import Folder, Stored
 from harness.store import results
 from tests.store.test_results import INJECTION, STUDY, study_root
 
@@ -56,7 +57,7 @@ def study(uri) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     root = study_root(tmp_path_factory.getbasetemp())
-    return write_report(f"sqlite:///{root / 'mlflow.db'}", "study", root / "report").path
+    return write_report(Stored(f"sqlite:///{root / 'mlflow.db'}", "study"), root / "report").path
 
 
 def trials(*rows: dict) -> pd.DataFrame:
@@ -288,8 +289,30 @@ def test_the_command_reads_a_folder_without_mlflow(tmp_path_factory, tmp_path, c
     assert main(["--from-folder", str(folder), "--out", str(tmp_path / "r")]) == 0
     written = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
     assert GOLDEN in written.replace(" ◆", "")
-    assert "learning_curves.png" not in written and "left out, no training series" in written
-    assert "| torch | 2.13.0+cpu |" in written
+    assert "learning_curves.png" in written and "| torch | 2.13.0+cpu |" in written
+
+
+def test_a_report_from_folders_is_the_one_from_mlflow(tmp_path_factory, uri, tmp_path):
+    root = study_root(tmp_path_factory.getbasetemp())
+    folder, stored = Folder(root / "outputs" / "study"), Stored(uri, "study")
+    words = {}
+    for name, source in (("folder", folder), ("stored", stored)):
+        written = write_report(source, tmp_path / name, ("md", "csv"))
+        words[name] = written.path.read_text(encoding="utf-8")
+    assert "learning_curves.png" in words["stored"] and "samples" in words["stored"].lower()
+    for one in (source.words for source in (folder, stored)):
+        words = {name: text.replace(one, "SOURCE") for name, text in words.items()}
+    pairs = zip(words["folder"].splitlines(), words["stored"].splitlines(), strict=True)
+    assert [theirs for mine, theirs in pairs if mine != theirs and "harness report" not in theirs] == []
+    drawn = {name: sorted(p.name for p in (tmp_path / name).glob("*.png")) for name in words}
+    assert drawn["folder"] == drawn["stored"] != []
+    best = str(stored.frame["trial_id"].iloc[0])
+    run = dict(zip(stored.frame["trial_id"], stored.frame["run_id"], strict=True))[best]
+    columns = ["name", "step", "value"]
+    names = ["train/loss", "system/system_memory_usage_megabytes"]
+    mine, theirs = folder.series([best], names), stored.series([run], names)
+    assert mine[columns].values.tolist() == theirs[columns].values.tolist() != []
+    assert (tmp_path / "folder" / "results.csv").read_text().splitlines()[0].startswith("trial_id,sweep,run_id")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +343,7 @@ def test_help_is_not_an_error(capsys):
 def test_an_earlier_report_leaves_no_stale_plot(uri, tmp_path):
     stale = tmp_path / "learning_curves.png"
     stale.write_bytes(b"old")
-    write_report(uri, "older", tmp_path)  # a sweep without series
+    write_report(Stored(uri, "older"), tmp_path)  # a sweep without series
     assert not stale.exists()
 
 

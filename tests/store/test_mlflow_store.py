@@ -20,7 +20,7 @@ import pytest
 
 from harness.base import errors
 from harness.base.errors import UserError
-from harness.cli import launch
+from harness.cli import concluding, launch
 from harness.store import mlflow_store as tracking
 from harness.store import mlflow_store as tracking_module
 from harness.store.mlflow_store import Tracking, check_reachable, in_one_line, open_sweep
@@ -263,15 +263,15 @@ def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
     trial.mkdir(parents=True)
     (trial / "runner.jsonl").touch()
     monkeypatch.setattr(mlflow_sync, "project", full)
-    monkeypatch.setattr(launch, "close_sweep", full)
+    monkeypatch.setattr(concluding, "close_sweep", full)
     monkeypatch.setattr(
-        launch, "result_of", lambda folder: SimpleNamespace(outcome=launch.Outcome.FINISHED, attempt=9e9)
+        concluding, "result_of", lambda folder: SimpleNamespace(outcome=concluding.Outcome.FINISHED, attempt=9e9)
     )
     sweep = SimpleNamespace(
         folder=tmp_path / "s", name="s", expanded=False, tracking=Tracking(required=required), points=()
     )
     run = tracking.SweepRun("sqlite:////nowhere.db", "1", "parent")
-    assert launch._conclude(sweep, run, 0.0) == code  # type: ignore[arg-type]
+    assert concluding.conclude(sweep, run, 0.0) == code  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "disk is full" in said and "harness sync" in said
     assert "SQL:" not in said and all(len(line) < 300 for line in said.splitlines())
