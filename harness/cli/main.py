@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.cli.validate",
         "compose and build every YAML, or the given overrides; tries those of your own folder",
     ),
+    "init": ("harness.cli.init", "an experiment, a gate and a CI file for your own model and data"),
     "sync": ("harness.cli.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.cli.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }

@@ -1,0 +1,71 @@
+"""``harness init``: what it writes is sound, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.runs import Sandbox
+from tests.toys import build_model
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
+    """A repository with a model and data of its own."""
+    rows = [{"prompt": f"{i} plus {i} is", "chosen": f" {2 * i}", "rejected": " none"} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_model(tmp_path / "model", "llama")
+    return Sandbox(tmp_path, cache_dir)
+
+
+def test_what_it_writes_is_sound(sandbox):
+    made = sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl")
+    assert made.returncode == 0, made.stderr
+    names = [line for line in made.stdout.splitlines() if not line.startswith(("look:", "then:"))]
+    assert names == [
+        "alignment/experiment/mine.yaml", "alignment/policy/mine.yaml", "alignment/mine.sh",
+        ".github/workflows/mine-gate.yml",
+    ]  # fmt: skip
+    subprocess.run(["bash", "-n", sandbox.cwd / "alignment" / "mine.sh"], check=True)
+    assert yaml.safe_load((sandbox.cwd / ".github/workflows/mine-gate.yml").read_text())["jobs"]
+    (check,) = [line.partition("harness ")[2] for line in made.stdout.splitlines() if line.startswith("look:")]
+    short = ("train.steps=2", "train.max_length=64", "train.max_completion_length=8", "eval=quick")
+    shown = sandbox.call(*check.split(), *short)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert shown.stdout.count("ok  dpo-lora-") == 4  # a trial for each seed
+
+    from harness.gate.policy import read_policy
+
+    assert "eval/preference_accuracy" in read_policy(str(sandbox.cwd / "alignment/policy/mine.yaml")).metrics
+
+
+def test_nothing_is_overwritten_and_wrong_input_is_named(sandbox):
+    assert sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl").returncode == 0
+    before = (sandbox.cwd / "alignment" / "mine.sh").read_text()
+    for arguments, words in (
+        (("mine", "--model", "model", "--data", "pairs.jsonl"), "is there already"),
+        (("Mine", "--model", "m", "--data", "pairs.jsonl"), "is no name for files"),
+        (("b", "--model", "m"), "name the data, and one kind of it"),
+        (("b", "--model", "m", "--data", "gone.jsonl"), "there is no such file"),
+        (("b", "--model", "m", "--data", "pairs.jsonl", "--seeds", "1"), "2 seeds at least"),
+        (("b", "--model", "m", "--data", "pairs.jsonl", "--dir", "gone"), "is not a folder"),
+        (("b", "--data", "pairs.jsonl"), "--model"),
+    ):
+        shown = sandbox.call("init", *arguments)
+        assert shown.returncode == 2 and words in shown.stderr and "Traceback" not in shown.stderr, shown
+    assert (sandbox.cwd / "alignment" / "mine.sh").read_text() == before
+    assert not (sandbox.cwd / "alignment" / "experiment" / "b.yaml").exists()
+
+
+def test_problems_are_judged_by_their_reward_and_hub_ids_stay(sandbox):
+    (sandbox.cwd / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    made = sandbox.call("init", "sums", "--model", "org/some-model", "--problems", "sums.jsonl", "--seeds", "3")
+    assert made.returncode == 0, made.stderr
+    experiment = yaml.safe_load((sandbox.cwd / "alignment/experiment/sums.yaml").read_text())
+    assert experiment["model"]["path"] == "org/some-model" and experiment["task"]["path"] == "./sums.jsonl"
+    assert experiment["hydra"]["sweeper"]["params"] == {"algo": "grpo", "adapter": "lora", "seed": "0,1,2"}
+    assert "eval/true_reward" in (sandbox.cwd / "alignment/policy/sums.yaml").read_text()
