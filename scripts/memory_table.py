@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The predicted table of experiments/memory_matrix: five algorithms, three adapters, four shapes, two lengths.
+"""The predicted table of experiments/memory_matrix: every algorithm, three adapters, four shapes, two lengths.
 
 python scripts/memory_table.py
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ("qwen-0.5b", "llama-1b", "llama-8b", "llama-70b")
 LENGTHS = (1024, 4096)
-ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
+ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml") if p.stem not in ("none", "sft"))
+ADAPTERS = ("full", "lora", "qlora")
 
 
 def main() -> None:
