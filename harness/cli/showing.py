@@ -46,7 +46,7 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     from harness.models.making import source_of
     from harness.tasks.audit import card
     from harness.trial.assemble import assemble
-    from harness.trial.data import ALLOWED, audited, cache_of, load_data, looked_at, style_for
+    from harness.trial.data import audited, cache_of, load_data, looked_at, style_for
 
     transformers.logging.set_verbosity_error()  # what it would say of lengths is said here
     with hydra_config([config_dir] if config_dir else []):
@@ -63,7 +63,7 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
         page = card(seen, title=title, digest=data.digest, more=found.facts, notes=notes, examples=found.examples)
     else:
         page = plain_card({**seen.facts, **found.facts}, notes, found.examples, leaks=len(seen.leaks))
-    problems = found.problems(getattr(setup.task, "allow_skipped", ALLOWED))
+    problems = found.problems(setup.task.allow_skipped)
     return page, [*setup.model.task_problems(setup.task), *problems]
 
 

@@ -99,6 +99,9 @@ class Task(ABC):
     knows_declining: ClassVar[bool] = False
     """True where ``declines`` and ``answerable`` know what they are asked."""
 
+    # Share of the rows that a trial may leave out; a task that reads files declares a field of this name.
+    allow_skipped = 0.05
+
     def base_recipe(self) -> dict[str, Any]:
         """What ``base_rows`` depends on; fields that it does not read may be left out, so that a base is shared."""
         return asdict(self)

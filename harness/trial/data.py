@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
-ALLOWED = 0.05
-"""Share of rows that may be left out where the task does not say."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
 
 
@@ -104,7 +102,7 @@ def usable(
         UserErrors: too many rows mean nothing to this model, or those that are left are too few for the algorithm.
     """
     found = looked_at(setup, data, tokenizer, style, cache, source)
-    if errors := found.problems(getattr(setup.task, "allow_skipped", ALLOWED)):
+    if errors := found.problems(setup.task.allow_skipped):
         raise UserErrors(errors)
     kept = found.kept(data)
     if found.dropped and (errors := setup.algo.problems(setup.task, kept, setup.train)):
