@@ -69,3 +69,33 @@ def test_problems_are_judged_by_their_reward_and_hub_ids_stay(sandbox):
     assert experiment["model"]["path"] == "org/some-model" and experiment["task"]["path"] == "./sums.jsonl"
     assert experiment["hydra"]["sweeper"]["params"] == {"algo": "grpo", "adapter": "lora", "seed": "0,1,2"}
     assert "eval/true_reward" in (sandbox.cwd / "alignment/policy/sums.yaml").read_text()
+
+
+def test_a_disk_that_is_full_leaves_no_half(sandbox, monkeypatch):
+    from harness.cli import init
+    from harness.store.result import replace_text
+
+    def full(path: Path, text: str) -> None:
+        if path.suffix == ".sh":
+            raise OSError(28, "No space left on device")
+        replace_text(path, text)
+
+    monkeypatch.setattr(init, "replace_text", full)
+    shown = sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl")
+    assert shown.returncode == 2 and "No space left on device" in shown.stderr and "Traceback" not in shown.stderr
+    assert not list((sandbox.cwd / "alignment").rglob("*.*"))
+
+
+@pytest.mark.parametrize("name", ["my pairs.jsonl", "it's.jsonl", 'a "b": c.jsonl', "größe.jsonl"])
+def test_paths_that_yaml_would_read_otherwise_are_quoted(sandbox, name):
+    (sandbox.cwd / "pairs.jsonl").rename(sandbox.cwd / name)
+    assert sandbox.call("init", "mine", "--model", "model", "--data", name).returncode == 0
+    experiment = yaml.safe_load((sandbox.cwd / "alignment/experiment/mine.yaml").read_text())
+    assert experiment["task"]["path"] == f"./{name}"
+
+
+def test_a_file_where_a_folder_must_be_is_named(sandbox):
+    (sandbox.cwd / "alignment").write_text("notes")
+    shown = sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl")
+    assert shown.returncode == 2 and "cannot be written" in shown.stderr and "Traceback" not in shown.stderr
+    assert (sandbox.cwd / "alignment").read_text() == "notes"

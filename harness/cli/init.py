@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError
+from harness.store.result import replace_text
 
 FOLDER = "alignment"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -54,7 +55,7 @@ python -m harness report --sweep $name
 python -m harness gate --baseline $folder/$name.json --candidate $name --format text,github
 """,
     ".github/workflows/$name-gate.yml": """\
-# A GPU is what this wants; on a CPU only a small model ends in time.
+# For a runner of your own with a GPU and with the harness installed; on a CPU only a small model ends in time.
 name: $name gate
 on:
   pull_request:
@@ -141,11 +142,14 @@ def write(root: Path, words: Mapping[str, str]) -> list[Path]:
     made = {root / Template(name).substitute(words): Template(text).substitute(words) for name, text in FILES.items()}
     if there := [path for path in made if path.exists()]:
         raise UserError("is there already", key="init", value=str(there[0]), fix="take another name, or move it away")
+    written: list[Path] = []
     try:
         for path, text in made.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            replace_text(path, text)
+            written.append(path)
     except OSError as error:
+        for path in written:
+            path.unlink()
         raise UserError(f"cannot be written ({error.strerror or error})", key="--dir", value=str(root)) from None
     return list(made)
 
@@ -178,4 +182,4 @@ def _placed(path: str, root: Path) -> str:
         own = seen.resolve()
         path = str(own.relative_to(root.resolve())) if own.is_relative_to(root.resolve()) else str(own)
         path = f"./{path}" if not path.startswith(("/", ".")) else path
-    return path if re.fullmatch(r"[\w./-]+", path) else shlex.quote(path) if "'" not in path else f'"{path}"'
+    return path if re.fullmatch(r"[\w./-]+", path) else json.dumps(path, ensure_ascii=False)  # which is YAML too

@@ -40,9 +40,13 @@ class Adapter(ABC):
     def peft_config(self) -> PeftConfig | None:
         """What TRL wraps the model with; None trains the model itself."""
 
-    @abstractmethod
     def expected_trainable(self, model: PreTrainedModel) -> int:
-        """Number of trainable parameters, from the base model before it is wrapped."""
+        """Number of trainable parameters, from the base model before it is wrapped; here what peft makes trainable.
+
+        For linear layers under LoRA that is the sum of r (d_in + d_out) (``lora_parameters``). A formula of ours would
+        have to follow peft through fused experts, routers and tied layers.
+        """
+        return trainable_in(self.wrapped_empty(model))
 
     def quantization(self, compute_dtype: torch.dtype) -> Any | None:
         """A ``BitsAndBytesConfig`` for loading the base, or None."""
@@ -123,14 +127,6 @@ class LoRA(Adapter):
             use_rslora=self.rslora,
         )
 
-    def expected_trainable(self, model: PreTrainedModel) -> int:
-        """What peft makes trainable in the same model without weights.
-
-        For linear layers that is the sum of r (d_in + d_out) (``lora_parameters``). A formula of ours would have to
-        follow peft through fused experts, routers and tied layers.
-        """
-        return sum(p.numel() for p in self.wrapped_empty(model).parameters() if p.requires_grad)
-
     def adapted_shapes(self, model: PreTrainedModel) -> list[tuple[int, int]]:
         """Of the layers that ``targets`` names."""
         return target_shapes(model, self.targets)
@@ -164,6 +160,11 @@ class QLoRA(LoRA):
             bnb_4bit_use_double_quant=self.double_quantization,
             bnb_4bit_compute_dtype=compute_dtype,
         )
+
+
+def trainable_in(model: Any) -> int:
+    """Number of parameters that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def lora_parameters(d_in: int, d_out: int, rank: int) -> int:

@@ -155,13 +155,12 @@ class Folder(Source):
 
     def tables(self, run_id: str) -> Mapping[str, pd.DataFrame]:
         """The last of each name in the journals."""
-        worker, runner = self._events(run_id)
-        rows = {e.data["name"]: e.data["rows"] for e in (*worker, *runner) if e.kind == "table" and e.data["rows"]}
-        return {name: pd.DataFrame(table, columns=list(table[0])) for name, table in rows.items()}
+        return {name: _framed(rows) for name, rows in self._rows(run_id).items()}
 
     def table(self, run_id: str, name: str) -> pd.DataFrame | None:
         """The last of this name."""
-        return self.tables(run_id).get(name)
+        rows = self._rows(run_id).get(name)
+        return None if rows is None else _framed(rows)
 
     def text(self, run_id: str, path: str) -> str | None:
         """Of the trial's artifacts."""
@@ -189,12 +188,20 @@ class Folder(Source):
         """Without the ids that stood in for runs."""
         return frame.assign(run_id=pd.Series(None, index=frame.index, dtype="str"))
 
+    def _rows(self, trial_id: str) -> dict[str, list[dict[str, Any]]]:
+        worker, runner = self._events(trial_id)
+        return {e.data["name"]: e.data["rows"] for e in (*worker, *runner) if e.kind == "table" and e.data["rows"]}
+
     @functools.lru_cache(maxsize=8)  # noqa: B019 a report's source lives as long as the report is written
     def _events(self, trial_id: str) -> tuple[list[Event], list[Event]]:
         """Of the trial's latest attempt, and those that it continues: the worker's and the runner's."""
         folder = self.path / trial_id
         runner = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-        return since_attempt(journal.latest_attempt(journal.read(folder / "worker.jsonl")), runner), runner
+        return since_attempt(journal.read(folder / "worker.jsonl"), runner), runner
+
+
+def _framed(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(rows[0]))
 
 
 def _runs_named(frame: pd.DataFrame) -> str:

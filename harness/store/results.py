@@ -35,7 +35,7 @@ from harness.config.identity import flatten
 from harness.store import journal
 from harness.store.columns import TEXTS, texts_of
 from harness.store.mlflow_store import Tracking, check_reachable, client, quoted
-from harness.store.past import description, past_of, result_of
+from harness.store.past import past_of, result_of
 from harness.store.result import read_result
 
 NUMBERS = ("beta", "rank", "seed")
@@ -226,22 +226,22 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
     result = result_of(folder) if read_result(folder) is not None else None  # lost ones are `harness sync`'s to make
     if result is None:
         return None
-    trial, config = description(folder), result.config
+    past, config = past_of(folder), result.config
     events = journal.read(folder / "worker.jsonl") + journal.read(folder / "runner.jsonl")
     about = {
         "trial_id": result.trial_id,
-        "sweep": trial.get("sweep") or folder.parent.name,
+        "sweep": past.about.get("sweep") or folder.parent.name,
         "config": config,
         "digests": result.digests,
         "environment": result.environment,
-        "train_key": result.train_key or trial.get("train_key"),
-        "eval_key": result.eval_key or trial.get("eval_key"),
+        "train_key": result.train_key or past.about.get("train_key"),
+        "eval_key": result.eval_key or past.about.get("eval_key"),
     }
     row: dict[str, Any] = {
         **texts_of(about, events),
         "outcome": str(result.outcome),
         "reason": result.reason or None,
-        "started": past_of(folder).since or None,
+        "started": past.since or None,
         **{name: config.get(name) for name in NUMBERS},
     }
     row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
+from harness.models.adapters import Adapter, trainable_in
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 
@@ -52,8 +53,8 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 
 def _needs_checking(setup: Any) -> bool:
-    """The embedded model at its own size is known to be well."""
-    if not setup.model.embedded:
+    """The embedded model at its own size is known to be well, under an adapter that the package brings."""
+    if not setup.model.embedded or not type(setup.adapter).__module__.startswith("harness."):
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -239,8 +240,9 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         rule = "no linear layer of the model has such a name, so there is nothing to adapt"
         return [UserError(rule, key=key, value=value, fix=TARGETS)]
     try:
-        wrapped = adapter.wrapped_empty(model)
-        found, told = sum(p.numel() for p in wrapped.parameters() if p.requires_grad), adapter.expected_trainable(model)
+        found = told = trainable_in(adapter.wrapped_empty(model))
+        if type(adapter).expected_trainable is not Adapter.expected_trainable:
+            told = adapter.expected_trainable(model)
     except Exception as error:  # peft's, about a stranger's architecture, or the adapter's own
         rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         return [UserError(rule, key=key, value=value, fix=TARGETS)]

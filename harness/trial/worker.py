@@ -19,6 +19,7 @@ from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
+from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
 from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
@@ -220,7 +221,7 @@ def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
 
 def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
     """Log the counts; the trainable one must be what was expected of the adapter."""
-    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    trainable = trainable_in(policy)
     total = sum(_elements(p) for p in policy.parameters())
     journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
     if trainable != expected:

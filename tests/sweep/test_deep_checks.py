@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cli.doctor import model_findings
+from harness.models.adapters import LoRA
 from harness.sweep import deep_checks
 from harness.sweep.deep_checks import find_problems
+from harness.trial.assemble import assemble
 from tests.toys import build_model, conversational_rows, write_jsonl
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
@@ -62,3 +65,27 @@ def test_the_doctor_says_whether_the_model_or_the_data_is_ill(plain, tmp_path):
     assert (ill.name, ill.state) == ("data", "wrong") and "task.columns.rejected" in ill.fix
     (gone,) = model_findings(str(tmp_path / "nowhere"), [])
     assert (gone.name, gone.state) == ("model", "wrong")
+
+
+class Miscounting(LoRA):
+    """Of a user's: one parameter too many."""
+
+    def expected_trainable(self, model: Any) -> int:
+        return super().expected_trainable(model) + 1
+
+
+def test_an_adapter_that_counts_by_itself_is_held_against_peft(compose, monkeypatch):
+    # The page's own DoRA counted its rows twice, and only the embedded model was tried: which was not looked at.
+    setup = assemble(compose("adapter=lora"))
+    own = dataclasses.replace(setup, adapter=Miscounting())
+    assert deep_checks._needs_checking(own) and not deep_checks._needs_checking(setup)
+    config = setup.model.configuration(None)
+    (found,) = deep_checks._target_problems(own, config)
+    assert "expected_trainable() says" in str(found) and found.key == "adapter"
+    assert deep_checks._target_problems(setup, config) == []
+    asked = []
+    monkeypatch.setattr(
+        LoRA, "wrapped_empty", lambda self, model, made=LoRA.wrapped_empty: asked.append(1) or made(self, model)
+    )
+    deep_checks._target_problems(setup, config)
+    assert len(asked) == 1  # of peft's own count, once is enough

@@ -133,9 +133,8 @@ class PPOTrainer(OnlineTrainer):
     def batch_of(self, prompts: Any) -> Any:
         """TRL's, of a new rollout where the passes over the last one ended early."""
         if self.stop_epochs and self.micro_step % self.current_gradient_accumulation_steps == 0:
-            self.micro_step = (
-                -(-self.micro_step // self._every) * self._every
-            )  # the next batch comes from a new rollout
+            # The next batch comes from a new rollout.
+            self.micro_step = -(-self.micro_step // self._every) * self._every
             self.stop_epochs = False
         if self.settings.stop_at_kl is not None and (self.micro_step % self._every == 0 or not self.rollout_is_held):
             prompts = self._next_prompts()  # the loader would repeat those of passes that were left out
