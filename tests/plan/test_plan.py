@@ -128,7 +128,7 @@ def test_a_plan_never_shows_a_figure_without_the_word_predicted_and_its_assumpti
 def test_the_command_plans_caches_and_advises(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    line = ["plan", "-m", "algo=dpo", "adapter=lora,full", *SMALL, "--gpu", "0.7GB", "--lengths", "limit"]
+    line = ["plan", "-m", "algo=dpo", "adapter=lora,full", *SMALL, "--gpu", "1.0GB", "--lengths", "limit"]
     assert main(line) == 0
     first = capsys.readouterr().out
     assert "dpo-lora" in first and "dpo-full" in first and "fits" in first and "- dpo-full" in first
