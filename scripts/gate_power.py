@@ -18,7 +18,7 @@ from dataclasses import replace
 from harness.gate import baseline as store
 from harness.gate.baseline import Record
 from harness.gate.decide import Outcome, decide
-from harness.gate.policy import Policy, Rule, read_policy
+from harness.gate.rules import Rule, Rules, read_rules
 from harness.store import results
 
 
@@ -40,13 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", required=True)
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db")
-    parser.add_argument("--policy", default="ci")
+    parser.add_argument("--rules", default="ci")
     parser.add_argument("--candidate-seeds", type=int, default=4)
     parser.add_argument("--loss", type=float, default=0.05)
     parser.add_argument("--splits", type=int, default=2000, help="as many, drawn without repeats, where there are more")
     options = parser.parse_args()
-    policy = read_policy(options.policy)
-    recipes = store.records(results.from_mlflow(options.tracking_uri, options.sweep), list(policy.metrics))
+    rules = read_rules(options.rules)
+    recipes = store.records(results.from_mlflow(options.tracking_uri, options.sweep), list(rules.metrics))
     seeds = sorted(set.intersection(*(set(r.seeds) for r in recipes.values())))
     splits = [frozenset(c) for c in itertools.combinations(seeds, options.candidate_seeds)]
     if len(splits) > options.splits:
@@ -58,11 +58,11 @@ def main() -> None:
             mean = sum(values) / len(values)
             spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
             print(f"  {label}  {name}: {mean:.4g}, standard deviation {spread:.2g} over {len(values)} seeds")
-    print(f"unchanged, gate fails: {share(recipes, splits, seeds, policy, None, 0):.2%}")
+    print(f"unchanged, gate fails: {share(recipes, splits, seeds, rules, None, 0):.2%}")
     for label, record in recipes.items():
         for name in record.metrics:
-            if name.startswith("eval/") and policy.metrics[name].concerns(label):
-                caught = share(recipes, splits, seeds, policy, (label, name), options.loss)
+            if name.startswith("eval/") and rules.metrics[name].concerns(label):
+                caught = share(recipes, splits, seeds, rules, (label, name), options.loss)
                 print(f"{label}: {name} worse by {options.loss:g}, caught: {caught:.2%}")
 
 
@@ -70,7 +70,7 @@ def share(
     recipes: Mapping[str, Record],
     splits: list[frozenset[int]],
     seeds: list[int],
-    policy: Policy,
+    rules: Rules,
     planted: tuple[str, str] | None,
     loss: float,
 ) -> float:
@@ -80,8 +80,8 @@ def share(
         before = {label: part(r, frozenset(seeds) - chosen) for label, r in recipes.items()}
         after = {label: part(r, chosen) for label, r in recipes.items()}
         if planted:
-            after[planted[0]] = worse(after[planted[0]], planted[1], policy.metrics[planted[1]], loss)
-        findings = decide(before, after, policy)
+            after[planted[0]] = worse(after[planted[0]], planted[1], rules.metrics[planted[1]], loss)
+        findings = decide(before, after, rules)
         if planted:
             failed += any((f.recipe, f.metric) == planted and f.outcome is Outcome.REGRESSED for f in findings)
         else:

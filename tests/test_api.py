@@ -26,7 +26,7 @@ assert findings and not any(f.fails for f in findings), findings
 print("done")
 """
 RULES = """
-_target_: harness.gate.policy.Policy
+_target_: harness.gate.rules.Rules
 metrics:
   eval/preference_accuracy: {direction: up, absolute: 0.05}
 """

@@ -27,7 +27,7 @@ def test_what_it_writes_is_sound(sandbox):
     assert made.returncode == 0, made.stderr
     names = [line for line in made.stdout.splitlines() if not line.startswith(("look:", "then:"))]
     assert names == [
-        "alignment/experiment/mine.yaml", "alignment/policy/mine.yaml", "alignment/mine.sh",
+        "alignment/experiment/mine.yaml", "alignment/rules/mine.yaml", "alignment/mine.sh",
         ".github/workflows/mine-gate.yml",
     ]  # fmt: skip
     subprocess.run(["bash", "-n", sandbox.cwd / "alignment" / "mine.sh"], check=True)
@@ -38,9 +38,9 @@ def test_what_it_writes_is_sound(sandbox):
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert shown.stdout.count("ok  dpo-lora-") == 4  # a trial for each seed
 
-    from harness.gate.policy import read_policy
+    from harness.gate.rules import read_rules
 
-    assert "eval/preference_accuracy" in read_policy(str(sandbox.cwd / "alignment/policy/mine.yaml")).metrics
+    assert "eval/preference_accuracy" in read_rules(str(sandbox.cwd / "alignment/rules/mine.yaml")).metrics
 
 
 def test_nothing_is_overwritten_and_wrong_input_is_named(sandbox):
@@ -68,7 +68,7 @@ def test_problems_are_judged_by_their_reward_and_hub_ids_stay(sandbox):
     experiment = yaml.safe_load((sandbox.cwd / "alignment/experiment/sums.yaml").read_text())
     assert experiment["model"]["path"] == "org/some-model" and experiment["task"]["path"] == "./sums.jsonl"
     assert experiment["hydra"]["sweeper"]["params"] == {"algo": "grpo", "adapter": "lora", "seed": "0,1,2"}
-    assert "eval/true_reward" in (sandbox.cwd / "alignment/policy/sums.yaml").read_text()
+    assert "eval/true_reward" in (sandbox.cwd / "alignment/rules/sums.yaml").read_text()
 
 
 def test_a_disk_that_is_full_leaves_no_half(sandbox, monkeypatch):

@@ -24,7 +24,7 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
         "data_seed": job.seed,
         "learning_rate": train.learning_rate,
         "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // train.micro_batch_size,
+        "gradient_accumulation_steps": job.world.accumulation(train.batch_size, train.micro_batch_size),
         "warmup_steps": train.warmup_ratio if train.warmup_ratio < 1 else 0.99,
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from harness.base.errors import UserError
+from harness.base.world import World
 from harness.config.train import Train, sees_half
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class TrainJob:
         holds: the kind of reference (``Algorithm.reference_of``).
         frozen: torch's dtype of the weights of models that only score.
         folders: of the stages that the reward needs, by their keys.
+        world: which of the trial's processes this is; ``train.batch_size`` is that of all of them together.
     """
 
     model: PreTrainedModel
@@ -63,6 +65,7 @@ class TrainJob:
     frozen: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
+    world: World = World()
 
 
 class Sampler(Protocol):
@@ -134,7 +137,7 @@ class Algorithm(ABC):
     Attributes:
         beta: strength of the pull towards the reference; its meaning differs between algorithms, so compare
             them on drift and never at equal beta. None where the algorithm has no such knob.
-        recipes: hyper-parameters per recipe and adapter: ``recipes.tiny.lora.learning_rate``.
+        presets: hyper-parameters per preset and adapter: ``presets.tiny.lora.learning_rate``.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -147,7 +150,7 @@ class Algorithm(ABC):
     """Whether the base's own dropout stays on while training; a log-ratio of two noisy passes would be noise."""
 
     beta: float | None = None
-    recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def uses_reference(self) -> bool:

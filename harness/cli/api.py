@@ -77,25 +77,36 @@ def write_report(
 
 
 def judge(
-    candidate: pd.DataFrame, baseline: pd.DataFrame | str | Path, policy: str = "ci", despite: Sequence[str] = ()
+    candidate: pd.DataFrame,
+    baseline: pd.DataFrame | str | Path,
+    rules: str = "ci",
+    despite: Sequence[str] = (),
+    *,
+    policy: str | None = None,
 ) -> list[Finding]:
     """Hold trials against a baseline, as ``python -m harness gate`` does.
 
     Args:
         candidate: trials, as ``run`` and ``runs`` give them.
         baseline: other trials, or the file that ``gate --update`` wrote.
-        policy: what may get worse: a name or a YAML file.
+        rules: what may get worse: a name or a YAML file.
         despite: digests that may differ, such as ``dataset``.
+        policy: what ``rules`` was called; for one release.
 
     Returns:
         what was found; one that ``fails`` fails a build.
     """
     from harness.gate import baseline as kept
     from harness.gate.judge import judge as decide
-    from harness.gate.policy import read_policy
+    from harness.gate.rules import read_rules
 
+    if policy is not None:
+        from harness.config import renamed
+
+        renamed.warn("judge(policy=...)", "judge(rules=...)")
+        rules = policy
     before: Any = kept.read(Path(baseline)) if isinstance(baseline, str | Path) else baseline
-    return decide(candidate, before, read_policy(policy), despite)
+    return decide(candidate, before, read_rules(rules), despite)
 
 
 def predict(*overrides: str, gpu: str | None = None, config_dir: str | Path | None = None) -> pd.DataFrame:

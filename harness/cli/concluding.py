@@ -77,7 +77,7 @@ def _fresh(folder: Path, result: TrialResult, started: float) -> bool:
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     """Where recipes were trained with several seeds, a row for each of them; then what follows from it."""
     from harness.report import choice, markdown, recipes
-    from harness.report.findings import find
+    from harness.report.standings import find
     from harness.store import results
 
     found = find(frame, lambda rows, name: results.examples_from_folder(folder, rows, name))

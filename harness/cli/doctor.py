@@ -33,7 +33,7 @@ FREE_GB = 5.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the doctor's.
 
     Attributes:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", metavar="PATH", help="look at this model, with task=... at the data too")
     parser.add_argument("overrides", nargs="*", help="for example tracking.uri=http://127.0.0.1:5000, task=preferences")
     options = parser.parse_args(argv)
-    checks: list[Callable[[], list[Finding]]] = [
+    checks: list[Callable[[], list[Check]]] = [
         _python,
         _libraries,
         _gpu,
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         _disk,
         lambda: _store(options.overrides),
         _cache,
-        *([lambda: model_findings(options.model, options.overrides)] if options.model else []),
+        *([lambda: model_checks(options.model, options.overrides)] if options.model else []),
     ]
     with quiet(1, 2):  # library chatter; what matters is found
         findings = [finding for check in checks for finding in check()]
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def model_findings(path: str, overrides: list[str]) -> list[Finding]:
+def model_checks(path: str, overrides: list[str]) -> list[Check]:
     """What a trial on the model would meet: its files, tokenizer, template, and the data where a task is named."""
     from harness.base.errors import UserErrors
     from harness.config.compose import compose, hydra_config
@@ -95,10 +95,10 @@ def model_findings(path: str, overrides: list[str]) -> list[Finding]:
     except UserError as found:
         problems = [found]
     if problems:
-        return [Finding(_subject(e.key), "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
+        return [Check(_subject(e.key), "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
     return [
-        Finding("model", "ok", _described(plain)),
-        *([] if named else [Finding("data", "note", "none named: task=...")]),
+        Check("model", "ok", _described(plain)),
+        *([] if named else [Check("data", "note", "none named: task=...")]),
     ]
 
 
@@ -129,12 +129,12 @@ def _described(plain: dict[str, Any]) -> str:
     return f"{config.model_type}, {size}; {template}; replies end with {stops}"
 
 
-def _python() -> list[Finding]:
+def _python() -> list[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    return [Finding("python", "ok", f"{version}, {os.cpu_count()} cores, {identity.processor()}")]
+    return [Check("python", "ok", f"{version}, {os.cpu_count()} cores, {identity.processor()}")]
 
 
-def _libraries() -> list[Finding]:
+def _libraries() -> list[Check]:
     from importlib import metadata
 
     found = []
@@ -142,41 +142,41 @@ def _libraries() -> list[Finding]:
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            return [Finding("libraries", "wrong", f"{package} is not installed", "pip install -c constraints.txt -e .")]
-    return [Finding("libraries", "ok", ", ".join(found))]
+            return [Check("libraries", "wrong", f"{package} is not installed", "pip install -c constraints.txt -e .")]
+    return [Check("libraries", "ok", ", ".join(found))]
 
 
-def _gpu() -> list[Finding]:
+def _gpu() -> list[Check]:
     import torch
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: fp32 is used"
-        return [Finding("gpu", "ok", f"{', '.join(names)} ({bf16})")]
+        return [Check("gpu", "ok", f"{', '.join(names)} ({bf16})")]
     if os.path.exists("/dev/nvidiactl"):
         build = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
         fix = "install a CUDA build of torch" if torch.version.cuda is None else "check the driver: nvidia-smi"
         if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1"):
             fix = "unset CUDA_VISIBLE_DEVICES, which hides every GPU"
-        return [Finding("gpu", "wrong", f"an NVIDIA device is there, but {build} sees none", fix)]
-    return [Finding("gpu", "note", "none; trials run on the CPU")]
+        return [Check("gpu", "wrong", f"an NVIDIA device is there, but {build} sees none", fix)]
+    return [Check("gpu", "note", "none; trials run on the CPU")]
 
 
-def _nvml() -> list[Finding]:
+def _nvml() -> list[Check]:
     import pynvml
 
     try:
         pynvml.nvmlInit()
         count, driver = pynvml.nvmlDeviceGetCount(), pynvml.nvmlSystemGetDriverVersion()
         pynvml.nvmlShutdown()
-        return [Finding("nvml", "ok", f"{count} device{'s' if count != 1 else ''}, driver {driver}")]
+        return [Check("nvml", "ok", f"{count} device{'s' if count != 1 else ''}, driver {driver}")]
     except pynvml.NVMLError as error:
         if not os.path.exists("/dev/nvidiactl"):
-            return [Finding("nvml", "note", "no NVIDIA driver; memory is sampled from the operating system")]
-        return [Finding("nvml", "wrong", f"does not answer ({error})", "check the driver: nvidia-smi")]
+            return [Check("nvml", "note", "no NVIDIA driver; memory is sampled from the operating system")]
+        return [Check("nvml", "wrong", f"does not answer ({error})", "check the driver: nvidia-smi")]
 
 
-def _bitsandbytes() -> list[Finding]:
+def _bitsandbytes() -> list[Check]:
     import torch
 
     try:
@@ -185,11 +185,11 @@ def _bitsandbytes() -> list[Finding]:
         restored = bitsandbytes.functional.dequantize_4bit(quantized, state)
     except Exception as error:  # whatever a broken build raises is what the user has to know
         text = f"4-bit quantization fails ({type(error).__name__}: {error})"
-        return [Finding("bitsandbytes", "wrong", text, "pip install -U bitsandbytes; adapter=qlora needs it")]
+        return [Check("bitsandbytes", "wrong", text, "pip install -U bitsandbytes; adapter=qlora needs it")]
     good = torch.allclose(restored.float(), torch.ones(64, 64), atol=0.01)
     if not good:
         return [
-            Finding(
+            Check(
                 "bitsandbytes",
                 "wrong",
                 "4-bit quantization gives wrong numbers",
@@ -197,16 +197,16 @@ def _bitsandbytes() -> list[Finding]:
             )
         ]
     paged = "paged 8-bit optimizer" if torch.cuda.is_available() else "optimizer unpaged without CUDA"
-    return [Finding("bitsandbytes", "ok", f"{bitsandbytes.__version__}: NF4 works, {paged}")]
+    return [Check("bitsandbytes", "ok", f"{bitsandbytes.__version__}: NF4 works, {paged}")]
 
 
-def _memory_lens() -> list[Finding]:
+def _memory_lens() -> list[Check]:
     from harness.telemetry.host import private_bytes, reset_peak
 
     private = private_bytes(os.getpid())
     if private is None:
         return [
-            Finding(
+            Check(
                 "memory",
                 "wrong",
                 "private memory of a process cannot be read",
@@ -214,18 +214,18 @@ def _memory_lens() -> list[Finding]:
             )
         ]
     if not reset_peak():
-        return [Finding("memory", "note", "sampled at 20 Hz; the kernel's own peak cannot be reset here")]
-    return [Finding("memory", "ok", "private bytes and the kernel's own peak can be read")]
+        return [Check("memory", "note", "sampled at 20 Hz; the kernel's own peak cannot be reset here")]
+    return [Check("memory", "ok", "private bytes and the kernel's own peak can be read")]
 
 
-def _disk() -> list[Finding]:
+def _disk() -> list[Check]:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     if free < FREE_GB:
-        return [Finding("disk", "wrong", f"{free:.1f} GB free here", "free space, or harness cache --prune-to 1GB")]
-    return [Finding("disk", "ok", f"{free:.0f} GB free here")]
+        return [Check("disk", "wrong", f"{free:.1f} GB free here", "free space, or harness cache --prune-to 1GB")]
+    return [Check("disk", "ok", f"{free:.0f} GB free here")]
 
 
-def _store(overrides: list[str]) -> list[Finding]:
+def _store(overrides: list[str]) -> list[Check]:
     from harness.cli.commands import tracking_from
     from harness.store.mlflow_store import check_reachable
 
@@ -233,11 +233,11 @@ def _store(overrides: list[str]) -> list[Finding]:
     try:
         check_reachable(tracking)
     except UserError as error:
-        return [Finding("tracking", "wrong", error.rule, error.fix or "")]
-    return [Finding("tracking", "ok", f"{tracking.resolved_uri} can be used")]
+        return [Check("tracking", "wrong", error.rule, error.fix or "")]
+    return [Check("tracking", "ok", f"{tracking.resolved_uri} can be used")]
 
 
-def _cache() -> list[Finding]:
+def _cache() -> list[Check]:
     entries = Cache(default_dir()).entries()
     size = sum(e["bytes"] for e in entries) / 1e6
-    return [Finding("cache", "ok", f"{len(entries)} stages, {size:,.1f} MB in {default_dir()}")]
+    return [Check("cache", "ok", f"{len(entries)} stages, {size:,.1f} MB in {default_dir()}")]

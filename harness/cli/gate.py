@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError
-from harness.config import identity
+from harness.config import identity, renamed
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
 from harness.gate.judge import judge, unfinished
-from harness.gate.policy import Policy, read_policy
 from harness.gate.render import FORMATS
+from harness.gate.rules import Rules, read_rules
 from harness.report.leaderboard import succeeded
 from harness.store import results
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     """Judge the candidate, or write a baseline; returns the exit code.
 
     Raises:
-        UserError: options, policy, baseline or candidate that cannot be used.
+        UserError: options, rules, baseline or candidate that cannot be used.
     """
     parser = Parser("gate", "Fail (exit code 1) where a sweep is worse than the baseline beyond noise and tolerance.")
     parser.add_argument(
@@ -36,8 +37,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--candidate", metavar="SWEEP", help="the sweep under test; default: the latest")
     parser.add_argument(
-        "--policy", metavar="NAME|FILE", help="conf/policy/NAME.yaml; default: the baseline's own, else 'default'"
+        "--rules", metavar="NAME|FILE", help="conf/rules/NAME.yaml; default: the baseline's own, else 'default'"
     )
+    parser.add_argument("--policy", help=argparse.SUPPRESS)  # what --rules was called
     parser.add_argument(
         "--despite", metavar="LIST", default="",
         help=f"judge although these differ, of {','.join(store.DIGESTS)}: for a change of the training data, say",
@@ -64,17 +66,20 @@ def main(argv: list[str]) -> int:
             value=options.reason,
             fix="gate --update --baseline FILE --reason 'new reward model'",
         )
+    if options.policy is not None:
+        renamed.warn("--policy", "--rules")
+        options.rules = options.rules or options.policy
     held_to = _baseline(options)
-    options.policy = options.policy or (held_to.policy if held_to else "default")
-    policy = read_policy(options.policy)
+    options.rules = options.rules or (held_to.rules if held_to else "default")
+    rules = read_rules(options.rules)
     frame = results.from_mlflow(options.tracking_uri, options.candidate, options.experiment)
     check_trained_here(frame, options.tracking_uri)
     if options.update:
-        return _update(Path(options.baseline), options, frame, policy)
+        return _update(Path(options.baseline), options, frame, rules)
     before = held_to or results.from_mlflow(options.tracking_uri, options.baseline, options.experiment)
-    findings = judge(frame, before, policy, despite)
+    findings = judge(frame, before, rules, despite)
     of = f" (of {held_to.written}: {held_to.reason})" if held_to else ""
-    title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline}{of}, policy {options.policy}"
+    title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline}{of}, rules {options.rules}"
     for name in formats:
         file, form = FORMATS[name]
         words = form(findings, title)
@@ -150,23 +155,23 @@ def _of_sweep(frame: pd.DataFrame, recipes: Mapping[str, store.Record], reason: 
         command=results.sweep_command(options.tracking_uri, name, options.experiment),
         commit=", ".join(sorted({str(sha) for sha in frame["git_sha"]})),
         environment={k: environment[k] for k in ("python", "processor", "versions")},
-        policy=options.policy,
+        rules=options.rules,
         recipes=dict(recipes),
     )
 
 
-def _update(path: Path, options: Any, frame: pd.DataFrame, policy: Policy) -> int:
+def _update(path: Path, options: Any, frame: pd.DataFrame, rules: Rules) -> int:
     if path.suffix != ".json":
         raise UserError("must be a .json file", key="--baseline", value=str(path), fix="--baseline gate/baseline.json")
     if left := unfinished(frame):
         raise UserError(
             f"trials did not finish: {'; '.join(left.values())}", key="--candidate", value=str(frame["sweep"].iloc[0])
         )
-    candidate = store.records(frame, list(policy.metrics))
+    candidate = store.records(frame, list(rules.metrics))
     written = _of_sweep(frame, candidate, options.reason.strip(), options)
     store.write(path, written)
     seeds = min(len(r.seeds) for r in candidate.values())
-    told = f"{path}: {len(candidate)} recipes, {seeds} seeds, policy {options.policy}"
+    told = f"{path}: {len(candidate)} recipes, {seeds} seeds, rules {options.rules}"
     print(told + (SEEDS_WANTED if seeds < 20 else ""))
     return 0
 

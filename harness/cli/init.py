@@ -32,9 +32,9 @@ hydra:
       adapter: $adapter
       seed: $seeds
 """,
-    f"{FOLDER}/policy/$name.yaml": """\
+    f"{FOLDER}/rules/$name.yaml": """\
 # What may get worse, and by how much. Every rule costs the others power: keep those that you would act on.
-_target_: harness.gate.policy.Policy
+_target_: harness.gate.rules.Rules
 false_alarms: 0.01       # that an unchanged recipe fails, over all metrics and recipes of one gate
 inconclusive: pass       # or fail
 fail_if_blind: false     # or true: fail where the gate could not have seen a loss of a rule's must_see (0.05)
@@ -48,7 +48,7 @@ $rules  memory/peak_mb: {direction: down, relative: 0.1, same_device: true}
 # The baseline is written once, from many seeds that the gate does not use:
 #   python -m harness -m --config-dir $folder experiment=$name "seed=range(100,120)" sweep=$name-baseline
 #   python -m harness gate --update --baseline $folder/$name.json --candidate $name-baseline \\
-#       --policy $folder/policy/$name.yaml --reason "the first"
+#       --rules $folder/rules/$name.yaml --reason "the first"
 set -euo pipefail
 python -m harness -m --config-dir $folder experiment=$name sweep=$name "$$@"
 python -m harness report --sweep $name

@@ -226,12 +226,12 @@ def _announce(sweep: Sweep) -> None:
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
         unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
-        recipe = (
-            f"recipe {train.recipe}: lr {train.learning_rate:g}, {_length(train)} of {train.batch_size}"
+        how = (
+            f"preset {train.preset}: lr {train.learning_rate:g}, {_length(train)} of {train.batch_size}"
             if setup.algo.trains
             else "evaluates the model as it is"
         )
-        say(f"  {point.trial.trial_id}  {recipe}{unused}")
+        say(f"  {point.trial.trial_id}  {how}{unused}")
 
 
 def _noted(setup: Setup) -> list[str]:

@@ -19,6 +19,8 @@ from harness.config.compose import compose, conf_dir, hydra_config
 
 COMBINED = ("reward", "task")
 """Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
+RULES = ("rules", "policy")
+"""What a gate goes by: no part of a trial. The second is what the group was called."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
 """Groups of which a step is tried, on tensors without data."""
 
@@ -94,7 +96,7 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
 
 def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
     """What an option may need beside it: the embedded model makes no base of every task and is not in every recipe."""
-    if not folders or group == "policy":
+    if not folders or group in RULES:
         return [[]]
     if group == "model":
         return [[], ["train.max_length=64", "train.max_completion_length=16"]]  # a context may be short
@@ -104,11 +106,11 @@ def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
 
 
 def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:
-    from harness.gate.policy import read_policy
+    from harness.gate.rules import read_rules
     from harness.trial.assemble import assemble
 
-    if group == "policy":
-        read_policy(str(root / group / f"{option}.yaml"))
+    if group in RULES:
+        read_rules(str(root / group / f"{option}.yaml"))
         return
     needed = [f"{key}={value}" for key, value in _needed(root, group, option).items()]
     with hydra_config(folders):

@@ -6,7 +6,6 @@ no GPU, no network and no environment variable. All errors of a configuration ar
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import math
@@ -20,15 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError, UserErrors
+from harness.config import renamed
 
 OWN_PACKAGE = "harness"
-MOVED = {
-    "harness.adapters": "harness.models.adapters",
-    "harness.runner": "harness.runner.run_trial",
-    "harness.tracking": "harness.store.mlflow_store",
-    "harness.training": "harness.config.train",
-}
-"""Where classes that people's YAML may name stood before the package had rooms; for one release."""
 IMPORTING = ("callbacks", "job_logging", "hydra_logging")
 """Parts of Hydra's own node whose classes it imports; it looks after sweeper and launcher itself."""
 
@@ -75,7 +68,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        config = hydra_compose("config", overrides=renamed.arguments(overrides), return_hydra_config=True)
     except OmegaConfBaseException:
         raise  # some of these are ValueErrors too
     except ValueError as error:  # Hydra's own, for example for a group set to null
@@ -131,7 +124,7 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
-    sys.argv = [shown[0], *arguments]
+    sys.argv = [shown[0], *renamed.arguments(arguments)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except _theirs() as error:
@@ -282,11 +275,6 @@ def _explain(item: Any, target: type, path: str) -> UserError:
     return UserError(rule.removeprefix("value error, "), key=key, value=item["input"], fix=fix)
 
 
-@functools.cache
-def _warn_once(words: str) -> None:
-    print(f"warning: {words}", file=sys.stderr, flush=True)
-
-
 def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> type:
     """Import the class behind a ``_target_``; only from ``harness`` and the packages in ``plugins``."""
     name = str(target)
@@ -298,10 +286,7 @@ def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> t
             value=name,
             fix=f"plugins=[{package}]",
         )
-    module_name, _, class_name = name.rpartition(".")
-    if (moved := MOVED.get(module_name)) is not None:
-        _warn_once(f"{name} is {moved}.{class_name} now; the old name goes with the next release")
-        module_name = moved
+    module_name, _, class_name = renamed.class_name(name).rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

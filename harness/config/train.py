@@ -1,4 +1,4 @@
-"""Training knobs that every algorithm shares. The recipe that the model chooses fills what is null."""
+"""Training knobs that every algorithm shares. The preset that the model chooses fills what is null."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ USUAL_LENGTH, USUAL_COMPLETION = 1024, 256
 
 @dataclass(frozen=True)
 class Train:
-    """Knobs of one training run; null means "as the recipe of algorithm and adapter says".
+    """Knobs of one training run; null means "as the preset of algorithm and adapter says".
 
     Attributes:
-        recipe: column set of the algorithm's recipe table: ``tiny`` for the embedded model, ``standard`` else.
+        preset: which of the algorithm's presets fills what is null: ``tiny`` for the embedded model, ``standard``
+            for any other.
         learning_rate: peak learning rate.
         steps: optimizer steps; null with ``epochs`` set trains whole epochs instead.
         epochs: passes over the training rows, where ``steps`` is null.
@@ -81,7 +82,7 @@ class Train:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    recipe: str = "standard"
+    preset: str = "standard"
     learning_rate: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
     epochs: Annotated[float, Gt(0)] | None = None
@@ -123,16 +124,16 @@ def sees_half(train: Train, rows: int) -> bool:
     return train.epochs is None or 2 * train.epochs >= 1
 
 
-def fill_from_recipe(
+def fill_from_preset(
     train: Mapping[str, Any], table: Mapping[str, Mapping[str, Mapping[str, Any]]], adapter: str
 ) -> dict[str, Any]:
-    """The training knobs with nulls filled from ``table[train.recipe][adapter]``.
+    """The training knobs with nulls filled from ``table[train.preset][adapter]``.
 
-    A ``steps`` set by the user silences the recipe's ``epochs`` and the other way round, a ``budget`` both; a
+    A ``steps`` set by the user silences the preset's ``epochs`` and the other way round, a ``budget`` both; a
     micro-batch that neither names is the whole batch.
     """
     filled = dict(train)
-    column = table.get(train["recipe"], {}).get(adapter, {})
+    column = table.get(train["preset"], {}).get(adapter, {})
     budget = filled.get("budget") or {}
     asked_for_length = any(v is not None for v in (filled.get("steps"), filled.get("epochs"), *budget.values()))
     for key, value in column.items():
@@ -144,7 +145,7 @@ def fill_from_recipe(
     if micro is None:
         filled["micro_batch_size"] = batch
     elif train.get("micro_batch_size") is None and isinstance(batch, int) and batch > 0 and isinstance(micro, int):
-        # the recipe's, which suits its own batch: the largest that divides the user's
+        # the preset's, which suits its own batch: the largest that divides the user's
         filled["micro_batch_size"] = next(size for size in range(min(micro, batch), 0, -1) if batch % size == 0)
     return filled
 
@@ -156,10 +157,10 @@ def train_problems(train: Train, algo: str) -> list[UserError]:
         if getattr(train, key) is None:
             errors.append(
                 UserError(
-                    f"the recipe {train.recipe!r} of algo={algo} gives no value",
+                    f"the preset {train.preset!r} of algo={algo} gives no value",
                     key=f"train.{key}",
                     value=None,
-                    fix=f"train.{key}={example}, or add it to algo.recipes.{train.recipe}",
+                    fix=f"train.{key}={example}, or add it to algo.presets.{train.preset}",
                 )
             )
     named = train.budget.all_named

@@ -61,7 +61,7 @@ class Baseline:
         sweep, command, commit: where the values come from.
         environment: versions and processor.
         recipes: label -> values.
-        policy: that it was written for, and that a gate on it takes which names none.
+        rules: that it was written for, and that a gate on it goes by where it names none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -74,7 +74,7 @@ class Baseline:
     commit: str
     environment: dict[str, Any]
     recipes: dict[str, Record] = field(default_factory=dict)
-    policy: str = "default"
+    rules: str = "default"
 
 
 def records(frame: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Record]:
@@ -172,6 +172,8 @@ def read(path: Path) -> Baseline:
             value=str(path),
             fix=again,
         )
+    if "policy" in content and "rules" not in content:  # what the field was called
+        content = {"rules" if name == "policy" else name: value for name, value in content.items()}
     try:
         found = TypeAdapter(Baseline).validate_python(content)
     except ValidationError as failure:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from harness.base.spread import smallest_step
 from harness.config import fingerprint
 from harness.gate.baseline import Record
-from harness.gate.policy import Policy, Rule
+from harness.gate.rules import Rule, Rules
 
 POWER = 0.8
 """Chance of being found that makes a loss detectable."""
@@ -75,16 +75,16 @@ class Finding:
 def decide(
     baseline: Mapping[str, Record],
     candidate: Mapping[str, Record],
-    policy: Policy,
+    rules: Rules,
     unfinished: Mapping[str, str] | None = None,
     despite: Collection[str] = (),
 ) -> list[Finding]:
-    """Every recipe of the baseline under every metric that the policy has for it, then the recipes that are new.
+    """Every recipe of the baseline under every metric that the rules have for it, then the recipes that are new.
 
     Args:
         baseline: recipe -> values.
         candidate: the same of the sweep under test.
-        policy: what may get worse.
+        rules: what may get worse.
         unfinished: recipe -> what became of trials of the candidate that did not finish.
         despite: digests (``dataset``, ``base``, ``evaluators``) that may differ; where they do, that is told.
     """
@@ -93,16 +93,16 @@ def decide(
         (label, name)
         for label, record in baseline.items()
         if label in candidate and not alike(record, candidate[label], despite).obstacles
-        for name, rule in policy.metrics.items()
+        for name, rule in rules.metrics.items()
         if rule.concerns(label)
         and name in record.metrics
         and name in candidate[label].metrics
         and not _skipped(rule, record, candidate[label])
     ]
-    alpha = policy.false_alarms / max(1, len(pairs))
+    alpha = rules.false_alarms / max(1, len(pairs))
     found: list[Finding] = []
     for label, record in baseline.items():
-        found += _of_recipe(label, record, candidate.get(label), policy, alpha, unfinished.get(label), despite)
+        found += _of_recipe(label, record, candidate.get(label), rules, alpha, unfinished.get(label), despite)
     found += [
         Finding(label, None, Outcome.NEW, "not in the baseline; gate --update takes it in")
         for label in candidate
@@ -160,7 +160,7 @@ def _of_recipe(
     label: str,
     before: Record,
     after: Record | None,
-    policy: Policy,
+    rules: Rules,
     alpha: float,
     unfinished: str | None,
     despite: Collection[str],
@@ -179,13 +179,13 @@ def _of_recipe(
         for note in (changed(before, after), other_base(before, after))
         if note
     ]
-    for name, rule in policy.metrics.items():
+    for name, rule in rules.metrics.items():
         if not rule.concerns(label):
             continue
         if name not in before.metrics:
             here = name in after.metrics
             note = "not in the baseline; gate --update takes it in" if here else "neither side has it"
-            outcome, fails = Outcome.NEW if here else Outcome.SKIPPED, policy.fail_if_blind
+            outcome, fails = Outcome.NEW if here else Outcome.SKIPPED, rules.fail_if_blind
             found.append(Finding(label, name, outcome, note, fails=fails, blind=True))
             continue
         if name not in after.metrics:
@@ -193,7 +193,7 @@ def _of_recipe(
         elif why := _skipped(rule, before, after):
             found.append(Finding(label, name, Outcome.SKIPPED, why))  # by the rule's own wish: not blind
         else:
-            found.append(_decided(label, name, rule, before.metrics[name], after.metrics[name], policy, alpha))
+            found.append(_decided(label, name, rule, before.metrics[name], after.metrics[name], rules, alpha))
     return found
 
 
@@ -219,7 +219,7 @@ def _skipped(rule: Rule, before: Record, after: Record) -> str | None:
 
 
 def _decided(
-    label: str, name: str, rule: Rule, before: Sequence[float], after: Sequence[float], policy: Policy, alpha: float
+    label: str, name: str, rule: Rule, before: Sequence[float], after: Sequence[float], rules: Rules, alpha: float
 ) -> Finding:
     mean_before, mean_after = math.fsum(before) / len(before), math.fsum(after) / len(after)
     change, tolerance = mean_after - mean_before, rule.tolerance(mean_before)
@@ -230,11 +230,11 @@ def _decided(
     detectable = None if detectable is None else max(detectable, tolerance)
     unseen = detectable is None or detectable > rule.matters(mean_before)
     blind = unseen and outcome is Outcome.INCONCLUSIVE
-    fails = outcome is Outcome.REGRESSED or (outcome is Outcome.INCONCLUSIVE and policy.inconclusive == "fail")
+    fails = outcome is Outcome.REGRESSED or (outcome is Outcome.INCONCLUSIVE and rules.inconclusive == "fail")
     note = "one seed on either side says nothing of the spread" if reach is None else ""
     return Finding(
         label, name, outcome, note, mean_before, mean_after, (len(before), len(after)), change, low, high, tolerance,
-        fails or (blind and policy.fail_if_blind), detectable, blind,
+        fails or (blind and rules.fail_if_blind), detectable, blind,
     )  # fmt: skip
 
 

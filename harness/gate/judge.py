@@ -10,34 +10,34 @@ from harness.base.errors import UserError
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
 from harness.gate.decide import Finding, decide
-from harness.gate.policy import Policy
+from harness.gate.rules import Rules
 from harness.report.leaderboard import succeeded
 from harness.report.recipes import recipe_labels
 
 
 def judge(
-    candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, policy: Policy, despite: Collection[str] = ()
+    candidate: pd.DataFrame, baseline: Baseline | pd.DataFrame, rules: Rules, despite: Collection[str] = ()
 ) -> list[Finding]:
     """Hold trials against a baseline, or against other trials.
 
     Args:
         candidate: as ``results.from_mlflow`` or ``from_folder`` gives it. Where its trials come from is not looked at.
         baseline: from its file (``gate.baseline.read``), or another table of trials.
-        policy: what may get worse (``gate.policy.read_policy``).
+        rules: what may get worse (``gate.rules.read_rules``).
         despite: digests (``gate.baseline.DIGESTS``) that may differ.
 
     Raises:
         UserError: a trial without a seed, or a rule that is for recipes of which there are none.
     """
-    names = list(policy.metrics)
+    names = list(rules.metrics)
     before = baseline.recipes if isinstance(baseline, Baseline) else store.records(baseline, names)
     after = store.records(candidate, names)
     known = {**before, **after}
-    for name, rule in policy.metrics.items():
+    for name, rule in rules.metrics.items():
         if (idle := rule.idle(known)) is not None:
-            key, fix = f"policy.metrics.{name}.only", f"known: {', '.join(known)}"
+            key, fix = f"rules.metrics.{name}.only", f"known: {', '.join(known)}"
             raise UserError("matches no recipe", key=key, value=idle, fix=fix)
-    return decide(before, after, policy, unfinished(candidate), despite)
+    return decide(before, after, rules, unfinished(candidate), despite)
 
 
 def unfinished(frame: pd.DataFrame) -> dict[str, str]:

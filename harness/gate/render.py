@@ -63,7 +63,7 @@ def as_markdown(findings: Sequence[Finding], title: str) -> str:
     parts = [f"## Gate {verdict(findings)}", formatting.escape(title), formatting.table(["", *COLUMNS], rows, left=3)]
     parts.append(
         "Change is candidate less baseline, with the interval at which an unchanged recipe fails one gate in a hundred "
-        "(or as the policy says). ✗ fails the gate."
+        "(or as the rules say). ✗ fails the gate."
     )
     return "\n\n".join(parts) + "\n"
 

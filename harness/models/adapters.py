@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from harness.config import renamed
+
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftConfig
@@ -25,8 +27,8 @@ class Adapter(ABC):
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: ClassVar[str]
-    recipe: ClassVar[str]
-    """Column of an algorithm's recipe table (``full``, ``lora``, ``qlora``) that suits this adapter."""
+    preset: ClassVar[str]
+    """Which column of an algorithm's presets (``full``, ``lora``, ``qlora``) that suits this adapter."""
     quantized: ClassVar[bool] = False
     trains_base: ClassVar[bool] = False
     """Whether the base's own weights are what is trained."""
@@ -35,6 +37,13 @@ class Adapter(ABC):
     rank = None
     dropout = 0.0
     paged_optimizer = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """An adapter written when ``preset`` was called ``recipe`` works for one release."""
+        super().__init_subclass__(**kwargs)
+        if "recipe" in vars(cls) and "preset" not in vars(cls):
+            renamed.warn(f"{cls.__name__}.recipe", "preset")
+            cls.preset = vars(cls)["recipe"]
 
     @abstractmethod
     def peft_config(self) -> PeftConfig | None:
@@ -80,7 +89,7 @@ class Full(Adapter):
     """Every weight of the policy is trained; the reference is a second, frozen copy."""
 
     name: ClassVar[str] = "full"
-    recipe: ClassVar[str] = "full"
+    preset: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True
 
     def peft_config(self) -> None:
@@ -105,7 +114,7 @@ class LoRA(Adapter):
     """
 
     name: ClassVar[str] = "lora"
-    recipe: ClassVar[str] = "lora"
+    preset: ClassVar[str] = "lora"
 
     rank: Annotated[int, Gt(0)] = 16
     alpha_over_rank: Annotated[float, Gt(0)] = 2.0
@@ -143,7 +152,7 @@ class QLoRA(LoRA):
     """
 
     name: ClassVar[str] = "qlora"
-    recipe: ClassVar[str] = "qlora"
+    preset: ClassVar[str] = "qlora"
     quantized: ClassVar[bool] = True
 
     quant_type: Literal["nf4", "fp4"] = "nf4"

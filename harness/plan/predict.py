@@ -30,7 +30,7 @@ NO_MATTER_OF_CODE = (
 )  # fmt: skip
 NO_MATTER = (
     "learning_rate", "steps", "epochs", "budget", "warmup_ratio", "scheduler", "weight_decay", "max_grad_norm",
-    "logging_steps", "checkpoint_steps", "save", "seed", "recipe",
+    "logging_steps", "checkpoint_steps", "save", "seed", "preset",
 )  # fmt: skip
 """Knobs of training that leave a step's memory as it is."""
 MOST_AT_ONCE = 8

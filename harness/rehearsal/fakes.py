@@ -20,10 +20,10 @@ from harness.algorithms.trl_seam import as_on_cuda
 from harness.base.replacing import replaced
 
 
-class FakeWorld(FakeTensorMode):
+class FakeTensors(FakeTensorMode):
     """Within it every new tensor is fake."""
 
-    def __deepcopy__(self, _: Any) -> FakeWorld:
+    def __deepcopy__(self, _: Any) -> FakeTensors:
         """Itself: tensors copied with a model stay in this world."""
         return self
 
@@ -37,17 +37,17 @@ class FakeWorld(FakeTensorMode):
 
 
 @contextmanager
-def fake_world(*, cuda: bool) -> Iterator[FakeWorld]:
+def fake_tensors(*, cuda: bool) -> Iterator[FakeTensors]:
     """Enter a world of fakes; with ``cuda`` libraries take the course that they take there."""
-    world = FakeWorld(allow_non_fake_inputs=False)
+    fakes = FakeTensors(allow_non_fake_inputs=False)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does
         stack.enter_context(replaced(nn.Module, "_apply", _apply))
         if cuda:
             stack.enter_context(as_on_cuda())
-        stack.enter_context(world)
-        yield world
+        stack.enter_context(fakes)
+        yield fakes
 
 
 outside = _disable_current_modes

@@ -27,7 +27,7 @@ from harness.algorithms.trl_seam import sampling_model
 from harness.config.train import Budget, Train
 from harness.models.precision import Place
 from harness.rehearsal import judging, standins, watch
-from harness.rehearsal.fakes import FakeWorld, fake_world, outside
+from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
 from harness.rehearsal.rows import lengthened, longest
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
@@ -105,7 +105,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             )
 
     with ExitStack() as stack:
-        world = stack.enter_context(fake_world(cuda=scene.cuda)) if scene.fake else None
+        fakes = stack.enter_context(fake_tensors(cuda=scene.cuda)) if scene.fake else None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
         stack.enter_context(tracker)
@@ -118,11 +118,11 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")
-            training = _training(scene, model, folder, tracker, world)
+            training = _training(scene, model, folder, tracker, fakes)
             del model
             watch.watch_owners(training, tracker)
-            _take_worst_batches(training.trainer, setup.train.max_length if scene.fill else None, world)
-            _sample_longest(training, setup, scene.fill, world)
+            _take_worst_batches(training.trainer, setup.train.max_length if scene.fill else None, fakes)
+            _sample_longest(training, setup, scene.fill, fakes)
             training.trainer.train()
             model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
             del training
@@ -213,7 +213,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     return algo.with_rollouts(accumulation // few), short
 
 
-def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: FakeWorld | None) -> Training:
+def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: FakeTensors | None) -> Training:
     setup, place = scene.setup, scene.place
     algo, train = shortened(setup, scene.data)
     name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu")
@@ -235,7 +235,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, world: F
         precision=place.precision,
         clock=clock,
         frozen=place.frozen,
-        references=_References(tracker, world, setup.train.max_length if scene.fill else None),
+        references=_References(tracker, fakes, setup.train.max_length if scene.fill else None),
         folders=scene.folders,
         callbacks=[watch.Steady(tracker)],
     )
@@ -257,7 +257,7 @@ class _References:
     """In place of the stage: scores the longest batch, and has a value of 0 for every row."""
 
     tracker: Tracker
-    world: FakeWorld | None
+    fakes: FakeTensors | None
     fill: int | None
 
     def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
@@ -266,14 +266,14 @@ class _References:
         with outside():
             rows = [dataset[i] for i in longest_first(dataset)[:batch_size]]
             batch = lengthened(trainer.data_collator(rows), self.fill)
-        batch = trainer.on_device(batch) if self.world is None else self.world.take_in(batch)
+        batch = trainer.on_device(batch) if self.fakes is None else self.fakes.take_in(batch)
         trainer.compute_ref_log_probs(trainer.model.eval(), batch)
         trainer.model.train()
         self.tracker.enter("load")
         return {name: [0.0] * len(dataset) for name in column_names(dataset)}
 
 
-def _take_worst_batches(trainer: Any, fill: int | None, world: FakeWorld | None) -> None:
+def _take_worst_batches(trainer: Any, fill: int | None, fakes: FakeTensors | None) -> None:
     """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
     load = trainer.get_train_dataloader
 
@@ -283,12 +283,12 @@ def _take_worst_batches(trainer: Any, fill: int | None, world: FakeWorld | None)
             real = [lengthened(batch, fill) for batch in itertools.islice(load(), count)]
         if not real:
             raise RuntimeError("the trainer drew no batch from the longest rows")
-        return [world.take_in(batch) if world is not None else batch for batch in real]
+        return [fakes.take_in(batch) if fakes is not None else batch for batch in real]
 
     trainer.get_train_dataloader = batches
 
 
-def _sample_longest(training: Training, setup: Setup, fill: bool, world: FakeWorld | None) -> None:
+def _sample_longest(training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None) -> None:
     """Rollouts of the longest completions; on fakes their first and last tokens, without reading any."""
     sampler, trainer = training.sampler, training.trainer
     if sampler is None:
@@ -296,7 +296,7 @@ def _sample_longest(training: Training, setup: Setup, fill: bool, world: FakeWor
     tokenize, room = sampler.prompts, setup.train.max_length - setup.train.max_completion_length
     if fill:
         sampler.prompts = lambda rows: [(list(ids) * room)[:room] for ids in tokenize(rows)]
-    if world is None:
+    if fakes is None:
         sampler.generation_config.min_new_tokens = setup.train.max_completion_length
         return
 

@@ -14,11 +14,11 @@ import pandas as pd
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.report.figures import curves, scatter
-from harness.report.findings import Findings, find
 from harness.report.html import page
 from harness.report.leaderboard import Price, finished, known
 from harness.report.markdown import SHOWN, Material, compose
 from harness.report.sources import DATA_CARD, Source, Stored
+from harness.report.standings import Standings, find
 from harness.store.mlflow_store import Tracking
 
 MOST_SERIES = 120
@@ -31,7 +31,7 @@ class Written(NamedTuple):
     """The path of ``report.md``, and what it says."""
 
     path: Path
-    findings: Findings
+    standings: Standings
 
 
 def write_report(
@@ -55,13 +55,13 @@ def write_report(
     Raises:
         UserError: the folder cannot be written.
     """
-    findings = find(source.frame, source.examples, rank_by)
-    best = str((findings.recipes[0].frame if findings.recipes else findings.frame)["run_id"].iloc[0])
+    standings = find(source.frame, source.examples, rank_by)
+    best = str((standings.recipes[0].frame if standings.recipes else standings.frame)["run_id"].iloc[0])
     material = Material(
         source.title,
-        findings,
+        standings,
         source.words,
-        samples={row["label"]: source.tables(row["run_id"]) for row in _best_and_last(findings.frame)},
+        samples={row["label"]: source.tables(row["run_id"]) for row in _best_and_last(standings.frame)},
         environment=source.environment(best),
         command=source.command(),
         again=_again(source, price, rank_by),
@@ -70,13 +70,13 @@ def write_report(
     )
     bins = {
         r.label: pd.concat(found)
-        for r in findings.recipes[:MOST_RELIABILITY]
+        for r in standings.recipes[:MOST_RELIABILITY]
         if "eval/preference_ece" in source.frame
         and (found := [t for i in r.frame["run_id"] if (t := source.table(i, "eval_reliability")) is not None])
     }
-    stretches = {run: t for run in _timed(findings) if (t := source.table(run, "phases")) is not None}
+    stretches = {run: t for run in _timed(standings) if (t := source.table(run, "phases")) is not None}
     out = Path(out_dir or Path("reports") / _folder(source.title))
-    return _write(material, source, _series(source, findings), bins, stretches, out, formats)
+    return _write(material, source, _series(source, standings), bins, stretches, out, formats)
 
 
 def _write(
@@ -88,7 +88,7 @@ def _write(
     out_dir: Path,
     formats: Sequence[str],
 ) -> Written:
-    found = material.findings
+    found = material.standings
     drawn = {
         "quality_against_memory": lambda path: scatter.quality_against_memory(found, path),
         "quality_against_drift": lambda path: scatter.quality_against_drift(found, path),
@@ -122,21 +122,21 @@ def _write(
         ) from None
 
 
-def _series(source: Source, findings: Findings) -> pd.DataFrame:
+def _series(source: Source, standings: Standings) -> pd.DataFrame:
     """Points of the trials that the plots show; a training series is asked for only where a run has it."""
-    best = [i for r in findings.recipes for i in r.frame["run_id"]]
-    rest = [i for i in findings.frame["run_id"] if i not in set(best)]
+    best = [i for r in standings.recipes for i in r.frame["run_id"]]
+    rest = [i for i in standings.frame["run_id"] if i not in set(best)]
     shown = [*best[:MOST_SERIES], *rest[: MOST_SERIES // 4]]
-    frame = pd.DataFrame(findings.frame[findings.frame["run_id"].isin(shown)])
+    frame = pd.DataFrame(standings.frame[standings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
     return source.series(shown, [*names, *curves.MEMORY_SERIES])
 
 
-def _timed(findings: Findings) -> list[str]:
+def _timed(standings: Standings) -> list[str]:
     """Runs whose memory is shown phase by phase: what ran out of it, then one of each recipe, the best first."""
-    frame = findings.frame
+    frame = standings.frame
     died = list(frame.loc[frame["outcome"] == "oom", "run_id"])
-    return [*died[: MOST_TIMELINES // 2], *(r.frame["run_id"].iloc[0] for r in findings.recipes)][:MOST_TIMELINES]
+    return [*died[: MOST_TIMELINES // 2], *(r.frame["run_id"].iloc[0] for r in standings.recipes)][:MOST_TIMELINES]
 
 
 def _best_and_last(frame: pd.DataFrame) -> list[dict[Any, Any]]:

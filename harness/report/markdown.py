@@ -14,7 +14,6 @@ from harness.base import formatting
 from harness.base.records import PHASES
 from harness.report import choice, effects, recipes
 from harness.report.comparability import differences
-from harness.report.findings import Findings, find
 from harness.report.intervals import LEGEND, known, value_of
 from harness.report.leaderboard import (
     BASE_LABEL,
@@ -29,6 +28,7 @@ from harness.report.leaderboard import (
 )
 from harness.report.sections import forgetting, lenses, provenance, uses
 from harness.report.sections.evaluation import evaluations
+from harness.report.standings import Standings, find
 
 SHOWN = 100
 """Trials that the tables show, the best first."""
@@ -49,7 +49,7 @@ class Material:
 
     Attributes:
         title: without its capital: ``sweep study``.
-        findings: trials, recipes, verdicts.
+        standings: trials, recipes, verdicts.
         source: of the numbers, in words.
         samples: label -> the tables ``baseline_samples`` and ``eval_samples`` of the trials shown.
         environment: of one trial, as in ``result.json``.
@@ -62,7 +62,7 @@ class Material:
     """
 
     title: str
-    findings: Findings
+    standings: Standings
     source: str
     samples: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Material:
 
 def compose(material: Material) -> str:
     """The report's text."""
-    found, plot = material.findings, _Plots(material.plots)
+    found, plot = material.standings, _Plots(material.plots)
     frame, shown = found.frame, found.frame.head(SHOWN)
     several = recipes.several_seeds(found.recipes)
     rows, kind = (recipes.averages(found.recipes[:SHOWN]), "recipe") if several else (shown, "trial")
@@ -191,14 +191,14 @@ def _spent(frame: pd.DataFrame, price: Price | None) -> str:
     return said
 
 
-def summary(findings: Findings) -> str:
+def summary(standings: Standings) -> str:
     """What was found in a few sentences, and what was not."""
-    frame, found, verdicts, name = findings.frame, findings.recipes, findings.verdicts, findings.metric
+    frame, found, verdicts, name = standings.frame, standings.recipes, standings.verdicts, standings.metric
     done = finished(frame)
     counted = f"{len(done)} of {len(frame)} trials finished." if len(frame) > 1 else "One trial, which finished."
     if name is None:
         return counted if len(done) else f"No trial finished (of {len(frame)})."
-    told = choice.sentences(found, name, verdicts, quality_words(name), findings.base, findings.length)
+    told = choice.sentences(found, name, verdicts, quality_words(name), standings.base, standings.length)
     said = [counted, *told, recipes.runner_up(found, name, verdicts) or ""]
     weights = [(mb, r) for r in found if (mb := r.mean("memory/peak_mb")) is not None]
     if weights:
@@ -218,16 +218,16 @@ def quality_words(metric: str) -> str:
     return QUALITY_WORDS.get(metric, metric.partition("/")[2].replace("_", " "))
 
 
-def advice(findings: Findings) -> list[str]:
+def advice(standings: Standings) -> list[str]:
     """What a terminal says below its table: the base and length alone first, then the choice; plain text."""
-    name = findings.metric
-    if name is None or not findings.recipes:
+    name = standings.metric
+    if name is None or not standings.recipes:
         return []
     words = quality_words(name)
     said = choice.sentences(
-        findings.recipes, name, findings.verdicts, words, findings.base, findings.length, formatting.printable
+        standings.recipes, name, standings.verdicts, words, standings.base, standings.length, formatting.printable
     )
-    if len(findings.recipes[0].frame) == 1:
+    if len(standings.recipes[0].frame) == 1:
         said.append("One seed proves nothing of a recipe: a second is missing.")
     return said
 

@@ -57,8 +57,8 @@ class Reward(ABC):
         """The same, about the task's rows."""
         return []
 
-    def bind(self, task: Task, adapter: Adapter, recipe: str) -> Reward:
-        """The reward, knowing its trial: the task, what is trained, and the recipe that the model chose."""
+    def bind(self, task: Task, adapter: Adapter, preset: str) -> Reward:
+        """The reward, knowing its trial: the task, what is trained, and the preset that the model chose."""
         return self
 
     def contents(self) -> Mapping[str, str]:
@@ -103,7 +103,7 @@ class Verifier(Reward):
             )
         ]
 
-    def bind(self, task: Task, adapter: Adapter, recipe: str) -> Verifier:
+    def bind(self, task: Task, adapter: Adapter, preset: str) -> Verifier:
         """Remember the task."""
         return replace(self, task=task)
 

@@ -55,8 +55,8 @@ class ModelReward(Reward):
             base on the task's pairs (a stage, shared by every trial that needs it).
         adapter: of that stage. ``same`` is the trial's own, so that LoRA and QLoRA trials hold one base for
             policy, critic and reward model; ``full`` trains and holds separate weights.
-        recipes: hyper-parameters of the stage per ``train.recipe`` and adapter.
-        learning_rate, steps, batch_size, contrast: null takes the recipe's. ``contrast`` is the number of pairs added
+        presets: hyper-parameters of the stage per ``train.preset`` and adapter.
+        learning_rate, steps, batch_size, contrast: null takes the preset's. ``contrast`` is the number of pairs added
             for each given one, in which the chosen completion beats one that was chosen for another prompt: they
             teach to judge the answer to this prompt and not the looks of an answer (arXiv 2409.13156).
         seed: of the stage; a constant, so that the seeds of a trial share one reward model.
@@ -68,7 +68,7 @@ class ModelReward(Reward):
 
     path: str | None = None
     adapter: Literal["same", "full"] = "same"
-    recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, metadata={"told": False})
+    presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, metadata={"told": False})
     learning_rate: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] | None = None
@@ -108,12 +108,12 @@ class ModelReward(Reward):
             )
         ]
 
-    def bind(self, task: Task, adapter: Adapter, recipe: str) -> ModelReward:
-        """Fill the recipe of the stage."""
+    def bind(self, task: Task, adapter: Adapter, preset: str) -> ModelReward:
+        """Fill what is null from the stage's preset."""
         if self.path is not None:
-            return replace(self, recipes={})
+            return replace(self, presets={})
         trained = adapter if self.adapter == "same" else Full()
-        column = self.recipes.get(recipe, {}).get(trained.recipe, {})
+        column = self.presets.get(preset, {}).get(trained.preset, {})
         chosen: dict[str, Any] = {
             k: column.get(k) if getattr(self, k) is None else getattr(self, k)
             for k in ("learning_rate", "steps", "batch_size", "contrast")
@@ -121,13 +121,13 @@ class ModelReward(Reward):
         absent = [k for k, v in chosen.items() if v is None]
         if absent:
             raise UserError(
-                f"the recipe {recipe!r} gives no value for adapter {trained.recipe}",
+                f"the preset {preset!r} gives no value for adapter {trained.preset}",
                 key=f"reward.{absent[0]}",
                 value=None,
-                fix=f"set it, or add it to reward.recipes.{recipe}.{trained.recipe}",
+                fix=f"set it, or add it to reward.presets.{preset}.{trained.preset}",
             )
         spec = RewardModelSpec(adapter=trained, seed=self.seed, max_length=self.max_length, **chosen)
-        return replace(self, recipes={}, spec=spec, **chosen)
+        return replace(self, presets={}, spec=spec, **chosen)
 
     def contents(self) -> Mapping[str, str]:
         """The model's, where one is named."""

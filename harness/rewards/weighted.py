@@ -48,9 +48,9 @@ class Weighted(Reward):
         """Every part's."""
         return [error for part in self.active.values() for error in part.reward.data_problems(data)]
 
-    def bind(self, task: Task, adapter: Adapter, recipe: str) -> Weighted:
+    def bind(self, task: Task, adapter: Adapter, preset: str) -> Weighted:
         """Bind the parts."""
-        bound = {n: replace(p, reward=p.reward.bind(task, adapter, recipe)) for n, p in self.active.items()}
+        bound = {n: replace(p, reward=p.reward.bind(task, adapter, preset)) for n, p in self.active.items()}
         return replace(self, parts=bound)
 
     def contents(self) -> Mapping[str, str]:

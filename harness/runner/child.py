@@ -28,7 +28,7 @@ OUT_OF_MEMORY = re.compile(
 def main(job: Job) -> None:
     """Entry point of the process. Exits 0 after a finished trial and 1 after a journalled error."""
     folder = Path(job.folder)
-    journal = Journal(folder / "worker.jsonl")
+    journal = Journal(folder / job.journal)
     journal.write("start", pid=os.getpid())
     os.setpgid(0, 0)  # so that the runner can end this process with all its children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle

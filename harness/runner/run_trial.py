@@ -12,20 +12,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from harness.base.records import Outcome, Trial, TrialResult
-from harness.config import identity
 from harness.runner.books import close_books, close_open_attempt, open_book
+from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.display import Display
 from harness.runner.supervise import Attended, attend
-from harness.store import journal
 from harness.store.cache import cache_dir
 from harness.store.journal import Tail
 from harness.store.memory_metrics import Expected, out_of_memory
 from harness.store.mlflow_sync import Projector
 from harness.store.modelcard import write_card
-from harness.store.past import description, result_of
-from harness.store.result import since_attempt
+from harness.store.past import result_of
 from harness.telemetry.nvml import device_levels
-from harness.trial.artifacts import kept_policy
 from harness.trial.assemble import Setup
 from harness.trial.identify import folder_of
 from harness.trial.job import Job
@@ -66,23 +63,6 @@ class Runner:
     memory_snapshot: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done about a trial, given what its folder holds.
-
-    Attributes:
-        mode: ``reuse``, ``evaluate`` or ``train``.
-        continues: whether the attempt builds on the one before.
-        from_checkpoint: whether training goes on from a checkpoint.
-        why: one line for the log.
-    """
-
-    mode: Literal["reuse", "evaluate", "train"]
-    continues: bool
-    from_checkpoint: bool
-    why: str
-
-
 def run_trial(
     setup: Setup,
     trial: Trial,
@@ -112,49 +92,18 @@ def run_trial(
     display = Display(f"{position} {trial.trial_id}".strip())
     with FileLock(folder / ".lock"):
         close_open_attempt(folder)
-        plan = make_plan(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
-        if plan.mode == "reuse":
+        decided = decide_mode(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
+        if decided.mode == "reuse":
             result = result_of(folder)
             assert result is not None
-            display.finish(f"reused: {plan.why}")
+            display.finish(f"reused: {decided.why}")
             if projector is not None:
                 projector.follow(folder)
                 projector.flush()
             return Outcome.REUSED, result
-        if plan.why != "first attempt":
-            display.say(f"{display.label} · {plan.why}")
-        return _attempt(setup, trial, runner, projector, folder, plan, display, expected)
-
-
-def make_plan(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Plan:
-    """Decide between reusing, evaluating, continuing and training."""
-    result = result_of(folder)
-    if result is None:
-        return Plan("train", False, False, "first attempt")
-    before = description(folder)
-    if not resume:
-        return Plan("train", False, False, "trains again: resume=false")
-    same_training = before.get("train_key") == trial.train_key
-    changed = identity.what_changed(before.get("why") or {}, trial.why)
-    if result.outcome.succeeded:
-        if same_training and before.get("eval_key") == trial.eval_key:
-            return Plan("reuse", False, False, "finished before in this sweep")
-        if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
-            return Plan("evaluate", True, False, f"evaluates without training; changed: {changed}")
-        return Plan("train", False, False, f"trains again; changed: {changed}")
-    if same_training and kept_policy(folder) is not None and _trained_once(folder):
-        return Plan("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
-    if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
-        return Plan("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
-    return Plan("train", False, False, f"was {result.outcome}; starts over")
-
-
-def _trained_once(folder: Path) -> bool:
-    """Whether the chain of attempts that the latest one belongs to holds a finished training."""
-    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    if any(e.kind == "outcome" and e.data["outcome"] == Outcome.FINISHED for e in chain):
-        return True
-    return any(e.kind == "trained" for e in since_attempt(journal.read(folder / "worker.jsonl"), chain))
+        if decided.why != "first attempt":
+            display.say(f"{display.label} · {decided.why}")
+        return _attempt(setup, trial, runner, projector, folder, decided, display, expected)
 
 
 def _attempt(
@@ -163,26 +112,28 @@ def _attempt(
     runner: Runner,
     projector: Projector | None,
     folder: Path,
-    plan: Plan,
+    decided: Decision,
     display: Display,
     expected: Expected | None,
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
-    job = _job(setup, runner, folder, plan)
-    if plan.mode == "train" and not plan.from_checkpoint:
+    job = _job(setup, runner, folder, decided)
+    if decided.mode == "train" and not decided.from_checkpoint:
         for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
             shutil.rmtree(folder / stale, ignore_errors=True)
-    book = open_book(folder, trial, setup.unused, setup.plain, mode=plan.mode, continues=plan.continues, why=plan.why)
+    book = open_book(
+        folder, trial, setup.unused, setup.plain, mode=decided.mode, continues=decided.continues, why=decided.why
+    )
     tail = Tail(folder / "worker.jsonl", _size(folder / "worker.jsonl"))
-    if expected is not None and plan.mode == "train":
+    if expected is not None and decided.mode == "train":
         book.write("metrics", values=expected.metrics)
     if projector is not None:
         projector.follow(folder)
-    if expected is not None and plan.mode == "train" and runner.skip_unfit and not expected.fits:
+    if expected is not None and decided.mode == "train" and runner.skip_unfit and not expected.fits:
         result = close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
         return _ended(display, projector, Outcome.UNFIT, result), result
     levels, done = device_levels(), None
-    if runner.preflight and plan.mode == "train" and not plan.from_checkpoint:
+    if runner.preflight and decided.mode == "train" and not decided.from_checkpoint:
         done = _preflight(job, runner, levels, display)
         decided_at = time.time()
     if done is None or done.outcome is Outcome.FINISHED:
@@ -240,7 +191,7 @@ def _ended(display: Display, projector: Projector | None, outcome: Outcome, resu
     return outcome
 
 
-def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
+def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
     passed = (
         "CUDA_VISIBLE_DEVICES",
         "CUDA_DEVICE_ORDER",
@@ -257,8 +208,8 @@ def _job(setup: Setup, runner: Runner, folder: Path, plan: Plan) -> Job:
         folder=str(folder.resolve()),
         plain=setup.plain,
         cache_dir=str(cache_dir(setup.plain)),
-        mode="evaluate" if plan.mode == "evaluate" else "train",
-        resume_checkpoint=plan.from_checkpoint,
+        mode="evaluate" if decided.mode == "evaluate" else "train",
+        resume_checkpoint=decided.from_checkpoint,
         device=runner.device,
         threads=runner.threads,
         memory_limit_mb=runner.memory_limit_mb,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.records import Event, Outcome
-from harness.runner import forkserver
 from harness.runner.display import Display
+from harness.runner.forkserver import LOST
+from harness.runner.start import end, start
 from harness.store.journal import Journal, Tail
 from harness.store.result import decide
 from harness.telemetry.sampler import MemorySampler, MemorySummary
@@ -47,7 +48,7 @@ def attend(
     hz: float,
     levels: Any,
 ) -> Attended:
-    """Run ``job`` in a process of the forkserver until it ends.
+    """Run ``job`` in processes of its own (``start``) until they end.
 
     Args:
         job: what to run.
@@ -60,10 +61,8 @@ def attend(
         hz: memory samples per second.
         levels: GPU memory in use before (``nvml.device_levels``).
     """
-    from harness.runner.child import main as child_main
-
     kills_before = _kernel_kills()
-    process = forkserver.start(child_main, job, name=name)
+    process = start(job, name=name)
     watch = _Watch(book, tail, display, began)
     interrupted = timed_out = False
     raised: BaseException | None = None
@@ -81,13 +80,13 @@ def attend(
                 watch.look(sampler)
                 if timeout_s is not None and time.time() - began > timeout_s:
                     timed_out = True
-                    forkserver.end_group(process)
+                    end(process)
     except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
         raised, interrupted = error, True
-        forkserver.end_group(process)
+        end(process)
     watch.look(sampler)
-    if process.is_alive() or process.exitcode == forkserver.LOST:
-        forkserver.end_group(process)
+    if process.is_alive() or process.exitcode == LOST:
+        end(process)
     outcome, reason = decide(
         process.exitcode,
         watch.events,

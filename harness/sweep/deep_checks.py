@@ -44,7 +44,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
     plains = [json.dumps(dict(p.setup.plain)) for p in asked]
     try:  # twice: its server may have been killed, or the machine short of memory for a moment
-        answers = forkserver.asked(_main, plains, name="preflight", tries=2)
+        answers = forkserver.asked(_main, plains, name="checks", tries=2)
     except forkserver.Ended as ended:
         rule = f"the process that looks at models and data ended with code {ended.code}"
         fix = "-9 is mostly a lack of memory; look for what is very large in the model's folder"

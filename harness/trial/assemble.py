@@ -12,8 +12,9 @@ from typing import Any
 
 from harness.algorithms.base import Algorithm
 from harness.base.errors import UserError, UserErrors
+from harness.config import renamed
 from harness.config.compose import build
-from harness.config.train import Train, fill_from_recipe, train_problems, with_lengths
+from harness.config.train import Train, fill_from_preset, train_problems, with_lengths
 from harness.evaluators.base import Eval
 from harness.models import Model
 from harness.models.adapters import Adapter
@@ -70,6 +71,7 @@ class Setup:
 
 def assemble(plain: Mapping[str, Any]) -> Setup:
     """Build all components of a composed configuration; raises ``UserErrors`` with everything wrong."""
+    plain = renamed.configuration(plain)
     nodes = {name: dict(plain[name]) if plain.get(name) else None for name in GROUPS}
     errors: list[UserError] = []
     unused: list[str] = []
@@ -97,7 +99,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     algo: Any = built.get("algo")
     adapter: Any = built.get("adapter")
     if algo is not None and adapter is not None:
-        train_node = fill_from_recipe(train_node, algo.recipes, adapter.recipe)
+        train_node = fill_from_preset(train_node, algo.presets, adapter.preset)
     try:
         built["train"] = build(train_node, path="train", plugins=plugins, base=Train)
     except UserErrors as found:
@@ -124,7 +126,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     errors += built["model"].problems()
     if reward is not None and not errors:
         try:
-            reward = reward.bind(built["task"], adapter, built["train"].recipe)
+            reward = reward.bind(built["task"], adapter, built["train"].preset)
         except UserError as error:
             errors.append(error)
     if errors:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.base.errors import UserError
+from harness.base.world import World
 from harness.config import identity
 from harness.evaluators.base import EvalContext
 from harness.models.adapters import Adapter
@@ -46,6 +47,7 @@ class Ground:
     place: Place
     resume: bool
     snapshot: bool = False
+    world: World = World()
     found: Found = field(default_factory=Found)
     progress: Callable[[str, int, int], None] | None = None
 
@@ -224,6 +226,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         place=place,
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
+        world=job.world,
         found=found,
         progress=progress,
     )

@@ -67,7 +67,7 @@ def training_config(setup: Setup) -> dict[str, Any]:
     adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
     quantization = {k: v for k, v in adapter.items() if k in ("quant_type", "double_quantization")}
     config: dict[str, Any] = {
-        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("recipes",))},
+        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("presets",))},
         "adapter": adapter
         if setup.algo.trains
         else {"name": "none", "quantized": setup.adapter.quantized, **quantization},
@@ -97,8 +97,16 @@ def _trial_id(setup: Setup, training: Mapping[str, Any]) -> str:
         parts.append(f"r{setup.rank}")
     if setup.algo.trains:
         parts.append(f"s{setup.seed}")
-    parts.append(identity.digest(training, 8))
+    parts.append(identity.digest(_as_spelled(training), 8))
     return "-".join(p for p in parts if p)
+
+
+def _as_spelled(training: Mapping[str, Any]) -> dict[str, Any]:
+    """With ``train.preset`` as it was called when the first trials were named: a folder outlives the words."""
+    spelled = dict(training)
+    if "train" in spelled:
+        spelled["train"] = {"recipe" if k == "preset" else k: v for k, v in spelled["train"].items()}
+    return spelled
 
 
 def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""What the runner tells a trial's process. Standard library only: it is pickled across the forkserver."""
+"""What the runner tells a trial's process. Imports nothing heavy: it is pickled across the forkserver."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from harness.base.world import World
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Job:
         memory_limit_mb: cap on what the process may allocate beyond its start, in MB.
         snapshot: record CUDA's allocations while training, as an artifact.
         environment: variables for the child; it has the forkserver's, not the runner's.
+        world: which of the trial's processes is asked.
     """
 
     folder: str
@@ -35,3 +38,9 @@ class Job:
     memory_limit_mb: int | None = None
     snapshot: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    world: World = World()
+
+    @property
+    def journal(self) -> str:
+        """Name of the file that the process writes: one writer a file, and the runner follows the leader's."""
+        return "worker.jsonl" if self.world.leads else f"worker.{self.world.rank}.jsonl"

@@ -158,6 +158,7 @@ def train(
                 frozen=ground.place.frozen,
                 folders=folders,
                 callbacks=[callback],
+                world=ground.world,
             ),
         )
         meter.attach(training)

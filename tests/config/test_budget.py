@@ -13,7 +13,7 @@ from harness.algorithms.dpo import DPO
 from harness.algorithms.grpo import GRPO
 from harness.algorithms.ppo.algorithm import PPO
 from harness.base.errors import UserError, UserErrors
-from harness.config.train import UNKNOWN_STEPS, Budget, Train, fill_from_recipe
+from harness.config.train import UNKNOWN_STEPS, Budget, Train, fill_from_preset
 from harness.tasks.conversation import encode
 from harness.trial.assemble import assemble
 from tests.inside import plain_config, tell
@@ -81,7 +81,7 @@ def test_over_a_budget_the_learning_rate_runs_as_transformers_lets_it_run_over_s
 def test_a_budget_silences_the_steps_and_epochs_of_the_recipe():
     table = {"tiny": {"lora": {"steps": 100, "batch_size": 64}}}
     budget = {"steps": None, "prompts": None, "tokens": 5, "seconds": None}
-    filled = fill_from_recipe({"recipe": "tiny", "steps": None, "budget": budget, "batch_size": None}, table, "lora")
+    filled = fill_from_preset({"preset": "tiny", "steps": None, "budget": budget, "batch_size": None}, table, "lora")
     assert filled["steps"] is None and filled["batch_size"] == 64
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -14,9 +13,7 @@ from annotated_types import Gt
 
 from harness.base.errors import UserError, UserErrors
 from harness.cli import validate
-from harness.config import compose as compose_module
 from harness.config.compose import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
-from harness.models.adapters import LoRA
 from harness.trial.assemble import assemble
 
 PLUGIN = __name__.split(".")[0]
@@ -26,7 +23,7 @@ NO_KEY_NEEDED = {
     "Verifier.task": "bound to the trial's task by the harness",
     "SFT.beta": "imitation has no such knob",
     "Untrained.beta": "nothing is trained",
-    "Untrained.recipes": "nothing is trained",
+    "Untrained.presets": "nothing is trained",
 }
 
 
@@ -285,12 +282,3 @@ def test_nor_by_hydra_in_our_place(compose, override):
         compose(override)
     assert "stranger" not in sys.modules
     compose("plugins=[stranger]", override)
-
-
-def test_a_class_is_still_found_where_it_stood_and_the_move_is_told_once(capsys):
-    compose_module._warn_once.cache_clear()
-    for old, new in compose_module.MOVED.items():
-        assert importlib.util.find_spec(new) is not None, old
-    for _ in range(2):
-        assert import_component("harness.adapters.LoRA", key="adapter") is LoRA
-    assert capsys.readouterr().err.count("harness.adapters.LoRA is harness.models.adapters.LoRA now") == 1

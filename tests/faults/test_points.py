@@ -96,7 +96,7 @@ class Sampler:
 def worker(which: int) -> Any:
     """A trial's process of a few lines: it trains or only evaluates, and its figure tells under which setting."""
 
-    def start(target: Any, job: Any, *, name: str) -> Any:
+    def start(job: Any, *, name: str) -> Any:
         folder, code = Path(job.folder), 0
         with closing(Journal(folder / "worker.jsonl")) as book:
             try:
@@ -111,17 +111,7 @@ def worker(which: int) -> Any:
                 code = 1
         return SimpleNamespace(pid=os.getpid(), exitcode=code, is_alive=lambda: False, join=lambda *_: None)
 
-    stack = patch.multiple(supervise, MemorySampler=Sampler)
-    return _both(stack, patch.object(supervise.forkserver, "start", start))
-
-
-def _both(*contexts: Any) -> Any:
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    for context in contexts:
-        stack.enter_context(context)
-    return stack
+    return patch.multiple(supervise, MemorySampler=Sampler, start=start)
 
 
 def aside(what: Callable[[], Any]) -> tuple[int, str]:

@@ -20,8 +20,8 @@ from harness.gate import baseline as store
 from harness.gate.baseline import Baseline, Record
 from harness.gate.decide import Finding, Outcome, decide
 from harness.gate.judge import judge
-from harness.gate.policy import Policy, Rule, read_policy
 from harness.gate.render import as_github, as_junit, as_markdown, as_text, verdict
+from harness.gate.rules import Rule, Rules, read_rules
 from tests.conftest import QUICK
 from tests.report.test_report import trials
 from tests.runs import Sandbox
@@ -35,11 +35,11 @@ def record(*values: float, name: str = REWARD, **changes: Any) -> Record:
     return replace(first, **changes)
 
 
-def policy(direction: Any = "up", false_alarms: float = 0.05, inconclusive: Any = "pass", **rule: Any) -> Policy:
-    return Policy({REWARD: Rule(direction, **rule)}, false_alarms, inconclusive)
+def rules(direction: Any = "up", false_alarms: float = 0.05, inconclusive: Any = "pass", **rule: Any) -> Rules:
+    return Rules({REWARD: Rule(direction, **rule)}, false_alarms, inconclusive)
 
 
-def decided(before: Record, after: Record | None, asked: Policy) -> Finding:
+def decided(before: Record, after: Record | None, asked: Rules) -> Finding:
     (found,) = decide({"dpo": before}, {} if after is None else {"dpo": after}, asked)
     return found
 
@@ -51,7 +51,7 @@ STEADY = (0.50, 0.52, 0.48, 0.51, 0.49, 0.50)
 
 def test_the_interval_is_that_of_two_means_with_a_pooled_spread():
     after = (0.40, 0.42, 0.41)
-    found = decided(record(*STEADY), record(*after), policy(false_alarms=0.01))
+    found = decided(record(*STEADY), record(*after), rules(false_alarms=0.01))
     pooled = (5 * np.var(STEADY, ddof=1) + 2 * np.var(after, ddof=1)) / 7
     reach = student.ppf(0.99, 7) * math.sqrt(pooled * (1 / 6 + 1 / 3))
     change = np.mean(after) - np.mean(STEADY)
@@ -63,7 +63,7 @@ def test_a_base_that_measures_otherwise_is_told_and_judged_all_the_same():
     before = record(0.7, 0.71, 0.72, of_base={REWARD: 0.141})
     for now, told in ((0.122, True), (0.143, False)):
         after = record(0.7, 0.71, 0.72, of_base={REWARD: now})
-        found = decide({"dpo": before}, {"dpo": after}, policy(absolute=0.05))
+        found = decide({"dpo": before}, {"dpo": after}, rules(absolute=0.05))
         said = [f.note for f in found if f.outcome is Outcome.CHANGED]
         assert bool(said) is told, said
         assert not told or f"{REWARD} 0.141 → 0.122" in said[0]
@@ -71,9 +71,9 @@ def test_a_base_that_measures_otherwise_is_told_and_judged_all_the_same():
 
 
 def test_false_alarms_are_shared_out_over_all_metrics_and_recipes():
-    alone = decided(record(*STEADY), record(*STEADY), policy(false_alarms=0.04))
+    alone = decided(record(*STEADY), record(*STEADY), rules(false_alarms=0.04))
     two = {name: record(*STEADY) for name in ("dpo", "kto")}
-    shared = decide(two, two, policy(false_alarms=0.08))
+    shared = decide(two, two, rules(false_alarms=0.08))
     assert all(f.low == pytest.approx(alone.low) for f in shared)
 
 
@@ -94,13 +94,13 @@ def test_false_alarms_are_shared_out_over_all_metrics_and_recipes():
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_each_outcome_for_either_direction(shift, tolerance, outcome, direction):
     moved = [v + (shift if direction == "up" else -shift) for v in STEADY]
-    found = decided(record(*STEADY), record(*moved), policy(direction, absolute=tolerance))
+    found = decided(record(*STEADY), record(*moved), rules(direction, absolute=tolerance))
     assert found.outcome is outcome
     assert found.fails == (outcome is Outcome.REGRESSED)
 
 
-def test_the_policy_says_whether_an_open_question_fails():
-    asked = policy(absolute=0.0, inconclusive="fail")
+def test_the_rules_say_whether_an_open_question_fails():
+    asked = rules(absolute=0.0, inconclusive="fail")
     assert decided(record(*STEADY), record(*STEADY), asked).fails
 
 
@@ -114,11 +114,11 @@ def test_a_relative_tolerance_is_a_share_of_the_baselines_mean():
 def test_values_that_coincide_are_as_uncertain_as_their_step():
     """They had an error of 0, and any difference was certain. Two levels, 0.1 apart: that is all the step one knows."""
     level = (0.5, 0.5, 0.5)
-    assert decided(record(*level), record(*level), policy()).outcome is Outcome.SAME
-    found = decided(record(*level), record(0.4, 0.4), policy(absolute=0.05))
+    assert decided(record(*level), record(*level), rules()).outcome is Outcome.SAME
+    found = decided(record(*level), record(0.4, 0.4), rules(absolute=0.05))
     reach = student.ppf(0.95, 3) * math.sqrt(0.1**2 / 4 * (1 / 3 + 1 / 2))
     assert found.outcome is Outcome.INCONCLUSIVE and found.high == pytest.approx(-0.1 + reach)
-    fine = decided(record(0.5, 0.5, 0.501), record(0.4, 0.4), policy(absolute=0.05))
+    fine = decided(record(0.5, 0.5, 0.501), record(0.4, 0.4), rules(absolute=0.05))
     assert fine.outcome is Outcome.REGRESSED  # now the step is known to be small
 
 
@@ -127,16 +127,16 @@ def test_a_step_that_all_values_share_raises_few_false_alarms():
     rng, failed = np.random.default_rng(0), 0
     for _ in range(1000):
         values = np.round(rng.normal(0.5, 1 / 16, 8) * 8) / 8
-        failed += decided(record(*values[:4]), record(*values[4:]), policy()).fails
+        failed += decided(record(*values[:4]), record(*values[4:]), rules()).fails
     assert failed <= 65
 
 
 @pytest.mark.parametrize(("before", "after"), [((0.5,), (0.1,)), (STEADY, (0.1,)), ((0.5,), STEADY)])
 def test_one_seed_on_either_side_is_inconclusive_blind_and_says_why(before, after):
-    found = decided(record(*before), record(*after), policy())
+    found = decided(record(*before), record(*after), rules())
     assert found.outcome is Outcome.INCONCLUSIVE and "one seed" in found.note and found.low is None
     assert found.blind and found.detectable is None and not found.fails
-    assert decided(record(*before), record(*after), replace(policy(), fail_if_blind=True)).fails
+    assert decided(record(*before), record(*after), replace(rules(), fail_if_blind=True)).fails
 
 
 # -- what could not have been seen, and what changed -----------------------------------------------------
@@ -147,62 +147,60 @@ def test_the_loss_that_would_have_been_seen_is_found_in_80_of_100_gates():
     told = []
     for _ in range(gates):
         before, after = rng.normal(0.5, 0.02, 20), rng.normal(0.5, 0.02, 4)
-        told.append(decided(record(*before), record(*after), policy()).detectable)
+        told.append(decided(record(*before), record(*after), rules()).detectable)
     loss = float(np.mean(told))
     for _ in range(gates):
         before, after = rng.normal(0.5, 0.02, 20), rng.normal(0.5 - loss, 0.02, 4)
-        caught += decided(record(*before), record(*after), policy()).outcome is Outcome.REGRESSED
+        caught += decided(record(*before), record(*after), rules()).outcome is Outcome.REGRESSED
     assert 0.72 <= caught / gates <= 0.88
 
 
 def test_an_open_question_is_blind_only_where_the_loss_that_matters_would_go_unseen():
     wide, narrow = (0.3, 0.7, 0.5, 0.45), STEADY
     for values, blind in ((wide, True), (narrow, False)):
-        found = decided(record(*values), record(*values), policy())
+        found = decided(record(*values), record(*values), rules())
         assert found.outcome is Outcome.INCONCLUSIVE and found.blind is blind
-    assert decided(record(*narrow), record(*narrow), policy(must_see=0.005)).blind
+    assert decided(record(*narrow), record(*narrow), rules(must_see=0.005)).blind
     assert Rule("up", relative=0.1).matters(200.0) == 40.0 and Rule("up", absolute=0.02).matters(1.0) == 0.1
 
 
 def test_a_gate_that_saw_nothing_says_so_in_its_first_line():
-    one = decide({"dpo": record(0.5)}, {"dpo": record(0.1)}, policy())
+    one = decide({"dpo": record(0.5)}, {"dpo": record(0.1)}, rules())
     first = as_text(one, "sweep a against b").splitlines()[0]
     assert first == "passed, but could not have seen any loss in 1 of 1 metrics: 1 inconclusive"
-    own = decide({"dpo": record(0.5, 0.9, name="eval/x")}, {"dpo": record(0.5, 0.9, name="eval/x")}, policy())
+    own = decide({"dpo": record(0.5, 0.9, name="eval/x")}, {"dpo": record(0.5, 0.9, name="eval/x")}, rules())
     assert verdict(own) == "passed, but could not have seen any loss in 1 of 1 metrics: 1 skipped"
-    wide = decide({"dpo": record(0.3, 0.7, 0.5)}, {"dpo": record(0.3, 0.7, 0.5)}, policy())
+    wide = decide({"dpo": record(0.3, 0.7, 0.5)}, {"dpo": record(0.3, 0.7, 0.5)}, rules())
     error = 0.2 * math.sqrt(2 / 3)
     least = (student.ppf(0.95, 4) + student.ppf(0.8, 4)) * error
     assert (
         verdict(wide) == f"passed, but could not have seen a loss below {least:.3f} in 1 of 1 metrics: 1 inconclusive"
     )
-    assert (
-        verdict(decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, policy(absolute=0.03))) == "passed: 1 same"
-    )
+    assert verdict(decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, rules(absolute=0.03))) == "passed: 1 same"
 
 
 def test_what_changed_in_a_recipe_under_the_same_name_is_named():
     """N9: "0.385 → 0.139", and not that the learning rate was another one."""
     before = record(*STEADY, config={"train.learning_rate": "0.001", "train.steps": "150", "old.only": "1"})
     after = record(*STEADY, config={"train.learning_rate": "0.1", "train.steps": "150", "new.only": "2"})
-    told, found = decide({"dpo": before}, {"dpo": after}, policy(absolute=0.03))
+    told, found = decide({"dpo": before}, {"dpo": after}, rules(absolute=0.03))
     assert (told.outcome, told.fails) == (Outcome.CHANGED, False)
     assert told.note == "another recipe under this name: train.learning_rate 0.001 → 0.1"
     assert found.outcome is Outcome.SAME
-    told, _ = decide({"dpo": replace(before, config={})}, {"dpo": after}, policy(absolute=0.03))
+    told, _ = decide({"dpo": replace(before, config={})}, {"dpo": after}, rules(absolute=0.03))
     assert "cannot be told" in told.note
 
 
 def test_a_recipe_or_metric_that_is_gone_fails():
-    gone = decided(record(*STEADY), None, policy())
+    gone = decided(record(*STEADY), None, rules())
     assert (gone.outcome, gone.metric, gone.fails) == (Outcome.MISSING, None, True)
-    other = decided(record(*STEADY), record(*STEADY, name="eval/other"), policy())
+    other = decided(record(*STEADY), record(*STEADY, name="eval/other"), rules())
     assert (other.outcome, other.metric, other.fails) == (Outcome.MISSING, REWARD, True)
 
 
 def test_a_trial_that_did_not_finish_fails_with_its_reason():
     crashed = {"dpo": "dpo-s3 is oom (9,000 MB)"}
-    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, policy(absolute=0.1), crashed)
+    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY)}, rules(absolute=0.1), crashed)
     assert [f.outcome for f in found] == [Outcome.MISSING, Outcome.SAME]
     assert found[0].fails and "9,000 MB" in found[0].note
 
@@ -210,22 +208,22 @@ def test_a_trial_that_did_not_finish_fails_with_its_reason():
 @pytest.mark.parametrize("name", DIGESTS)
 def test_other_data_base_or_evaluators_are_not_comparable_and_named(name):
     after = record(*STEADY, digests={**DIGESTS, name: "new"})
-    found = decided(record(*STEADY), after, policy())
+    found = decided(record(*STEADY), after, rules())
     assert (found.outcome, found.fails) == (Outcome.NOT_COMPARABLE, True)
     assert f"other {name} {DIGESTS[name]} → new" in found.note
 
 
 def test_other_data_can_be_judged_despite_that_and_it_is_told():
     before, after = {"dpo": record(*STEADY)}, {"dpo": record(0.1, 0.1, digests={**DIGESTS, "dataset": "new"})}
-    told, found = decide(before, after, policy(), despite=["dataset"])
+    told, found = decide(before, after, rules(), despite=["dataset"])
     assert told.note == "judged despite other dataset d1 → new" and not told.fails
     assert found.outcome is Outcome.REGRESSED
-    (still,) = decide(before, after, policy(), despite=["base"])
+    (still,) = decide(before, after, rules(), despite=["base"])
     assert still.outcome is Outcome.NOT_COMPARABLE
 
 
 def test_what_depends_on_the_device_is_skipped_on_another_one():
-    asked = policy("down", relative=0.1, same_device=True)
+    asked = rules("down", relative=0.1, same_device=True)
     assert decided(record(*STEADY), record(9, 9, 9), asked).outcome is Outcome.REGRESSED
     found = decided(record(*STEADY), record(9, 9, 9, device="gpu"), asked)
     assert found.outcome is Outcome.SKIPPED and not found.fails and "cpu" in found.note and "gpu" in found.note
@@ -234,14 +232,14 @@ def test_what_depends_on_the_device_is_skipped_on_another_one():
 def test_a_rule_for_some_recipes_says_nothing_about_others_and_takes_no_share_of_false_alarms():
     before = {"dpo-lora": record(*STEADY), "grpo-lora": record(*STEADY)}
     after = {"dpo-lora": record(0.1, 0.1, 0.1), "grpo-lora": record(0.1, 0.1, 0.1)}
-    (found,) = decide(before, after, policy(only=("grpo-*",), false_alarms=0.04))
+    (found,) = decide(before, after, rules(only=("grpo-*",), false_alarms=0.04))
     assert (found.recipe, found.outcome) == ("grpo-lora", Outcome.REGRESSED)
-    alone = decide({"grpo-lora": before["grpo-lora"]}, after, policy(false_alarms=0.04))[0]
+    alone = decide({"grpo-lora": before["grpo-lora"]}, after, rules(false_alarms=0.04))[0]
     assert (found.low, found.high) == (alone.low, alone.high)
 
 
 def test_a_metric_that_the_baseline_has_not_got_is_told():
-    asked = Policy({REWARD: Rule("up"), "eval/new": Rule("up"), "eval/none": Rule("up")}, 0.01)
+    asked = Rules({REWARD: Rule("up"), "eval/new": Rule("up"), "eval/none": Rule("up")}, 0.01)
     after = record(*STEADY, metrics={REWARD: [0.5], "eval/new": [0.5]})
     found = decide({"dpo": record(*STEADY)}, {"dpo": after}, asked)
     assert [(f.metric, f.outcome, f.fails) for f in found[1:]] == [
@@ -251,22 +249,22 @@ def test_a_metric_that_the_baseline_has_not_got_is_told():
 
 def test_a_rule_for_recipes_that_are_not_there_is_refused():
     frame = trials(*[{"trial_id": f"dpo-s{s}-00000000", "seed": float(s), REWARD: 0.5} for s in range(3)])
-    judge(frame, frame, policy(only=("dpo*",)))
+    judge(frame, frame, rules(only=("dpo*",)))
     with pytest.raises(UserError, match="only=ppo-.: matches no recipe"):
-        judge(frame, frame, policy(only=("dpo*", "ppo-*")))
+        judge(frame, frame, rules(only=("dpo*", "ppo-*")))
     with pytest.raises(UserError, match="has no seed"):
-        judge(frame.assign(seed=math.nan), frame, policy())
+        judge(frame.assign(seed=math.nan), frame, rules())
 
 
 def test_a_new_recipe_is_told_and_does_not_fail():
-    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY), "ppo": record(1.0)}, policy(absolute=0.1))
+    found = decide({"dpo": record(*STEADY)}, {"dpo": record(*STEADY), "ppo": record(1.0)}, rules(absolute=0.1))
     assert found[-1].recipe == "ppo" and found[-1].outcome is Outcome.NEW and not found[-1].fails
 
 
 def test_an_unchanged_recipe_fails_one_gate_in_a_hundred_at_most():
     rng = np.random.default_rng(0)
     names = [f"eval/m{i}" for i in range(4)]
-    asked = Policy({n: Rule("up") for n in names}, 0.01)
+    asked = Rules({n: Rule("up") for n in names}, 0.01)
     failed = 0
     for _ in range(1500):
         sides = [
@@ -328,18 +326,18 @@ def test_what_is_no_baseline_is_said_so(tmp_path, content, words):
 
 
 def test_policies_are_found_by_name_or_file_and_checked(tmp_path):
-    assert read_policy("ci").metrics[REWARD].direction == "up"
+    assert read_rules("ci").metrics[REWARD].direction == "up"
     with pytest.raises(UserError, match="known: ci"):
-        read_policy("strict")
+        read_rules("strict")
     for text, words in (
-        ("_target_: harness.gate.policy.Policy\nmetrics: {}", "names no metric"),
-        ("_target_: harness.gate.policy.Policy\nmetrics: {a: {direction: sideways}}", "direction"),
-        ("_target_: harness.gate.policy.Policy\nmetrics: {a: {direction: up, absolut: 1}}", "absolut"),
-        ("{", "is not YAML"),
+        ("_target_: harness.gate.rules.Rules\nmetrics: {}", "name no metric"),
+        ("_target_: harness.gate.rules.Rules\nmetrics: {a: {direction: sideways}}", "direction"),
+        ("_target_: harness.gate.rules.Rules\nmetrics: {a: {direction: up, absolut: 1}}", "absolut"),
+        ("{", "not YAML"),
     ):
         (tmp_path / "p.yaml").write_text(text)
         with pytest.raises((UserError, UserErrors), match=words):
-            read_policy(str(tmp_path / "p.yaml"))
+            read_rules(str(tmp_path / "p.yaml"))
 
 
 # -- what a build sees ---------------------------------------------------------------------------------
@@ -350,7 +348,7 @@ EVIL = "dpo</td><script>|`x`\n::error::no"
 def findings() -> list[Finding]:
     before = {EVIL: record(*STEADY), "kto": record(*STEADY), "sft": record(*STEADY)}
     after = {EVIL: record(*(v - 0.3 for v in STEADY)), "kto": record(*STEADY)}
-    return decide(before, after, policy(absolute=0.0))
+    return decide(before, after, rules(absolute=0.0))
 
 
 def test_every_format_tells_the_failures_and_takes_names_as_data():
@@ -453,7 +451,7 @@ def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
         (("--baseline", "gate/none.json"), "cannot be read"),
         (("--baseline", "gate/b.json", "--candidate", "tuesday"), "no such sweep"),
         (("--baseline", "gate/b.json", "--format", "pdf"), "unknown format"),
-        (("--baseline", "gate/b.json", "--policy", "none"), "no such policy"),
+        (("--baseline", "gate/b.json", "--rules", "none"), "no such rules"),
         (("--baseline", "gate/b.json", "--despite", "data"), "known: dataset, base, evaluators"),
         (("--baseline", "nowhere"), "no such sweep"),
         ((), "--baseline"),
@@ -477,7 +475,7 @@ def test_a_sweep_of_other_code_is_no_candidate(sandbox: Sandbox, tmp_path: Path)
         assert done.returncode == 2 and "does not come from the code under test" in done.stderr
     finally:
         client.set_tag(run.info.run_id, "train_key", kept)
-    assert asdict(read_policy("ci"))["false_alarms"] == 0.01
+    assert asdict(read_rules("ci"))["false_alarms"] == 0.01
 
 
 @pytest.mark.slow
@@ -493,14 +491,14 @@ def test_the_script_that_ci_runs_sweeps_reports_and_gates(sandbox: Sandbox):
 
     done = run("gate/none.json")
     assert done.returncode == 2 and "cannot be read" in done.stderr, done.stdout + done.stderr
-    first = ("--update", "--reason", "first", "--policy", "ci")
+    first = ("--update", "--reason", "first", "--rules", "ci")
     done = gate(sandbox, *first, "--baseline", "gate/ci.json", "--candidate", "ci")
     assert done.returncode == 0, done.stderr
     summary = sandbox.cwd / "summary.md"
     done = run("gate/ci.json", GITHUB_STEP_SUMMARY=str(summary))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "::notice title=Gate::" in done.stdout
-    assert ", policy ci\n" in done.stdout  # the one that the baseline was written with
+    assert ", rules ci\n" in done.stdout  # the one that the baseline was written with
     assert summary.read_text().startswith("## Gate passed") and "# Sweep ci" in summary.read_text()
     assert "](quality_against_memory.png)" not in summary.read_text()  # it could not be shown there
     made = {p.name for p in (sandbox.cwd / "reports" / "ci").iterdir()}

@@ -42,7 +42,7 @@ def test_grpo_without_a_reward_is_refused_before_anything_runs_and_dpo_runs_alon
     (result,) = sandbox.results("own").values()
     assert result["outcome"] == "finished" and result["config"]["algo"]["name"] == "dpo"
     assert 0 <= result["metrics"]["eval/preference_accuracy"] <= 1
-    assert result["config"]["train"]["recipe"] == "standard" and result["config"]["train"]["learning_rate"] < 1e-4
+    assert result["config"]["train"]["preset"] == "standard" and result["config"]["train"]["learning_rate"] < 1e-4
 
 
 def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:

@@ -164,9 +164,9 @@ def test_only_large_states_of_a_paged_optimizer_leave_the_device(values, paged, 
 
 
 def test_an_operation_without_a_known_worst_case_says_so():
-    from harness.rehearsal.fakes import fake_world
+    from harness.rehearsal.fakes import fake_tensors
 
-    with fake_world(cuda=False), Tracker(), pytest.raises(NotImplementedError, match="unique"):
+    with fake_tensors(cuda=False), Tracker(), pytest.raises(NotImplementedError, match="unique"):
         torch.ones(3).unique()
 
 

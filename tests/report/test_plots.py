@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.report.figures import curves, scatter
-from harness.report.findings import find
+from harness.report.standings import find
 from harness.store import results
 from tests.report.test_report import trials
 from tests.store.test_results import BEGAN

@@ -15,7 +15,6 @@ from harness.base import formatting
 from harness.base.errors import UserError
 from harness.base.stats import Interval
 from harness.cli.report import main, price_of
-from harness.report.findings import find
 from harness.report.gather import write_report
 from harness.report.intervals import gap_of, interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
@@ -23,6 +22,7 @@ from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
 from harness.report.sections.provenance import shown_command
 from harness.report.sources import Folder, Stored
+from harness.report.standings import find
 from harness.store import results
 from tests.store.test_results import INJECTION, STUDY, study_root
 

@@ -131,7 +131,7 @@ def test_every_reward_that_ships_makes_a_trial(name):
         (("reward=exact_match", "reward.column=gold"), "reward.column"),
         (("reward=model", "reward.path=/no/such/model"), "reward.path"),
         (("reward=weighted", "reward.parts.rule=null", "reward.parts.brevity=null"), "reward.parts"),
-        (("reward=model", "train.recipe=unheard_of", "train.learning_rate=1", "train.steps=1", "train.batch_size=8"),
+        (("reward=model", "train.preset=unheard_of", "train.learning_rate=1", "train.steps=1", "train.batch_size=8"),
          "reward.learning_rate"),
     ],
 )  # fmt: skip
@@ -161,7 +161,7 @@ def test_seeds_share_a_reward_model_and_rewards_split_trials():
 
     (a, one), (b, two) = trial("reward=model", "seed=0"), trial("reward=model", "seed=1")
     assert a.reward.spec.key == b.reward.spec.key and one.train_key != two.train_key
-    assert "recipes" not in one.config["reward"] and "task" not in one.config["reward"]
+    assert "presets" not in one.config["reward"] and "task" not in one.config["reward"]
     assert trial("reward=weighted")[1].train_key != trial("reward=verifier")[1].train_key
     assert "task" not in trial("reward=weighted")[1].config["reward"]["parts"]["rule"]["reward"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.base.records import Outcome, Trial
 from harness.runner.books import close_books, close_open_attempt, open_book
-from harness.runner.run_trial import make_plan
+from harness.runner.decide_mode import decide_mode
 from harness.store.journal import Journal
 from harness.store.past import past_of, result_of, trial_folders
 from harness.store.result import read_result, write_json
@@ -46,7 +46,7 @@ def finished(tmp_path: Path) -> Path:
 
 def plan_for(folder: Path, trial: Trial) -> str:
     close_open_attempt(folder)
-    return make_plan(folder, trial, TRAINS, resume=True).mode  # type: ignore[arg-type]
+    return decide_mode(folder, trial, TRAINS, resume=True).mode  # type: ignore[arg-type]
 
 
 def damage(path: Path, content: bytes | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.cli.doctor import model_findings
+from harness.cli.doctor import model_checks
 from harness.models.adapters import LoRA
 from harness.sweep import deep_checks
 from harness.sweep.deep_checks import find_problems
@@ -58,12 +58,12 @@ def test_a_model_whose_files_are_sound_has_no_problem(plain):
 
 def test_the_doctor_says_whether_the_model_or_the_data_is_ill(plain, tmp_path):
     model, task = plain["model"]["path"], ("task=preferences", f"task.path={tmp_path / 'prefs.jsonl'}")
-    (well,) = model_findings(model, [*task, "train.max_length=64"])
+    (well,) = model_checks(model, [*task, "train.max_length=64"])
     assert (well.name, well.state) == ("model", "ok") and "qwen2" in well.text
     write_jsonl(tmp_path / "prefs.jsonl", [{"prompt": "a", "chosen": "b"}] * 20)
-    (ill,) = model_findings(model, [*task, "train.max_length=64"])
+    (ill,) = model_checks(model, [*task, "train.max_length=64"])
     assert (ill.name, ill.state) == ("data", "wrong") and "task.columns.rejected" in ill.fix
-    (gone,) = model_findings(str(tmp_path / "nowhere"), [])
+    (gone,) = model_checks(str(tmp_path / "nowhere"), [])
     assert (gone.name, gone.state) == ("model", "wrong")
 
 

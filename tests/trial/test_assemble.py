@@ -14,7 +14,7 @@ from harness.base.errors import UserErrors
 from harness.config import closure, devices, identity
 from harness.config.compose import compose as compose_now
 from harness.config.compose import conf_dir, hydra_config
-from harness.config.train import fill_from_recipe
+from harness.config.train import fill_from_preset
 from harness.evaluators.lm_eval import LmEval
 from harness.trial.assemble import assemble as assemble_now
 from harness.trial.checks import check_data
@@ -313,44 +313,44 @@ TABLE = {
 
 
 def test_the_recipe_fills_what_is_null():
-    filled = fill_from_recipe({"recipe": "standard", "learning_rate": None, "weight_decay": 0.1}, TABLE, "lora")
-    assert filled == {"recipe": "standard", "weight_decay": 0.1, **TABLE["standard"]["lora"]}
+    filled = fill_from_preset({"preset": "standard", "learning_rate": None, "weight_decay": 0.1}, TABLE, "lora")
+    assert filled == {"preset": "standard", "weight_decay": 0.1, **TABLE["standard"]["lora"]}
 
 
 def test_what_the_user_sets_wins_over_the_recipe():
-    filled = fill_from_recipe({"recipe": "tiny", "learning_rate": 1.0, "batch_size": 2}, TABLE, "lora")
+    filled = fill_from_preset({"preset": "tiny", "learning_rate": 1.0, "batch_size": 2}, TABLE, "lora")
     assert (filled["learning_rate"], filled["batch_size"], filled["steps"]) == (1.0, 2, 150)
 
 
 def test_a_length_in_steps_silences_the_epochs_of_the_recipe_and_the_other_way_round():
-    in_steps = fill_from_recipe({"recipe": "standard", "steps": 9, "epochs": None}, TABLE, "lora")
-    in_epochs = fill_from_recipe({"recipe": "tiny", "steps": None, "epochs": 2}, TABLE, "lora")
+    in_steps = fill_from_preset({"preset": "standard", "steps": 9, "epochs": None}, TABLE, "lora")
+    in_epochs = fill_from_preset({"preset": "tiny", "steps": None, "epochs": 2}, TABLE, "lora")
     assert (in_steps["steps"], in_steps["epochs"]) == (9, None)
     assert (in_epochs["steps"], in_epochs["epochs"]) == (None, 2)
 
 
 def test_a_micro_batch_that_nobody_names_is_the_whole_batch():
-    assert fill_from_recipe({"recipe": "tiny"}, TABLE, "lora")["micro_batch_size"] == 32
+    assert fill_from_preset({"preset": "tiny"}, TABLE, "lora")["micro_batch_size"] == 32
 
 
 def test_the_model_chooses_the_recipe_so_that_toy_rates_never_reach_a_real_one(assemble):
     tiny, real = assemble("model=tiny").train, assemble("model=shape/llama-10m").train
-    assert (tiny.recipe, tiny.learning_rate, tiny.steps, tiny.epochs, tiny.max_length) == ("tiny", 1e-3, 150, None, 96)
-    assert (real.recipe, real.learning_rate, real.steps, real.epochs, real.max_length) == (
+    assert (tiny.preset, tiny.learning_rate, tiny.steps, tiny.epochs, tiny.max_length) == ("tiny", 1e-3, 150, None, 96)
+    assert (real.preset, real.learning_rate, real.steps, real.epochs, real.max_length) == (
         "standard", 5e-6, None, 1.0, 1024,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("algo", ["dpo", "ipo", "kto", "grpo", "sft"])
 @pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
-def test_every_rate_of_a_standard_recipe_is_far_below_its_toy_one(algo, adapter):
-    recipes = yaml.safe_load((conf_dir() / "algo" / f"{algo}.yaml").read_text())["recipes"]
-    toy, real = (recipes[name][adapter]["learning_rate"] for name in ("tiny", "standard"))
+def test_every_rate_of_a_standard_preset_is_far_below_its_toy_one(algo, adapter):
+    presets = yaml.safe_load((conf_dir() / "algo" / f"{algo}.yaml").read_text())["presets"]
+    toy, real = (presets[name][adapter]["learning_rate"] for name in ("tiny", "standard"))
     assert toy >= 10 * real > 0
 
 
-def test_a_recipe_that_is_not_in_the_table_is_an_error_for_each_missing_value(complaints):
-    keys = [message.split(":")[0].split("=")[0] for message in complaints("train.recipe=mine")]
+def test_a_preset_that_is_not_in_the_table_is_an_error_for_each_missing_value(complaints):
+    keys = [message.split(":")[0].split("=")[0] for message in complaints("train.preset=mine")]
     assert keys == ["train.learning_rate", "train.batch_size", "train.steps"]
 
 

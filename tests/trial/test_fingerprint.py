@@ -18,7 +18,7 @@ from harness.evaluators.true_reward import TrueReward
 from harness.evaluators.win_rate import WinRate
 from harness.gate.baseline import Record
 from harness.gate.decide import Outcome, alike, decide
-from harness.gate.policy import Policy, Rule
+from harness.gate.rules import Rule, Rules
 from harness.models import Tiny
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.conversation import as_messages
@@ -98,7 +98,7 @@ def test_very_many_figures_fit_into_a_tag_and_none_is_lost():
 # -- the gate ------------------------------------------------------------------------------------------
 
 REWARD = "eval/true_reward"
-ASKED = Policy({REWARD: Rule("up", absolute=0.1)})
+ASKED = Rules({REWARD: Rule("up", absolute=0.1)})
 
 
 def record(prints: dict[str, Fingerprint] | None = None, evaluators: str = "e1", base: str = "b1") -> Record:

@@ -29,8 +29,8 @@ from harness.report.figures.drawing import (
     save,
     styled,
 )
-from harness.report.findings import Findings
 from harness.report.leaderboard import succeeded, value_of
+from harness.report.standings import Standings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,14 +50,14 @@ MEMORY_SERIES = ("system/gpu_0_memory_usage_megabytes", "system/system_memory_us
 
 
 @styled
-def learning_curves(series: pd.DataFrame, findings: Findings, path: Path) -> bool:
+def learning_curves(series: pd.DataFrame, standings: Standings, path: Path) -> bool:
     """Small multiples of the training series that exist: a line per recipe, a band from its lowest to highest seed."""
     names = [n for n in CURVES if n in set(series["name"])]
     if not names:
         return False
     rows = -(-len(names) // min(2, len(names)))
     chosen: Any = series[series["name"].isin(names)]
-    key = _Legend(_groups(findings, set(chosen["run_id"])))
+    key = _Legend(_groups(standings, set(chosen["run_id"])))
     drawn = figure(2.3 * rows + key.height_in)
     grid = drawn.subplots(rows, min(2, len(names)), squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
@@ -77,16 +77,16 @@ def learning_curves(series: pd.DataFrame, findings: Findings, path: Path) -> boo
 
 
 @styled
-def memory_over_time(series: pd.DataFrame, findings: Findings, path: Path) -> bool:
+def memory_over_time(series: pd.DataFrame, standings: Standings, path: Path) -> bool:
     """Sampled memory of each trial since its start: the GPU's where it was sampled, else the process's."""
     name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
     if name is None:
         return False
     chosen: Any = series[series["name"] == name]
-    key = _Legend(_groups(findings, set(chosen["run_id"])))
+    key = _Legend(_groups(standings, set(chosen["run_id"])))
     drawn = figure(3.0 + key.height_in)
     axes = drawn.add_subplot()
-    outcomes = dict(zip(findings.frame["run_id"], findings.frame["outcome"], strict=True))
+    outcomes = dict(zip(standings.frame["run_id"], standings.frame["outcome"], strict=True))
     crossed = False
     for label, runs in key.groups.items():
         for run_id, points in chosen[chosen["run_id"].isin(runs)].groupby("run_id", sort=False):
@@ -113,18 +113,18 @@ def memory_over_time(series: pd.DataFrame, findings: Findings, path: Path) -> bo
 
 @styled
 def memory_timelines(
-    series: pd.DataFrame, stretches: Mapping[str, pd.DataFrame], findings: Findings, path: Path
+    series: pd.DataFrame, stretches: Mapping[str, pd.DataFrame], standings: Standings, path: Path
 ) -> bool:
     """Sampled memory of single trials, with their phases shaded; what was predicted as a dashed line.
 
     Args:
         series: points of the memory series.
         stretches: run id -> table ``phases`` of the trial, for the trials to show.
-        findings: names them.
+        standings: names them.
         path: of the PNG.
     """
     name = next((n for n in MEMORY_SERIES if n in set(series["name"])), None)
-    rows = {str(r["run_id"]): r for r in findings.frame.to_dict("records")}
+    rows = {str(r["run_id"]): r for r in standings.frame.to_dict("records")}
     shown: list[tuple[dict[Any, Any], Any, pd.DataFrame]] = []
     for run_id, table in stretches.items():
         points: Any = series[(series["name"] == name) & (series["run_id"] == run_id)]
@@ -163,11 +163,11 @@ def memory_timelines(
     return save(drawn, path)
 
 
-def _groups(findings: Findings, run_ids: set[str]) -> dict[str, list[str]]:
+def _groups(standings: Standings, run_ids: set[str]) -> dict[str, list[str]]:
     """Label -> runs that share a line: the seeds of a recipe, the best first, then trials that did not finish."""
-    found = {r.label: [i for i in r.frame["run_id"] if i in run_ids] for r in findings.recipes}
+    found = {r.label: [i for i in r.frame["run_id"] if i in run_ids] for r in standings.recipes}
     placed = {i for runs in found.values() for i in runs}
-    rest = findings.frame[findings.frame["run_id"].isin(list(run_ids - placed))]
+    rest = standings.frame[standings.frame["run_id"].isin(list(run_ids - placed))]
     names = formatting.without_shared_seed(list(rest["label"]))
     alone = {f"{label} ({o})": [i] for label, o, i in zip(names, rest["outcome"], rest["run_id"], strict=True)}
     return {label: runs for label, runs in {**found, **alone}.items() if runs}

@@ -32,9 +32,9 @@ from harness.report.figures.drawing import (
     save,
     styled,
 )
-from harness.report.findings import Findings
 from harness.report.leaderboard import known, shared_value, value_of
 from harness.report.recipes import Recipe
+from harness.report.standings import Standings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +49,10 @@ KNOBS = {"beta": ("β", re.compile(r"-b[\d.e+-]+(?=-|$| )")), "rank": ("rank of 
 
 
 @styled
-def quality_against_memory(findings: Findings, path: Path) -> bool:
+def quality_against_memory(standings: Standings, path: Path) -> bool:
     """Each recipe: peak memory against quality over its seeds; the front is ringed."""
-    name, memory = findings.metric, "memory/peak_mb"
-    points = [(r, x, y) for r, x, y in _measured(findings, memory) if x.mean > 0]
+    name, memory = standings.metric, "memory/peak_mb"
+    points = [(r, x, y) for r, x, y in _measured(standings, memory) if x.mean > 0]
     if name is None or not points:
         return False
     drawn = figure(4.2)
@@ -67,7 +67,7 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
             fmt=cycle(MARKERS, adapters, adapter), color=colour_of(algo), markersize=6,
             elinewidth=0.9, capsize=2.5, zorder=3, rasterized=len(points) > 10 * NAMED,
         )  # fmt: skip
-    ringed = [(x.mean, y.mean) for r, x, y in points if r.label in findings.front]
+    ringed = [(x.mean, y.mean) for r, x, y in points if r.label in standings.front]
     handles = [handle(color=colour_of(a), marker="o", linestyle="", label=one_line(a)) for a in algos]
     if len(adapters) > 1:
         handles += [
@@ -80,7 +80,7 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
         }  # fmt: skip
         axes.plot(*zip(*ringed, strict=True), zorder=4, **ring)
         handles.append(handle(label="nothing beats it", **ring))
-    _reference(axes, findings, handles)
+    _reference(axes, standings, handles)
     axes.set_xlabel("peak memory of the trial (MB)")
     axes.set_ylabel(f"{quality_axis(name)[0]} (95 % interval)")
     axes.margins(x=0.12, y=0.12)
@@ -93,12 +93,12 @@ def quality_against_memory(findings: Findings, path: Path) -> bool:
 
 
 @styled
-def quality_against_drift(findings: Findings, path: Path) -> bool:
+def quality_against_drift(standings: Standings, path: Path) -> bool:
     """Each recipe: KL to the reference against quality, over seeds with intervals; a line runs over beta."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    points = [(r, x, y) for r, x, y in _measured(findings, "eval/kl_per_sequence") if x.mean > 0]
-    if len(points) < 2 or findings.metric is None:
+    points = [(r, x, y) for r, x, y in _measured(standings, "eval/kl_per_sequence") if x.mean > 0]
+    if len(points) < 2 or standings.metric is None:
         return False
     curves = _curves(points, "beta")
     drawn = figure(4.2)
@@ -125,8 +125,8 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("KL to the reference (nats per sequence, log scale)")
-    axes.set_ylabel(f"{quality_axis(findings.metric)[0]} (95 % interval)")
-    _reference(axes, findings, handles)
+    axes.set_ylabel(f"{quality_axis(standings.metric)[0]} (95 % interval)")
+    _reference(axes, standings, handles)
     numbered = any(1 < len(own) <= MOST_TICKS for own in curves.values())
     said = ["numbers at the points: β"] * numbered + _left_out(points)
     axes.set_title("; ".join(said), loc="left", color=GREY)
@@ -135,18 +135,18 @@ def quality_against_drift(findings: Findings, path: Path) -> bool:
 
 
 @styled
-def responses(findings: Findings, path: Path) -> bool:
+def responses(standings: Standings, path: Path) -> bool:
     """Quality over every knob that was swept (``KNOBS``), a curve for each way in which the rest differ."""
     from matplotlib.ticker import NullFormatter
 
-    if findings.metric is None:
+    if standings.metric is None:
         return False
     panels: dict[str, dict[str, list[tuple[Recipe, float, Interval]]]] = {}
     for knob in KNOBS:
         points = [
             (r, x, y)
-            for r in findings.recipes
-            if (x := _number(r, knob)) and (y := r.estimate(findings.metric)) is not None
+            for r in standings.recipes
+            if (x := _number(r, knob)) and (y := r.estimate(standings.metric)) is not None
         ]
         curves = {label: own for label, own in _curves(points, knob).items() if len({x for _, x, _ in own}) > 1}
         if any(len({x for _, x, _ in own}) > 2 for own in curves.values()):
@@ -164,26 +164,26 @@ def responses(findings: Findings, path: Path) -> bool:
                 markersize=5, elinewidth=0.8, capsize=2, label=one_line(label), **styles[label],
             )  # fmt: skip
         handles: list[Any] = list(axes.get_legend_handles_labels()[0])
-        _reference(axes, findings, handles)
+        _reference(axes, standings, handles)
         ticks = sorted({x for own in curves.values() for _, x, _ in own})
         ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{KNOBS[knob][0]} (log scale)")
-        axes.set_ylabel(f"{quality_axis(findings.metric)[0]} (95 % interval)")
+        axes.set_ylabel(f"{quality_axis(standings.metric)[0]} (95 % interval)")
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return save(drawn, path)
 
 
 @styled
-def memory_by_phase(findings: Findings, path: Path) -> bool:
+def memory_by_phase(standings: Standings, path: Path) -> bool:
     """What each phase added to the peak so far, stacked to the peak of the trial; means over seeds.
 
     A phase in which a trial built something for the cache reaches above the trial's peak, which leaves that out; it is
     cut there.
     """
-    found = findings.recipes[:MOST_BARS]
+    found = standings.recipes[:MOST_BARS]
     rows = [(r, parts) for r in found if any(parts := _added(r))]
     if not rows:
         return False
@@ -200,8 +200,8 @@ def memory_by_phase(findings: Findings, path: Path) -> bool:
     axes.invert_yaxis()
     axes.set_xlabel("peak memory (MB): what each phase added to the highest before it")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    if len(rows) < len(findings.recipes):
-        axes.set_title(f"the best {len(rows)} of {len(findings.recipes):,} recipes", loc="left", color=GREY)
+    if len(rows) < len(standings.recipes):
+        axes.set_title(f"the best {len(rows)} of {len(standings.recipes):,} recipes", loc="left", color=GREY)
     legend(drawn, axes.get_legend_handles_labels()[0])
     return save(drawn, path)
 
@@ -250,14 +250,14 @@ def _added(recipe: Recipe) -> list[float]:
     return [sum(column) / len(seeds) for column in zip(*seeds, strict=True)]
 
 
-def _measured(findings: Findings, metric: str) -> list[tuple[Recipe, Interval, Interval]]:
+def _measured(standings: Standings, metric: str) -> list[tuple[Recipe, Interval, Interval]]:
     """Recipes with their estimates of ``metric`` and of quality, where they have both."""
-    if findings.metric is None or metric not in findings.frame:
+    if standings.metric is None or metric not in standings.frame:
         return []
     return [
         (r, x, y)
-        for r in findings.recipes
-        if (x := r.estimate(metric)) is not None and (y := r.estimate(findings.metric)) is not None
+        for r in standings.recipes
+        if (x := r.estimate(metric)) is not None and (y := r.estimate(standings.metric)) is not None
     ]
 
 
@@ -276,12 +276,12 @@ def _left_out(points: Sequence[tuple[Recipe, Any, Any]]) -> list[str]:
     return [f"the best {MOST_CURVES} of {curves:,} curves"] if curves > MOST_CURVES else []
 
 
-def _reference(axes: Axes, findings: Findings, handles: list[Any]) -> None:
+def _reference(axes: Axes, standings: Standings, handles: list[Any]) -> None:
     """A line at the figure that quality is held against, where all trials agree on it."""
-    if findings.metric is None:
+    if standings.metric is None:
         return
-    _, name, label = quality_axis(findings.metric)
-    if (value := shared_value(findings.frame, name)) is not None:
+    _, name, label = quality_axis(standings.metric)
+    if (value := shared_value(standings.frame, name)) is not None:
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
         handles.append(handle(color=GREY, linestyle="--", linewidth=1, label=label))
 

@@ -13,7 +13,7 @@ class Scales(Adapter):
     """(IA)^3 (Liu et al. 2022, arXiv 2205.05638) on a GPT-2."""
 
     name: ClassVar[str] = "scales"
-    recipe: ClassVar[str] = "lora"
+    preset: ClassVar[str] = "lora"
 
     def peft_config(self):
         """PEFT's own."""

@@ -19,7 +19,7 @@ Load = Callable[[pd.DataFrame, str | None], recipes.Examples]
 
 
 @dataclass(frozen=True)
-class Findings:
+class Standings:
     """What the trials of a report say.
 
     Attributes:
@@ -43,7 +43,7 @@ class Findings:
     length: Yardstick | None = None
 
 
-def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = None) -> Findings:
+def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = None) -> Standings:
     """Rank trials, gather recipes, compare the best of them with one another, the base, and length alone.
 
     Args:
@@ -58,7 +58,7 @@ def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = No
     ordered = ranked(frame, None if rank_by is None else metric)
     found = recipes.recipes(ordered, metric)
     if metric is None or not found:
-        return Findings(ordered, metric, found)
+        return Standings(ordered, metric, found)
     best = found[: recipes.MOST_COMPARED]
     rows, table = pd.concat([r.frame for r in best]), recipes.table_of(metric)
     examples = load(rows, table) if load else {}
@@ -72,7 +72,7 @@ def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = No
         pairs = load(best[0].frame, recipes.table_of(yardsticks.PREFERENCE)) if load else {}
     length = yardsticks.length_of(ordered, best, pairs)
     front = frozenset(choice.front(found, metric, verdicts))
-    return Findings(ordered, metric, found, verdicts, front, rank_by is not None, base, length)
+    return Standings(ordered, metric, found, verdicts, front, rank_by is not None, base, length)
 
 
 def _known(frame: pd.DataFrame, name: str) -> str:

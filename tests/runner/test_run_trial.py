@@ -16,7 +16,8 @@ from harness.base.errors import UserError
 from harness.base.records import Event, Outcome, Trial
 from harness.runner import supervise
 from harness.runner.child import describe, is_out_of_memory
-from harness.runner.run_trial import Plan, Runner, close_open_attempt, make_plan, run_trial
+from harness.runner.decide_mode import Decision, decide_mode
+from harness.runner.run_trial import Runner, close_open_attempt, run_trial
 from harness.store import journal
 from harness.store.journal import Journal
 from harness.store.memory_metrics import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
@@ -63,67 +64,67 @@ NEW_CODE = changed(train_key="t2", eval_key="e2", why={**TRIAL.why, "training co
 NEW_EVALUATOR = changed(eval_key="e2", why={**TRIAL.why, "evaluation: seed": "1"})
 
 
-# -- the plan ------------------------------------------------------------------------------------------
+# -- the decision --------------------------------------------------------------------------------------
 
 
 def test_a_trial_without_a_past_trains(tmp_path):
-    assert make_plan(tmp_path, TRIAL, TRAINS, resume=True) == Plan("train", False, False, "first attempt")
+    assert decide_mode(tmp_path, TRIAL, TRAINS, resume=True) == Decision("train", False, False, "first attempt")
 
 
 def test_a_finished_trial_is_reused(tmp_path):
-    plan = make_plan(past(tmp_path), TRIAL, TRAINS, resume=True)
-    assert (plan.mode, plan.continues) == ("reuse", False)
+    decided = decide_mode(past(tmp_path), TRIAL, TRAINS, resume=True)
+    assert (decided.mode, decided.continues) == ("reuse", False)
 
 
 def test_a_finished_trial_with_a_new_evaluator_is_evaluated_without_training(tmp_path):
-    plan = make_plan(past(tmp_path, model=True), NEW_EVALUATOR, TRAINS, resume=True)
-    assert (plan.mode, plan.continues, plan.from_checkpoint) == ("evaluate", True, False)
-    assert plan.why == "evaluates without training; changed: evaluation: seed"
+    decided = decide_mode(past(tmp_path, model=True), NEW_EVALUATOR, TRAINS, resume=True)
+    assert (decided.mode, decided.continues, decided.from_checkpoint) == ("evaluate", True, False)
+    assert decided.why == "evaluates without training; changed: evaluation: seed"
 
 
 def test_without_a_kept_policy_a_new_evaluator_means_training_again(tmp_path):
-    plan = make_plan(past(tmp_path), NEW_EVALUATOR, TRAINS, resume=True)
-    assert (plan.mode, plan.continues) == ("train", False)
+    decided = decide_mode(past(tmp_path), NEW_EVALUATOR, TRAINS, resume=True)
+    assert (decided.mode, decided.continues) == ("train", False)
 
 
 def test_an_untrained_model_needs_no_kept_policy_to_be_evaluated(tmp_path):
-    assert make_plan(past(tmp_path), NEW_EVALUATOR, TRAINS_NOT, resume=True).mode == "evaluate"
+    assert decide_mode(past(tmp_path), NEW_EVALUATOR, TRAINS_NOT, resume=True).mode == "evaluate"
 
 
 def test_changed_code_trains_again_and_says_why(tmp_path):
-    plan = make_plan(past(tmp_path, model=True, checkpoint=True), NEW_CODE, TRAINS, resume=True)
-    assert plan == Plan("train", False, False, "trains again; changed: training code")
+    decided = decide_mode(past(tmp_path, model=True, checkpoint=True), NEW_CODE, TRAINS, resume=True)
+    assert decided == Decision("train", False, False, "trains again; changed: training code")
 
 
 def test_changed_data_trains_again_and_says_why(tmp_path):
     data = changed(train_key="t2", eval_key="e2", why={**TRIAL.why, "data": "d2"})
-    assert make_plan(past(tmp_path, model=True), data, TRAINS, resume=True).why == "trains again; changed: data"
+    assert decide_mode(past(tmp_path, model=True), data, TRAINS, resume=True).why == "trains again; changed: data"
 
 
 @pytest.mark.parametrize("outcome", ["failed", "oom", "timeout", "interrupted", "unfit"])
 def test_what_did_not_finish_starts_over(tmp_path, outcome):
-    plan = make_plan(past(tmp_path, outcome), TRIAL, TRAINS, resume=True)
-    assert plan == Plan("train", False, False, f"was {outcome}; starts over")
+    decided = decide_mode(past(tmp_path, outcome), TRIAL, TRAINS, resume=True)
+    assert decided == Decision("train", False, False, f"was {outcome}; starts over")
 
 
 def test_what_left_a_checkpoint_continues_from_it(tmp_path):
-    plan = make_plan(past(tmp_path, "interrupted", checkpoint=True), TRIAL, TRAINS, resume=True)
-    assert plan == Plan("train", True, True, "was interrupted; continues from its last checkpoint")
+    decided = decide_mode(past(tmp_path, "interrupted", checkpoint=True), TRIAL, TRAINS, resume=True)
+    assert decided == Decision("train", True, True, "was interrupted; continues from its last checkpoint")
 
 
 def test_a_checkpoint_of_other_training_is_no_place_to_continue_from(tmp_path):
-    plan = make_plan(past(tmp_path, "interrupted", checkpoint=True), NEW_CODE, TRAINS, resume=True)
-    assert (plan.mode, plan.continues, plan.from_checkpoint) == ("train", False, False)
+    decided = decide_mode(past(tmp_path, "interrupted", checkpoint=True), NEW_CODE, TRAINS, resume=True)
+    assert (decided.mode, decided.continues, decided.from_checkpoint) == ("train", False, False)
 
 
 def test_a_new_evaluator_is_no_reason_to_lose_a_checkpoint(tmp_path):
-    assert make_plan(past(tmp_path, "oom", checkpoint=True), NEW_EVALUATOR, TRAINS, resume=True).from_checkpoint
+    assert decide_mode(past(tmp_path, "oom", checkpoint=True), NEW_EVALUATOR, TRAINS, resume=True).from_checkpoint
 
 
 @pytest.mark.parametrize("outcome", ["finished", "interrupted"])
 def test_resume_false_trains_whatever_there_is(tmp_path, outcome):
-    plan = make_plan(past(tmp_path, outcome, checkpoint=True, model=True), TRIAL, TRAINS, resume=False)
-    assert plan == Plan("train", False, False, "trains again: resume=false")
+    decided = decide_mode(past(tmp_path, outcome, checkpoint=True, model=True), TRIAL, TRAINS, resume=False)
+    assert decided == Decision("train", False, False, "trains again: resume=false")
 
 
 def test_a_trained_policy_whose_new_evaluation_was_killed_is_not_trained_again(tmp_path):
@@ -133,7 +134,7 @@ def test_a_trained_policy_whose_new_evaluation_was_killed_is_not_trained_again(t
         book.write("outcome", outcome="finished", reason=None)
         book.write("attempt", mode="evaluate", continues=True, train_key="t1", eval_key="e1")
         book.write("outcome", outcome="interrupted", reason="the runner was killed")
-    assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "evaluate"
+    assert decide_mode(folder, TRIAL, TRAINS, resume=True).mode == "evaluate"
 
 
 def failed_after_training(folder: Path, outcome: str, *, where: str = "artifacts/model") -> Path:
@@ -152,17 +153,17 @@ def failed_after_training(folder: Path, outcome: str, *, where: str = "artifacts
 def test_a_trial_whose_training_had_ended_goes_on_at_evaluate_whatever_ended_it(tmp_path, outcome, where):
     folder = failed_after_training(tmp_path, outcome, where=where)
     for trial in (TRIAL, NEW_EVALUATOR):
-        assert make_plan(folder, trial, TRAINS, resume=True) == Plan(
+        assert decide_mode(folder, trial, TRAINS, resume=True) == Decision(
             "evaluate", True, False, f"was {outcome} after training; evaluates without training"
         )
-    assert make_plan(folder, NEW_CODE, TRAINS, resume=True).mode == "train"
-    assert make_plan(folder, TRIAL, TRAINS, resume=False).mode == "train"
+    assert decide_mode(folder, NEW_CODE, TRAINS, resume=True).mode == "train"
+    assert decide_mode(folder, TRIAL, TRAINS, resume=False).mode == "train"
 
 
 def test_a_trained_policy_that_is_gone_is_trained_again(tmp_path):
     folder = failed_after_training(tmp_path, "failed")
     (folder / "artifacts" / "model").rmdir()
-    assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "train"
+    assert decide_mode(folder, TRIAL, TRAINS, resume=True).mode == "train"
 
 
 def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_did_not_end(tmp_path):
@@ -171,7 +172,7 @@ def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_di
     with closing(Journal(folder / "runner.jsonl")) as book:
         book.write("attempt", mode="train", continues=False, train_key="t1", eval_key="e1")
         book.write("outcome", outcome="failed", reason="in training")
-    assert make_plan(folder, TRIAL, TRAINS, resume=True).mode == "train"
+    assert decide_mode(folder, TRIAL, TRAINS, resume=True).mode == "train"
 
 
 # -- run_trial, with a process that is none ------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_the_policy_of_an_earlier_training_is_not_taken_for_that_of_one_which_di
 def trial_of(assemble, tmp_path, monkeypatch):
     """A real setup and trial below ``tmp_path``; its processes end at once with code 1 and say nothing."""
     fake = SimpleNamespace(pid=os.getpid(), exitcode=1, is_alive=lambda: False, join=lambda *_: None)
-    monkeypatch.setattr(supervise.forkserver, "start", lambda *_, **__: fake)
+    monkeypatch.setattr(supervise, "start", lambda *_, **__: fake)
 
     def make(*overrides):
         setup = assemble(f"outputs={tmp_path}", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4", *overrides)
@@ -210,7 +211,7 @@ def test_a_trial_that_starts_over_leaves_no_checkpoint_of_other_training(trial_o
     stale.mkdir(parents=True)
     run_trial(setup, replace(trial, train_key="new code"), group, None)  # fails, and leaves no checkpoint of its own
     assert not stale.exists()
-    assert not make_plan(folder, replace(trial, train_key="new code"), setup, resume=True).from_checkpoint
+    assert not decide_mode(folder, replace(trial, train_key="new code"), setup, resume=True).from_checkpoint
     capsys.readouterr()
 
 

@@ -70,7 +70,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Rules:
     """The metrics a gate looks at, and how sure it must be.
 
     Attributes:
@@ -88,21 +88,19 @@ class Policy:
     fail_if_blind: bool = False
 
 
-def read_policy(name: str) -> Policy:
-    """A policy by its name in ``conf/policy``, or by its file."""
+def read_rules(name: str) -> Rules:
+    """Rules by their name in ``conf/rules``, or by their file."""
     import yaml
 
-    file = Path(name) if name.endswith((".yaml", ".yml")) else conf_dir() / "policy" / f"{name}.yaml"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else conf_dir() / "rules" / f"{name}.yaml"
     if not file.is_file():
-        known = sorted(p.stem for p in (conf_dir() / "policy").glob("*.yaml"))
-        raise UserError("no such policy", key="--policy", value=name, fix=f"known: {', '.join(known)}, or a YAML file")
+        known = sorted(p.stem for p in (conf_dir() / "rules").glob("*.yaml"))
+        raise UserError("no such rules", key="--rules", value=name, fix=f"known: {', '.join(known)}, or a YAML file")
     try:
         node = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"is not YAML ({error})", key="--policy", value=name) from None
-    policy = build(node, path="policy", base=Policy)
-    if not policy.metrics:
-        raise UserError(
-            "names no metric", key="--policy", value=name, fix="metrics: {eval/true_reward: {direction: up}}"
-        )
-    return policy
+        raise UserError(f"not YAML ({error})", key="--rules", value=name) from None
+    rules = build(node, path="rules", base=Rules)
+    if not rules.metrics:
+        raise UserError("name no metric", key="--rules", value=name, fix="metrics: {eval/true_reward: {direction: up}}")
+    return rules
