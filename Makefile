@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow nightly check bench
+.PHONY: setup demo test slow nightly check bench release
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The wheel, installed into an environment of its own, runs the demo in an empty folder.
+release: setup
+	scripts/release_check
 
 bench: setup
 	$(BIN)/python bench/sampler.py

@@ -40,6 +40,12 @@ def class_name(name: str) -> str:
     return new
 
 
+def key(name: str) -> str:
+    """A key of the configuration, as an older trial wrote it, by its present name."""
+    first = ".".join(name.split(".")[:2])
+    return KEYS[first] + name[len(first) :] if first in KEYS else name
+
+
 def arguments(given: Sequence[str]) -> list[str]:
     """A command line, or overrides, with the present names of keys."""
     return [_argument(argument) for argument in given]

@@ -185,7 +185,7 @@ def _of_the_engine_alone() -> tuple[int, int]:
 
 
 def worst_case(func: Any, args: Any) -> Any:
-    """The answer that takes most memory, where it hangs on values that fake tensors do not have.
+    """The answer that takes the most memory, where it depends on values that fake tensors do not have.
 
     A mask selects everything; a condition does not hold (so padding is never ruled out); a number is 1.
     """

@@ -2,8 +2,8 @@
 
 A row's value depends on the base (its weights, 4-bit or not, dtype and precision), on the row's tokens, and on the
 limit at which they are cut; not on beta, rank, seed or what a loss makes of it. So DPO and IPO share theirs over all of
-these. KTO's rows carry a completion of another row for its KL term, which hangs on seed and micro-batch: its values are
-shared over beta, weights and rank alone. Imports torch.
+these. KTO's rows carry a completion of another row for its KL term, which depends on seed and micro-batch: its values
+are shared over beta, weights and rank alone. Imports torch.
 """
 
 from __future__ import annotations

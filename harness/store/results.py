@@ -30,7 +30,7 @@ import pandas as pd
 
 from harness.base import absences, gc_tuning
 from harness.base.errors import UserError
-from harness.config import fingerprint
+from harness.config import fingerprint, renamed
 from harness.config.identity import flatten
 from harness.store import journal
 from harness.store.columns import TEXTS, texts_of
@@ -214,7 +214,7 @@ def _from_run(run: Any) -> dict[str, Any]:
     row: dict[str, Any] = {name: tags.get(name) or None for name in TEXTS}
     row["run_id"], row["started"] = run.info.run_id, run.info.start_time / 1000
     row.update({name: params.get(name) for name in NUMBERS})
-    row.update({f"params.{name}": value for name, value in params.items()})
+    row.update({f"params.{renamed.key(name)}": value for name, value in params.items()})
     row.update({name: text for name, text in tags.items() if name.startswith((fingerprint.COLUMN, absences.COLUMN))})
     row["folder"] = tags.get("folder")
     # The last sample of a memory series says nothing about the trial; ``series`` has them all.
@@ -244,7 +244,7 @@ def _from_files(folder: Path) -> dict[str, Any] | None:
         "started": past.since or None,
         **{name: config.get(name) for name in NUMBERS},
     }
-    row.update({f"params.{name}": str(value) for name, value in flatten(config).items()})
+    row.update({f"params.{renamed.key(name)}": str(value) for name, value in flatten(config).items()})
     for name, one in result.fingerprints.items():
         row[fingerprint.COLUMN + name] = fingerprint.as_text(fingerprint.Fingerprint(**one))
     row.update({absences.COLUMN + name: why for name, why in absences.told(journal.latest_attempt(events)).items()})

@@ -325,6 +325,17 @@ def test_an_unreadable_result_is_passed_over(root, tmp_path):
     assert len(results.from_folder(folder)) == len(STUDY) - 1
 
 
+def test_a_setting_that_was_renamed_is_one_column_of_old_and_new_trials(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = Fake("old", sweep="both", settings={"recipe": "tiny"})
+    new = Fake("new", sweep="both", settings={"preset": "tiny"}, seed=1)
+    for frame in (
+        results.from_mlflow(track(tmp_path, [old, new]), "both"),
+        results.from_folder(tmp_path / "outputs" / "both"),
+    ):
+        assert frame["params.train.preset"].tolist() == ["tiny", "tiny"] and "params.train.recipe" not in frame
+
+
 def test_series_come_in_long_form_with_seconds(uri):
     frame = results.from_mlflow(uri, "study").set_index("trial_id")
     run_id = frame.loc[STUDY[0].name, "run_id"]

@@ -1,6 +1,6 @@
 """Plots of what changed while trials ran: training series by step, memory by time.
 
-Each function returns False, and writes nothing, where the trials have not got what it shows.
+Each function returns False, and writes nothing, where the trials lack the data.
 """
 
 from __future__ import annotations

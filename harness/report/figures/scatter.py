@@ -1,6 +1,6 @@
 """Plots of recipes: quality against memory and against drift, over a knob, memory by phase, reliability.
 
-Each function returns False, and writes nothing, where the recipes have not got what it shows.
+Each function returns False, and writes nothing, where the recipes lack the data.
 """
 
 from __future__ import annotations
