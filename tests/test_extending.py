@@ -34,6 +34,8 @@ def test_every_example_passes_and_is_tried(sandbox):
     assert shown.returncode == 0, shown.stdout + shown.stderr
     own = [line for line in shown.stdout.splitlines() if "tensors without data" in line or "toy models" in line]
     assert sorted(line.split()[1].partition("=")[0] for line in own) == list(KINDS)
+    begun = [line for line in shown.stderr.splitlines() if line.startswith("trying ")]  # said before each of them
+    assert len(begun) == len(shown.stdout.splitlines()) - 1 and begun[-1].endswith(f"({len(begun)} of {len(begun)})")
 
 
 BROKEN = {

@@ -66,7 +66,18 @@ def test_make_demo_runs_the_command_that_the_readme_says() -> None:
     assert "python -m harness -m algo=dpo,grpo" in done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m harness") and not trains(c)])
+LONG = ("plan", "validate")
+"""Commands that train nothing and take a quarter of a minute or more."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] if c.split()[3] in LONG else [])
+        for c in COMMANDS
+        if c.startswith("python -m harness") and not trains(c)
+    ],
+)
 def test_a_command_that_trains_nothing_succeeds(sandbox: Sandbox, command: str) -> None:
     done = sandbox.run(*shlex.split(command)[3:], quick=False)
     assert done.returncode == 0, done.stdout + done.stderr

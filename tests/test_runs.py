@@ -79,6 +79,7 @@ def test_a_sweep_trains_judges_tracks_and_reports_every_trial(sandbox: Sandbox) 
     assert {r.data.params["algo.beta"] for r in runs} == {"0.1", "0.04"}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_row_and_the_sweep_goes_on(sandbox: Sandbox) -> None:
     process = sandbox.start("-m", "algo=dpo,sft", "sweep=killed", *LONG)
     pid = worker_pid(sandbox, "killed")

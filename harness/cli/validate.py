@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,9 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
         fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
         raise UserError("nothing to validate there", key="--config-dir", value=str(roots[0]), fix=fix)
     wrong = 0
-    for root, group, option in found:
+    for place, (root, group, option) in enumerate(found, 1):
+        if folders:  # some of them take half a minute
+            print(f"trying {group}={option} ({place} of {len(found)})", file=sys.stderr, flush=True)
         try:
             print(f"ok  {group}={option}{_looked_at(group, option, root, folders, plugins)}", flush=True)
         except UserErrors as errors:
@@ -84,6 +87,8 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
     """
     failed: UserError | UserErrors | None = None
     for beside in _surroundings(group, folders):
+        if failed is not None:
+            print(f"  once more, with {' '.join(beside)}", file=sys.stderr, flush=True)
         try:
             _built(group, option, root, folders, [*plugins, *beside])
             tried = _tried(group, option, root, folders, [*plugins, *beside]) if folders else ""

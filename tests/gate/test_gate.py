@@ -386,6 +386,7 @@ def gate(sandbox: Sandbox, *arguments: str) -> Any:
     return sandbox.call("gate", *arguments)
 
 
+@pytest.mark.slow
 def test_a_sweep_against_its_own_values_passes(sandbox: Sandbox):
     done = gate(sandbox, "--baseline", "gate/b.json", "--format", "text,markdown,junit,github", "--out", "said")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -406,6 +407,7 @@ def changed(sandbox: Sandbox, edit: Any) -> str:
     return "gate/edited.json"
 
 
+@pytest.mark.slow
 def test_a_regression_a_missing_recipe_and_other_data_fail(sandbox: Sandbox):
     def better(recipes: Any) -> None:
         first, second = recipes.values()
@@ -419,6 +421,7 @@ def test_a_regression_a_missing_recipe_and_other_data_fail(sandbox: Sandbox):
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_other_code_that_does_the_same_passes_and_what_moved_is_named(sandbox: Sandbox):
     def other_code(recipes: Any) -> None:
         for kept in recipes.values():
@@ -444,6 +447,7 @@ def test_other_code_that_does_the_same_passes_and_what_moved_is_named(sandbox: S
     assert done.returncode == 1 and "there is no fingerprint of the baseline" in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
     for arguments, words in (
         (("--baseline", "gate/b.json", "--update"), "without a reason"),
@@ -462,6 +466,7 @@ def test_bad_input_ends_with_2_and_no_traceback(sandbox: Sandbox):
         assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_of_other_code_is_no_candidate(sandbox: Sandbox, tmp_path: Path):
     """A copy of the sweep whose keys are not this checkout's."""
     from mlflow.tracking import MlflowClient

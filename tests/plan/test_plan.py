@@ -156,6 +156,7 @@ def test_an_unknown_gpu_ends_with_the_known_ones(capsys):
     assert "rtx4090" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_built_says_at_which_layer(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "model"
