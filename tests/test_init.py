@@ -47,7 +47,7 @@ def test_nothing_is_overwritten_and_wrong_input_is_named(sandbox):
     assert sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl").returncode == 0
     before = (sandbox.cwd / "alignment" / "mine.sh").read_text()
     for arguments, words in (
-        (("mine", "--model", "model", "--data", "pairs.jsonl"), "is there already"),
+        (("mine", "--model", "model", "--data", "pairs.jsonl"), "already exists"),
         (("Mine", "--model", "m", "--data", "pairs.jsonl"), "is no name for files"),
         (("b", "--model", "m"), "name the data, and one kind of it"),
         (("b", "--model", "m", "--data", "gone.jsonl"), "there is no such file"),

@@ -76,7 +76,8 @@ def _fresh(folder: Path, result: TrialResult, started: float) -> bool:
 
 def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
     """Where recipes were trained with several seeds, a row for each of them; then what follows from it."""
-    from harness.report import choice, markdown, recipes
+    from harness.report import markdown, recipes
+    from harness.report.sections import uses
     from harness.report.standings import find
     from harness.store import results
 
@@ -87,9 +88,9 @@ def _print_recipes(folder: Path, frame: pd.DataFrame) -> None:
         print("\nadvice:  " + " ".join(said))
     if found.recipes:
         first, note = found.recipes[0], "the first of the table"
-        if found.metric is not None and not choice.is_above(first, found.metric, found.base):
-            note = f"not shown to be better than the base; {note}"
-        print(way_to(folder / str(first.frame.iloc[0]["trial_id"]), note), end="")
+        if found.base is not None and (caveat := found.base.caveat(first.label)):
+            note = f"{note}; {caveat}"
+        print(way_to(folder / str(uses.best_seed(first, found.metric)["trial_id"]), note), end="")
 
 
 def _report_of_folders(sweep: Sweep) -> bool:

@@ -95,7 +95,8 @@ def model_checks(path: str, overrides: list[str]) -> list[Check]:
     except UserError as found:
         problems = [found]
     if problems:
-        return [Check(_subject(e.key), "wrong", f"{e.key}: {e.rule}", e.fix or "") for e in problems]
+        said = [f"{e.key}{'' if e.value is None else f'={e.value}'}: {e.rule}" for e in problems]
+        return [Check(_subject(e.key), "wrong", words, e.fix or "") for e, words in zip(problems, said, strict=True)]
     return [
         Check("model", "ok", _described(plain)),
         *([] if named else [Check("data", "note", "none named: task=...")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError
+from harness.base.formatting import count
 from harness.config import identity, renamed
 from harness.gate import baseline as store
 from harness.gate.baseline import Baseline
@@ -77,6 +79,12 @@ def main(argv: list[str]) -> int:
     if options.update:
         return _update(Path(options.baseline), options, frame, rules)
     before = held_to or results.from_mlflow(options.tracking_uri, options.baseline, options.experiment)
+    if held_to is not None and set(frame["sweep"]) == {held_to.sweep}:
+        print(
+            f"warning: the baseline was written from this very sweep ({held_to.sweep}), so nothing can have changed; "
+            "name another with --candidate",
+            file=sys.stderr,
+        )
     findings = judge(frame, before, rules, despite)
     of = f" (of {held_to.written}: {held_to.reason})" if held_to else ""
     title = f"sweep {frame['sweep'].iloc[0]} against {options.baseline}{of}, rules {options.rules}"
@@ -171,7 +179,7 @@ def _update(path: Path, options: Any, frame: pd.DataFrame, rules: Rules) -> int:
     written = _of_sweep(frame, candidate, options.reason.strip(), options)
     store.write(path, written)
     seeds = min(len(r.seeds) for r in candidate.values())
-    told = f"{path}: {len(candidate)} recipes, {seeds} seeds, rules {options.rules}"
+    told = f"{path}: {count(len(candidate), 'recipe')}, {count(seeds, 'seed')}, rules {options.rules}"
     print(told + (SEEDS_WANTED if seeds < 20 else ""))
     return 0
 

@@ -141,7 +141,7 @@ def write(root: Path, words: Mapping[str, str]) -> list[Path]:
     """
     made = {root / Template(name).substitute(words): Template(text).substitute(words) for name, text in FILES.items()}
     if there := [path for path in made if path.exists()]:
-        raise UserError("is there already", key="init", value=str(there[0]), fix="take another name, or move it away")
+        raise UserError("already exists", key="init", value=str(there[0]), fix="choose another name, or move it away")
     written: list[Path] = []
     try:
         for path, text in made.items():

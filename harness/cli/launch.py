@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import tempfile
@@ -223,6 +224,8 @@ def _announce(sweep: Sweep) -> None:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
     for note in dict.fromkeys(note for point in sweep.points for note in _noted(point.setup)):
         say(f"note: {note}")
+    if (busy := _busy(sweep)) is not None:
+        say(f"note: {busy}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
         unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
@@ -232,6 +235,18 @@ def _announce(sweep: Sweep) -> None:
             else "evaluates the model as it is"
         )
         say(f"  {point.trial.trial_id}  {how}{unused}")
+
+
+def _busy(sweep: Sweep) -> str | None:
+    """What to do where other work takes the cores that trials would take: their threads wait for one another."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if sweep.runner.threads is not None or load < max(1.0, 0.75 * cores):
+        return None
+    return (
+        f"this machine is busy (load {load:.1f} on {count(cores, 'core')}), and trials take every core: "
+        "runner.threads=1 may be several times faster meanwhile"
+    )
 
 
 def _noted(setup: Setup) -> list[str]:

@@ -98,7 +98,8 @@ def _changed(point: Point, label: str, found: Prediction, gpu: Gpu, target: Targ
     if light is not None and gpu.fits(light.peak):
         return Row(label, light, note=IN_4_BITS)
     again = _recomposed(point, config_dirs, None if light is None else baseline)
-    ways, nearest = fixes(again([]), light or found, gpu, target, again)
+    say(f"{label} does not fit: looking for changes that make it")
+    ways, nearest = fixes(again([]), light or found, gpu, target, again, say)
     return Row(label, light or found, fixes=ways, nearest=nearest, note="" if light is None else IN_4_BITS)
 
 

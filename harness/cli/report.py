@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     done = write_report(source, options.out, formats, price=price, rank_by=options.rank_by)
     if said := markdown.advice(done.standings):
         say(f"advice:  {' '.join(said)}")
-    if (place := uses.place_of_policy(done.standings.recipes)) is not None:
+    if (place := uses.place_of_policy(done.standings.recipes, done.standings.metric)) is not None:
         say(f"policy:  {place}")
     for written in (done.path, *(done.path.with_name(NAMES[f]) for f in formats if f in NAMES)):
         print(written)

@@ -176,9 +176,34 @@ def as_user_error(error: Exception) -> UserError:
             "reward": "a reward of your own by path: reward=model reward.path=PATH",
             "task": "data of your own: task=preferences task.path=FILE, or task=problems task.path=FILE",
         }[missing.group(1)]
+    elif (unknown := re.search(r"Could not override '([\w.@/]+)'", text)) is not None:
+        near = _like(unknown[1])
+        fix = (f"did you mean {near}? " if near else "") + "`python -m harness --cfg job` prints every key"
+        return UserError("no such key", key=unknown[1], fix=fix)
+    elif "mismatched input '<EOF>'" in text:
+        fix = "a value is missing; after a comma there is no blank: beta=0.1,0.5"
     elif "Could not append" in text or "Key '" in text or "not in struct" in text:
         fix = "check the spelling; `python -m harness --cfg job` prints every key (a leading + adds a new one)"
     return UserError(text, fix=fix)
+
+
+def _like(wrong: str) -> str:
+    """Keys of ``conf/`` that may have been meant by one that is not there; empty where none is like it."""
+    import difflib
+
+    import yaml
+
+    known, end = set(), wrong.rpartition(".")[2]
+    for file in conf_dir().rglob("*.yaml"):
+        parts, content = file.relative_to(conf_dir()).parts, yaml.safe_load(file.read_text(encoding="utf-8"))
+        group = parts[0] if len(parts) > 1 else ""
+        if group not in ("experiment", "rules", "evaluator") and isinstance(content, dict):
+            names = (str(name) for name in content if str(name).isidentifier())
+            known |= {group or "seed"} | {f"{group}.{name}" if group else name for name in names}
+    end = "learning_rate" if end == "lr" else end
+    same_end = sorted((k for k in known if k.rpartition(".")[2] == end), key=lambda k: (not k.startswith("train."), k))
+    found = same_end or difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.75)
+    return " or ".join(found[:3])
 
 
 def build(node: Any, *, path: str, plugins: Sequence[str] = (), base: type | None = None) -> Any:

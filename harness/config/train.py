@@ -180,7 +180,7 @@ def train_problems(train: Train, algo: str) -> list[UserError]:
                 f"a budget ends training, and so does train.{other}={getattr(train, other):g}",
                 key=f"train.budget.{min(named)}",
                 value=named[min(named)],
-                fix=f"leave one of them away (train.{other}=null)",
+                fix=f"leave one of them out (train.{other}=null)",
             )
         )
     if train.steps and train.epochs:
@@ -189,7 +189,7 @@ def train_problems(train: Train, algo: str) -> list[UserError]:
                 f"training ends after train.steps={train.steps}, so epochs say nothing",
                 key="train.epochs",
                 value=train.epochs,
-                fix="leave one of them away (train.epochs=null or train.steps=null)",
+                fix="leave one of them out (train.epochs=null or train.steps=null)",
             )
         )
     if train.steps is None and train.epochs is None and not named:

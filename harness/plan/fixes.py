@@ -30,7 +30,12 @@ class Fix:
 
 
 def fixes(
-    setup: Setup, prediction: Prediction, gpu: Gpu, target: Target, composed: Callable[[Sequence[str]], Setup]
+    setup: Setup,
+    prediction: Prediction,
+    gpu: Gpu,
+    target: Target,
+    composed: Callable[[Sequence[str]], Setup],
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Fix], Fix | None]:
     """Changes that make the trial fit, the mildest first; where none does, the one that comes nearest.
 
@@ -40,6 +45,7 @@ def fixes(
         gpu: too small for it.
         target: as it was predicted.
         composed: the trial with more overrides.
+        say: told what is tried: each try may take half a minute.
     """
     found: list[Fix] = []
     nearest: Fix | None = None
@@ -48,6 +54,7 @@ def fixes(
             break
         if any(set(fix.overrides) <= set(change) for fix in found):
             continue  # half of it was enough
+        say(f"  trying {' '.join(change)}")
         try:
             answer = predict([composed(change)], target)[0]
         except (UserError, UserErrors):

@@ -17,6 +17,9 @@ from harness.report.yardsticks import Mark, Yardstick
 ALIKE = 1.05
 """Factor within which two memories or two times are the same."""
 
+MOST_NAMED = 3
+"""Recipes that a sentence names."""
+
 Verdicts = Mapping[tuple[str, str], Comparison]
 
 
@@ -98,6 +101,7 @@ def sentences(
     if len(found) > 1:
         said += [_cheapest(found, verdicts, mark)] if above and best is found[0] else []
         said += [_worst(found, metric, verdicts, None if base is None else base.value, mark)]
+        said += [_lost(found, metric, base.value, mark)] if base is not None else []
     return [s for s in said if s]
 
 
@@ -135,6 +139,16 @@ def _cheapest(found: Sequence[Recipe], verdicts: Verdicts, mark: Mark) -> str:
         unsettled = formatting.count(len(open_), "recipe")
         return f"None is shown to tie with it, and {unsettled} would need more seeds to tell. It takes {price}."
     return f"Nothing ties with it; it takes {price}."
+
+
+def _lost(found: Sequence[Recipe], metric: str, base: float, mark: Mark) -> str:
+    """Recipes of one seed, but the best, whose held-out rows lie below the base: worth a word, and no verdict."""
+    single = [(r, r.estimate(metric)) for r in found[1:] if len(r.values(metric)) == 1]
+    below = [mark(r.label) for r, e in single if e is not None and e.high is not None and e.high < base]
+    if not below:
+        return ""
+    named = ", ".join(below[:MOST_NAMED]) + (f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else "")
+    return f"On the held-out rows of one seed, {named} {'is' if len(below) == 1 else 'are'} below the base."
 
 
 def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float | None, mark: Mark) -> str:

@@ -87,7 +87,7 @@ def compose(material: Material) -> str:
     sections = [
         f"# {formatting.escape(material.title[:1].upper() + material.title[1:])}",
         summary(found),
-        uses.policy(found.recipes),
+        uses.policy(found.recipes, found.metric),
         *_warnings(differences(frame)),
         *recipes.section(
             found.recipes,
@@ -228,7 +228,7 @@ def advice(standings: Standings) -> list[str]:
         standings.recipes, name, standings.verdicts, words, standings.base, standings.length, formatting.printable
     )
     if len(standings.recipes[0].frame) == 1:
-        said.append("One seed proves nothing of a recipe: a second is missing.")
+        said.append("One seed proves nothing: train at least two more (seed=0,1,2).")
     return said
 
 

@@ -40,6 +40,15 @@ class Yardstick:
         found = self.verdicts.get(label)
         return found is not None and found.verdict is Verdict.BETTER
 
+    def caveat(self, label: str) -> str:
+        """What keeps a recipe from being shown to be better, in a few words; empty where it is."""
+        found = self.verdicts.get(label)
+        if found is None:
+            return f"not compared with {self.words}"
+        if found.verdict is Verdict.ONE_SEED:
+            return f"{_side(found)} {self.words} on the held-out rows of one seed"
+        return "" if found.verdict is Verdict.BETTER else f"not shown to beat {self.words}"
+
     def says(self, recipe: Recipe, mark: Mark) -> str:
         """One sentence on a recipe."""
         found, name = self.verdicts.get(recipe.label), mark(recipe.label)

@@ -60,7 +60,7 @@ def card(model: Path, result: TrialResult) -> str:
         f"# {formatting.escape(result.trial_id)}",
         f"{formatting.escape(str(base or 'A base model'))}, aligned by {algo.upper()} ({kind}) on the task "
         f"`{config['task']['name']}`.",
-        "## Load\n\n```python\n" + "\n".join(how_to_load(model)) + "\n```",
+        "## Load\n\n" + ("```python\n" + "\n".join(how_to_load(model)) + "\n```" if whole(model) else f"{BASELESS}."),
         "## Recipe\n\n"
         + formatting.table(
             ["knob", "value"], [[f"`{k}`", formatting.escape(str(v))] for k, v in knobs.items()], left=2
@@ -86,7 +86,8 @@ def way_to(trial: Path, note: str) -> str:
     if (model := next((p for p in folders if p.is_dir()), None)) is None:
         return ""
     head = f"\npolicy:  {model}   ({note}; README.md there says what it is)"
-    return "\n".join([head, *(f"         {line}" for line in how_to_load(model) if line)]) + "\n"
+    lines = [line for line in how_to_load(model) if line] if whole(model) else [f"# {BASELESS}"]
+    return "\n".join([head, *lines]) + "\n"
 
 
 def how_to_load(model: Path) -> list[str]:
@@ -104,6 +105,14 @@ def how_to_load(model: Path) -> list[str]:
     ]
 
 
+BASELESS = "An adapter on random weights that were kept nowhere: there is no model to load"
+
+
+def whole(model: Path) -> bool:
+    """Whether the folder can be loaded: an adapter of a shape has a base of random weights, which nobody keeps."""
+    return not is_adapter(model) or _base_of_adapter(model) is not None
+
+
 def is_adapter(model: Path) -> bool:
     """Whether the folder holds an adapter, which its base must be loaded with."""
     return (model / "adapter_config.json").is_file()
@@ -116,4 +125,10 @@ def base_of(model: Path, config: Mapping[str, Any]) -> str | None:
         return str(named)
     if not is_adapter(model):
         return None
-    return json.loads((model / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return _base_of_adapter(model)
+
+
+def _base_of_adapter(model: Path) -> str | None:
+    """What an adapter is on by its own file; None, which peft writes as a word, where that has no name."""
+    name = json.loads((model / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return None if name in (None, "", "None") else str(name)

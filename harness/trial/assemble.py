@@ -107,7 +107,11 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     seed = plain.get("seed", 0)
     errors += _check_top(plain)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        errors.append(UserError("must be a whole number of at least 0", key="seed", value=seed, fix="seed=0"))
+        errors.append(
+            UserError(
+                "must be a whole number of at least 0", key="seed", value=seed, fix="seed=0; several: -m seed=0,1,2"
+            )
+        )
     if errors or algo is None or adapter is None:
         raise UserErrors(errors)
 

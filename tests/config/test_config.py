@@ -232,6 +232,30 @@ def test_a_misspelt_key_is_a_user_error_that_says_how_to_see_the_known_ones():
     assert "--cfg job" in message
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("train.step=5", "train.steps?"),
+        ("lr=1e-4", "train.learning_rate or"),
+        ("steps=5", "train.steps or"),
+        ("algoo=dpo", "algo?"),
+        ("eval.batchsize=3", "eval.batch_size?"),
+        ("train.zzzzzz=1", None),
+    ],
+)
+def test_a_key_that_is_not_there_is_told_the_one_that_was_meant(typed, meant):
+    with pytest.raises(UserError, match="no such key") as caught, hydra_config():
+        compose([typed])
+    assert caught.value.key == typed.partition("=")[0]
+    assert (f"did you mean {meant}" in caught.value.fix) if meant else ("did you mean" not in caught.value.fix)
+
+
+def test_a_blank_after_a_comma_is_said():
+    with pytest.raises(UserError) as caught, hydra_config():
+        compose(["beta=0.1,"])
+    assert "after a comma there is no blank" in caught.value.fix
+
+
 @pytest.mark.parametrize("group", ["algo", "model", "eval", "tracking"])
 def test_a_group_set_to_null_is_a_user_error(group):
     assert group in complaint(f"{group}=null")

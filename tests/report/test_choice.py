@@ -11,6 +11,7 @@ import pytest
 from harness.report import choice, effects, yardsticks
 from harness.report.html import page
 from harness.report.recipes import compared, recipes
+from harness.report.sections import uses
 from tests.report.test_report import trials
 
 METRIC = "eval/true_reward"
@@ -100,6 +101,32 @@ def test_what_to_avoid_is_below_the_base_or_worse_for_certain():
     assert "Avoid **bad**: worse than the best by 0.7" in said(good, bad)
     assert "Avoid" not in said(seeds("good", [0.9]), seeds("bad", [0.2]), base=0.4)  # one seed
     assert "Avoid" not in said(seeds("a", [0.9, 0.5, 0.8]), seeds("b", [0.6, 0.7, 0.6]))
+
+
+def test_recipes_of_one_seed_whose_rows_lie_below_the_base_are_named_without_a_verdict():
+    def one(name: str, mean: float, stderr: float) -> list[dict[str, Any]]:
+        return [{**row, METRIC + "_stderr": stderr} for row in seeds(name, [mean])]
+
+    words = said(one("best", 0.9, 0.01), one("b", 0.2, 0.01), one("c", 0.1, 0.01), one("wide", 0.3, 0.2), base=0.4)
+    assert "On the held-out rows of one seed, **b**, **c** are below the base." in words and "wide" not in words
+
+
+def test_the_seed_that_is_offered_is_the_one_that_stands_first_in_the_table():
+    found, _ = of([{**row, "folder": f"f{i}"} for i, row in enumerate(seeds("a", [0.2, 0.5, 0.4]))])
+    assert uses.best_seed(found[0], METRIC)["folder"] == "f1" and uses.best_seed(found[0], None)["folder"] == "f0"
+
+
+def test_what_keeps_a_recipe_from_being_better_than_the_base_is_said_in_a_few_words():
+    def caveat(*values: float, base: float) -> str:
+        rows = [{**row, "baseline/true_reward": base} for row in seeds("a", list(values))]
+        found, _ = of(rows)
+        before = yardsticks.base_of(trials(*rows), found, METRIC, {}, None)
+        assert before is not None and before.caveat("other") == "not compared with the base"
+        return before.caveat("a")
+
+    assert caveat(0.9, 0.91, 0.9, base=0.1) == ""
+    assert caveat(0.2, 0.9, 0.5, base=0.4) == "not shown to beat the base"
+    assert caveat(0.9, base=0.1) == "higher than the base on the held-out rows of one seed"
 
 
 def test_a_recipe_that_loses_to_the_base_is_never_recommended():

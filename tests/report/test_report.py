@@ -476,8 +476,8 @@ def test_a_report_says_where_the_policy_is_and_why_figures_are_missing():
         {"folder": "outputs/s/t1", "params.train.save": "none", "eval/true_reward": 0.4},
     ).assign(**{"absent.eval/win_rate": ["no judge was named", None], "absent.eval/ece": ["it has no choices"] * 2})
     found = find(frame)
-    assert "is in `outputs/s/t0/artifacts/model`" in uses.policy(found.recipes)
-    assert uses.policy(found.recipes[1:]) == "" == uses.policy([])
+    assert "is in `outputs/s/t0/artifacts/model`" in uses.policy(found.recipes, found.metric)
+    assert uses.policy(found.recipes[1:], found.metric) == "" == uses.policy([], None)
     title, lines = uses.absent(found.frame)
     assert title == "## Not measured" and "- `ece`: it has no choices" in lines
     assert "- `win_rate` (1 of 2 trials): no judge was named" in lines

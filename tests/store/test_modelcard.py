@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.base.records import Outcome, TrialResult
-from harness.store.modelcard import card, how_to_load, write_card
+from harness.store.modelcard import card, how_to_load, way_to, write_card
 from tests.conftest import QUICK
 from tests.inside import tell
 
@@ -64,3 +64,14 @@ def test_bases_of_the_cache_are_kept_once_for_a_sweep(tmp_path):
     weights = base / "model.safetensors"
     assert weights.stat().st_nlink > 1  # no second copy on the disk
     assert how_to_load(sweep / "a" / "artifacts" / "model")[0] == "from peft import AutoPeftModelForCausalLM"
+
+
+@pytest.mark.parametrize("base", [None, "None"])
+def test_an_adapter_on_random_weights_is_not_said_to_load(tmp_path, base):
+    model = tmp_path / "trial" / "artifacts" / "model"
+    model.mkdir(parents=True)
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    page, shown = card(model, result()), way_to(tmp_path / "trial", "the first")
+    for words in (page, shown):
+        assert "there is no model to load" in words and "from_pretrained" not in words
+    assert "base_model" not in page and "None" not in page and "A base model, aligned by" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -13,20 +14,28 @@ from harness.report.leaderboard import finished
 from harness.report.recipes import Recipe
 
 
-def place_of_policy(found: Sequence[Recipe]) -> PurePath | None:
+def best_seed(recipe: Recipe, metric: str | None) -> pd.Series:
+    """The trial of a recipe that stands highest in the table; the first seed where none has the metric."""
+    rows = recipe.frame
+    values = [] if metric is None or metric not in rows else [float(v) for v in rows[metric]]
+    known = [(value, -place) for place, value in enumerate(values) if math.isfinite(value)]
+    return rows.iloc[-max(known)[1] if known else 0]
+
+
+def place_of_policy(found: Sequence[Recipe], metric: str | None) -> PurePath | None:
     """The folder of the first recipe's policy; None where none was kept, or a baseline alone was measured."""
     if not found:
         return None
-    trial = found[0].frame.iloc[0]
+    trial = best_seed(found[0], metric)
     folder, kept = trial.get("folder"), trial.get("params.train.save")
     if not isinstance(folder, str) or kept not in ("adapter", "full") or trial.get("algo") == "none":
         return None
     return PurePath(folder) / "artifacts" / "model"
 
 
-def policy(found: Sequence[Recipe]) -> str:
+def policy(found: Sequence[Recipe], metric: str | None) -> str:
     """Where the first recipe's policy is, in a sentence; nothing where there is none."""
-    if (place := place_of_policy(found)) is None:
+    if (place := place_of_policy(found, metric)) is None:
         return ""
     return (
         f"The policy of {formatting.escape(found[0].label)} is in `{formatting.printable(str(place))}`; "
