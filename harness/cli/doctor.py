@@ -99,7 +99,7 @@ def model_checks(path: str, overrides: list[str]) -> list[Check]:
         return [Check(_subject(e.key), "wrong", words, e.fix or "") for e, words in zip(problems, said, strict=True)]
     return [
         Check("model", "ok", _described(plain)),
-        *([] if named else [Check("data", "note", "none named: task=...")]),
+        Check("data", "ok", _rows_of(plain)) if named else Check("data", "note", "none named: task=..."),
     ]
 
 
@@ -107,6 +107,23 @@ def _subject(key: str | None) -> str:
     """What a finding is about: the data, the model, or another group of the configuration."""
     group = (key or "model").partition(".")[0]
     return "data" if group == "task" else group
+
+
+def _rows_of(plain: dict[str, Any]) -> str:
+    """How many rows a trial would train on and be judged by; `harness data` shows them."""
+    from harness.trial.assemble import assemble
+    from harness.trial.data import cache_of, load_data
+
+    setup = assemble(plain)
+    data, split = load_data(setup.task, cache_of(setup)), setup.eval.split
+    kinds = {
+        "training pairs": data.train_pairs,
+        "training prompts": data.train_prompts,
+        "held-out pairs": data.eval_pairs.get(split, ()),
+        "held-out prompts": data.eval_prompts.get(split, ()),
+    }
+    counts = ", ".join(f"{len(rows):,} {kind}" for kind, rows in kinds.items() if rows)
+    return f"{counts}; `harness data` shows what a trial would learn from"
 
 
 def _described(plain: dict[str, Any]) -> str:

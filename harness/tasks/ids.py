@@ -298,6 +298,9 @@ class _Audit:
                     f"{self.truncated[kind]:,} ({self.truncated[kind] / max(1, kept):.1%}); "
                     f"the longest has {self.longest[kind]:,}"
                 )
+                if kind.startswith("train") and self.truncated[kind] > kept / 10:
+                    cut = f"{self.truncated[kind]:,} of {kept:,} {spoken(kind)} are cut at {limit:,} tokens"
+                    notes.append(f"{cut}, the longest has {self.longest[kind]:,} (train.max_length)")
             reasons = self.dropped.get(kind, {})
             if reasons:
                 facts[f"{spoken(kind)}: left out"] = "; ".join(f"{len(r):,}, {reason}" for reason, r in reasons.items())

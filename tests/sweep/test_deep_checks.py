@@ -58,13 +58,14 @@ def test_a_model_whose_files_are_sound_has_no_problem(plain):
 
 def test_the_doctor_says_whether_the_model_or_the_data_is_ill(plain, tmp_path):
     model, task = plain["model"]["path"], ("task=preferences", f"task.path={tmp_path / 'prefs.jsonl'}")
-    (well,) = model_checks(model, [*task, "train.max_length=64"])
+    well, data = model_checks(model, [*task, "train.max_length=64"])
     assert (well.name, well.state) == ("model", "ok") and "qwen2" in well.text
+    assert (data.name, data.state) == ("data", "ok") and "training pairs, " in data.text
     write_jsonl(tmp_path / "prefs.jsonl", [{"prompt": "a", "chosen": "b"}] * 20)
     (ill,) = model_checks(model, [*task, "train.max_length=64"])
     assert (ill.name, ill.state) == ("data", "wrong") and "task.columns.rejected" in ill.fix
     (gone,) = model_checks(str(tmp_path / "nowhere"), [])
-    assert (gone.name, gone.state) == ("model", "wrong")
+    assert (gone.name, gone.state) == ("model", "wrong") and f"{tmp_path / 'nowhere'}: no such directory" in gone.text
 
 
 class Miscounting(LoRA):

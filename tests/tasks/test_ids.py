@@ -58,6 +58,16 @@ def test_pairs_that_differ_only_in_what_the_template_strips_are_left_out_and_all
     assert "2 of 2 training pairs cannot be used" in error.rule and EQUAL in error.rule
 
 
+def test_training_rows_of_which_many_are_cut_are_told_with_the_key():
+    rows = [pair(), pair("Paris, " * 40), pair("Was it, " * 40)]
+    narrow = Limits(train=60, rollout=0, scored=60, sampled=10, context=None, vocabulary=None)
+    (note,) = audit(rows, chatml(), narrow).notes
+    assert (
+        note.startswith("2 of 3 training pairs are cut at 60 tokens, the longest has ") and "train.max_length" in note
+    )
+    assert audit([pair()] * 20 + rows[1:], chatml(), narrow).notes == []  # one in eleven is no rule
+
+
 def test_what_a_trial_keeps_is_the_rest_in_order():
     rows = [pair(), pair("", "x"), pair("Was it?")]
     data = TaskData(train_pairs=rows, eval_pairs={"test": rows})
