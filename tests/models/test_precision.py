@@ -136,7 +136,7 @@ def share_moved(change: torch.Tensor) -> float:
 
 def standard_rate(algo: str, adapter: str) -> str:
     """What a real model would train with."""
-    column = plain_config(f"algo={algo}")["algo"]["recipes"]["standard"][adapter]
+    column = plain_config(f"algo={algo}")["algo"]["presets"]["standard"][adapter]
     return f"train.learning_rate={column['learning_rate']}"
 
 
