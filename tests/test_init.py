@@ -99,3 +99,24 @@ def test_a_file_where_a_folder_must_be_is_named(sandbox):
     shown = sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl")
     assert shown.returncode == 2 and "cannot be written" in shown.stderr and "Traceback" not in shown.stderr
     assert (sandbox.cwd / "alignment").read_text() == "notes"
+
+
+STAND_IN = """#!/bin/bash
+echo "$*" >> asked
+case "$*" in *" -m --config-dir"*) exit $SWEEP_ENDS ;; *" gate "*) exit 1 ;; esac
+"""
+
+
+@pytest.mark.parametrize(("sweep_ends", "ends", "asked"), [(0, 1, 3), (1, 1, 3), (2, 2, 1)])
+def test_a_trial_that_fails_is_in_the_report_and_before_the_gate_and_wrong_input_ends_at_once(
+    sandbox, tmp_path, sweep_ends, ends, asked
+):
+    assert sandbox.call("init", "mine", "--model", "model", "--data", "pairs.jsonl").returncode == 0
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(STAND_IN)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SWEEP_ENDS": str(sweep_ends)}
+    done = subprocess.run(["bash", "alignment/mine.sh"], cwd=sandbox.cwd, env=environment, check=False)
+    assert done.returncode == ends
+    lines = (sandbox.cwd / "asked").read_text().splitlines()
+    assert len(lines) == asked and lines[0].endswith("experiment=mine sweep=mine")

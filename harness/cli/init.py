@@ -44,13 +44,17 @@ $rules  memory/peak_mb: {direction: down, relative: 0.1, same_device: true}
 """,
     f"{FOLDER}/$name.sh": """\
 #!/usr/bin/env bash
-# Sweep, report, gate; the exit code is the gate's. Overrides of the sweep may follow.
+# Sweep, report, gate; the exit code is the gate's, to which a trial that did not finish is missing. Overrides of the
+# sweep may follow.
 # The baseline is written once, from many seeds that the gate does not use:
 #   python -m harness -m --config-dir $folder experiment=$name "seed=range(100,120)" sweep=$name-baseline
 #   python -m harness gate --update --baseline $folder/$name.json --candidate $name-baseline \\
 #       --rules $folder/rules/$name.yaml --reason "the first"
 set -euo pipefail
-python -m harness -m --config-dir $folder experiment=$name sweep=$name "$$@"
+python -m harness -m --config-dir $folder experiment=$name sweep=$name "$$@" || {
+    code=$$?
+    [ "$$code" -eq 1 ] || exit "$$code" # 1: a trial did not finish, and the report says which
+}
 python -m harness report --sweep $name
 python -m harness gate --baseline $folder/$name.json --candidate $name --format text,github
 """,
