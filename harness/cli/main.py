@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -95,8 +94,8 @@ def _no_command(word: str) -> UserError:
 def start() -> None:
     """The process of a command line: run it, and end with its exit code."""
     occupy_closed()
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as ``python -m`` does: packages of the user's lie beside their work
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the working directory, as ``python -m`` has it: there the user's packages lie
     gc_tuning.seldom()
     code = main()
     gc_tuning.over()
