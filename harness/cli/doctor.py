@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
 from harness.base.streams import quiet
 from harness.config import identity
 from harness.store.cache import Cache, default_dir
+
+if TYPE_CHECKING:
+    from harness.trial.assemble import Setup
 
 LIBRARIES = {
     "torch": "torch",
@@ -83,6 +86,7 @@ def model_checks(path: str, overrides: list[str]) -> list[Check]:
     from harness.base.errors import UserErrors
     from harness.config.compose import compose, hydra_config
     from harness.sweep.deep_checks import find_problems
+    from harness.trial.assemble import assemble
 
     named = any(o.startswith("task=") for o in overrides)
     data = [] if named else ["task=arithmetic", "task.pairs=20", "task.eval_pairs=4", "task.eval_prompts=4"]
@@ -97,9 +101,10 @@ def model_checks(path: str, overrides: list[str]) -> list[Check]:
     if problems:
         said = [f"{e.key}{'' if e.value is None else f'={e.value}'}: {e.rule}" for e in problems]
         return [Check(_subject(e.key), "wrong", words, e.fix or "") for e, words in zip(problems, said, strict=True)]
+    setup = assemble(plain)
     return [
-        Check("model", "ok", _described(plain)),
-        Check("data", "ok", _rows_of(plain)) if named else Check("data", "note", "none named: task=..."),
+        Check("model", "ok", _described(setup)),
+        Check("data", "ok", _rows_of(setup)) if named else Check("data", "note", "none named: task=..."),
     ]
 
 
@@ -109,32 +114,30 @@ def _subject(key: str | None) -> str:
     return "data" if group == "task" else group
 
 
-def _rows_of(plain: dict[str, Any]) -> str:
+def _rows_of(setup: Setup) -> str:
     """How many rows a trial would train on and be judged by; `harness data` shows them."""
-    from harness.trial.assemble import assemble
+    from harness.tasks.ids import spoken
     from harness.trial.data import cache_of, load_data
 
-    setup = assemble(plain)
     data, split = load_data(setup.task, cache_of(setup)), setup.eval.split
     kinds = {
-        "training pairs": data.train_pairs,
-        "training prompts": data.train_prompts,
-        "held-out pairs": data.eval_pairs.get(split, ()),
-        "held-out prompts": data.eval_prompts.get(split, ()),
+        "train_pairs": data.train_pairs,
+        "train_unpaired": data.train_unpaired,
+        "train_prompts": data.train_prompts,
+        "eval_pairs": data.eval_pairs.get(split, ()),
+        "eval_prompts": data.eval_prompts.get(split, ()),
     }
-    counts = ", ".join(f"{len(rows):,} {kind}" for kind, rows in kinds.items() if rows)
+    counts = ", ".join(f"{len(rows):,} {spoken(kind)}" for kind, rows in kinds.items() if rows)
     return f"{counts}; `harness data` shows what a trial would learn from"
 
 
-def _described(plain: dict[str, Any]) -> str:
-    """Architecture, context, template and ends of the model of a composed configuration."""
+def _described(setup: Setup) -> str:
+    """Architecture, context, template and ends of a trial's model."""
     from harness.models import context_length
     from harness.models.making import source_of
     from harness.tasks.conversation import style_of
-    from harness.trial.assemble import assemble
     from harness.trial.data import cache_of
 
-    setup = assemble(plain)
     source = source_of(setup.model, cache_of(setup))
     tokenizer: Any = setup.model.tokenizer(source)
     config = setup.model.configuration(source)

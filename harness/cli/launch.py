@@ -20,6 +20,7 @@ from harness.base.records import Outcome
 from harness.cli.concluding import conclude
 from harness.config import identity
 from harness.config.compose import hydra_application
+from harness.config.devices import compute_device
 from harness.config.train import Train
 from harness.runner import forkserver
 from harness.runner.display import say, spell
@@ -241,7 +242,8 @@ def _busy(sweep: Sweep) -> str | None:
     """What to do where other work takes the cores that trials would take: their threads wait for one another."""
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if sweep.runner.threads is not None or load < max(1.0, 0.75 * cores):
+    on_gpu = compute_device(sweep.runner.device) != "cpu"  # where the cores have little to do
+    if on_gpu or sweep.runner.threads is not None or load < max(1.0, 0.75 * cores):
         return None
     return (
         f"this machine is busy (load {load:.1f} on {count(cores, 'core')}), and trials take every core: "

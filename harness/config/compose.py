@@ -193,13 +193,16 @@ def _like(wrong: str) -> str:
 
     import yaml
 
-    known, end = set(), wrong.rpartition(".")[2]
+    if (present := renamed.key(wrong)) != wrong:
+        return present
+    known: set[str] = set()
     for file in conf_dir().rglob("*.yaml"):
         parts, content = file.relative_to(conf_dir()).parts, yaml.safe_load(file.read_text(encoding="utf-8"))
         group = parts[0] if len(parts) > 1 else ""
         if group not in ("experiment", "rules", "evaluator") and isinstance(content, dict):
-            names = (str(name) for name in content if str(name).isidentifier())
-            known |= {group or "seed"} | {f"{group}.{name}" if group else name for name in names}
+            names = [str(name) for name in content if str(name).isidentifier()]
+            known |= {group, *(f"{group}.{name}" for name in names)} if group else set(names)
+    end = wrong.rpartition(".")[2]
     end = "learning_rate" if end == "lr" else end
     same_end = sorted((k for k in known if k.rpartition(".")[2] == end), key=lambda k: (not k.startswith("train."), k))
     found = same_end or difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.75)

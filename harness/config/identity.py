@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import without_password
-from harness.config import closure
+from harness.config import closure, renamed
 
 PACKAGE = closure.PACKAGE
 COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
@@ -176,8 +176,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The names under which two explanations of a key differ, for the log."""
+    before = {_present(name): value for name, value in before.items()}
     changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     return ", ".join(changed) or "nothing"
+
+
+def _present(name: str) -> str:
+    """The name of a part of a key, as an older trial wrote it, in present words."""
+    group, _, key = name.partition(".")
+    return f"{group}.{renamed.key(key)}" if group == "config" else name
 
 
 def modules_of(components: Iterable[object]) -> tuple[str, ...]:

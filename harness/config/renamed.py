@@ -53,17 +53,17 @@ def arguments(given: Sequence[str]) -> list[str]:
 
 def configuration(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A composed configuration with the present names of keys; what was given under an old one wins over a default."""
-    renamed = dict(plain)
+    found = dict(plain)
     for old, new in KEYS.items():
         (group, before), after = old.split("."), new.split(".")[1]
-        node = renamed.get(group)
+        node = found.get(group)
         if not isinstance(node, Mapping) or before not in node:
             continue
         if group != "reward" or after in node:  # a reward of somebody's own may have a field of the old name
             warn(old, new)
-            rest = {key: value for key, value in node.items() if key != before}
-            renamed[group] = {**rest, after: _merged(rest.get(after), node[before])}
-    return renamed
+            rest = {name: value for name, value in node.items() if name != before}
+            found[group] = {**rest, after: _merged(rest.get(after), node[before])}
+    return found
 
 
 def _argument(argument: str) -> str:
@@ -76,6 +76,8 @@ def _argument(argument: str) -> str:
 
 def _merged(default: Any, given: Any) -> Any:
     """``given`` on top of ``default``, mapping by mapping."""
+    from omegaconf import OmegaConf
+
     if not (isinstance(default, Mapping) and isinstance(given, Mapping)):
         return given
-    return {**default, **{key: _merged(default.get(key), value) for key, value in given.items()}}
+    return OmegaConf.to_container(OmegaConf.merge(dict(default), dict(given)))

