@@ -17,6 +17,7 @@ from harness.store.mlflow_store import SweepRun, Tracking, in_one_line, whole_ur
 from harness.store.past import trial_folders
 
 MB = 10**6
+SMALL = MB // 10
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": MB, "GB": 10**9, "TB": 10**12}
 
 
@@ -125,6 +126,7 @@ def cache(argv: list[str]) -> int:
     """``harness cache``: list the stages that are kept, or delete the least recently used."""
     parser = argparse.ArgumentParser(prog="harness cache", description=cache.__doc__)
     parser.add_argument("--dir", help="default: $HARNESS_CACHE, else the user's cache folder")
+    parser.add_argument("--all", action="store_true", help=f"list entries below {SMALL / MB:g} MB one by one as well")
     parser.add_argument("--prune-to", metavar="SIZE", help="keep at most this much, for example 5GB or 0")
     options = parser.parse_args(argv)
     store = Cache(Path(options.dir) if options.dir else default_dir())
@@ -132,9 +134,13 @@ def cache(argv: list[str]) -> int:
         gone = store.prune(parse_size(options.prune_to))
         print(f"deleted {len(gone)} entries, {sum(e['bytes'] for e in gone) / MB:,.1f} MB")
     entries = store.entries()
-    for entry in entries:
+    shown = [e for e in entries if options.all or e["bytes"] >= SMALL or e["state"] != "whole"]
+    for entry in shown:
         state = "" if entry["state"] == "whole" else f"  ({entry['state']})"
         print(f"{entry['bytes'] / MB:10,.1f} MB  {entry['stage']:<22} {entry['key']}{state}")
+    if small := len(entries) - len(shown):
+        rest = sum(e["bytes"] for e in entries) - sum(e["bytes"] for e in shown)
+        print(f"{rest / MB:10,.1f} MB  in {small} small ones (--all lists them)")
     print(f"{sum(e['bytes'] for e in entries) / MB:10,.1f} MB  in {len(entries)} entries, {store.root}")
     return 0
 

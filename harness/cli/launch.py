@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError, UserErrors, without_login
 from harness.base.formatting import count
-from harness.base.records import Outcome
+from harness.base.records import Outcome, TrialResult
 from harness.cli.concluding import conclude
 from harness.config import identity
 from harness.config.compose import hydra_application
@@ -27,6 +29,7 @@ from harness.runner.display import say, spell
 from harness.store.mlflow_store import SweepRun, Tracking, in_one_line, open_sweep
 from harness.store.mlflow_sync import Projector
 from harness.store.past import result_of, trial_folders
+from harness.store.result import SHARED
 from harness.sweep.expand import Sweep, named, plan_sweep, write_manifest
 from harness.tasks.audit import few_prompts
 from harness.trial.data import cache_of, load_data
@@ -169,11 +172,16 @@ def _tell_rest(folder: Path, known: Sequence[str], done: str) -> None:
     """How long the trials will take that are not done, as long as those did that are: said once the first is over."""
     left = known[known.index(done) + 1 :] if done in known else []
     over = [r for t in known if t not in left and (r := result_of(folder / t)) is not None]
-    took = [s for r in over if r.outcome is Outcome.FINISHED and (s := r.metrics.get("time/total_s"))]
+    took = [s for r in over if r.outcome is Outcome.FINISHED and (s := _own_seconds(r))]
     if left and took:
         mean = sum(took) / len(took)
         so_far = "the first took" if len(took) == 1 else f"the {len(took)} so far took, on average,"
         say(f"{count(len(left), 'trial')} left, about {spell(mean * len(left))} ({so_far} {spell(mean)})")
+
+
+def _own_seconds(result: TrialResult) -> float:
+    """How long a trial took, less what it built for those after it."""
+    return max(0.0, (result.metrics.get("time/total_s") or 0.0) - (result.metrics.get(SHARED) or 0.0))
 
 
 def _track(sweep: Sweep) -> SweepRun | None:
@@ -279,11 +287,14 @@ def _parse(arguments: Sequence[str]) -> Any:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
+    said = io.StringIO()  # argparse says first how Hydra is used, in ten lines
     try:
-        return parser.parse_intermixed_args(list(arguments))
+        with contextlib.redirect_stderr(said):
+            return parser.parse_intermixed_args(list(arguments))
     except SystemExit as ended:
         if ended.code:
-            raise UserError("unknown option", fix="see `python -m harness --help`") from None
+            words = said.getvalue().strip().rpartition("error: ")[2] or "unknown option"
+            raise UserError(words, fix="see `python -m harness --help`") from None
         raise
 
 

@@ -110,7 +110,7 @@ def _write(
         report, words = out_dir / "report.md", compose(replace(material, plots=made, rest="`results.csv`"))
         report.write_text(words, encoding="utf-8")
         if "html" in formats:
-            report.with_suffix(".html").write_text(page(words, material.title), encoding="utf-8")
+            report.with_suffix(".html").write_text(page(words, material.title, out_dir), encoding="utf-8")
         if "csv" in formats or len(found.frame) > SHOWN:
             source.as_results(found.frame).to_csv(out_dir / "results.csv", index=False)
         if "parquet" in formats:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from html import escape
+from pathlib import Path
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -21,11 +24,19 @@ pre { background: #8881; padding: .7rem; overflow-x: auto; }
 """
 
 
-def page(markdown: str, title: str) -> str:
-    """A whole page, with its style in it and no script; images stay links to the files beside it."""
+IMAGE = re.compile(r'<img src="([\w.-]+\.png)"')
+
+
+def page(markdown: str, title: str, images: Path | None = None) -> str:
+    """A whole page, with its style in it and no script, and the plots of the folder ``images``: it can be sent.
+
+    An image that is not there stays a link.
+    """
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    if images is not None:
+        body = IMAGE.sub(lambda found: _held(found, images), body)
     head = [
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -36,3 +47,10 @@ def page(markdown: str, title: str) -> str:
     return "\n".join(
         ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", body, "</body>", "</html>", ""]
     )
+
+
+def _held(found: re.Match[str], folder: Path) -> str:
+    image = folder / found[1]
+    if not image.is_file():
+        return found[0]
+    return f'<img src="data:image/png;base64,{b64encode(image.read_bytes()).decode()}"'

@@ -75,6 +75,18 @@ def shared(frame: pd.DataFrame, name: str) -> Interval | None:
     return measured({name + end: shared_value(frame, name + end) for end in ENDS}, name)
 
 
+LENGTH = "eval/length_only_accuracy"
+
+
+def length_rule(frame: pd.DataFrame) -> tuple[Interval | None, str]:
+    """Accuracy of going by length alone, by whichever side it favours, and that rule in words."""
+    found = shared(frame, LENGTH)
+    if found is None or found.mean >= 0.5:
+        return found, "longer wins"
+    low, high = (None if bound is None else 1 - bound for bound in (found.high, found.low))
+    return replace(found, mean=1 - found.mean, low=low, high=high), "shorter wins"
+
+
 def gap_of(found: Interval, name: str) -> Interval:
     """The interval of a difference of two figures ``name``: two shares are at most 1 apart."""
     if not is_share(name) or found.low is None or found.high is None:

@@ -21,6 +21,7 @@ from harness.report.intervals import (
     SHORT_LEGEND,
     interval,
     known,
+    length_rule,
     measured,
     shared,
     shared_value,
@@ -50,7 +51,7 @@ FRONT = "◆"
 """Marks what no other one beats."""
 NOTE = "note"
 BASE_LABEL = "base (before training)"
-LENGTH_LABEL = "length alone (longer wins)"
+LENGTH_LABEL = "length alone"
 WIDTH = 100
 NARROWEST_TRIAL = 20
 DROPPED_FIRST = (
@@ -376,6 +377,7 @@ def _reference_rows(
     figures = {"true reward": "baseline/true_reward", "correct": "baseline/correct"}
     figures |= {heading: name.replace("eval/", "baseline/", 1) for heading, name in more.items()}
     base = {heading: form(shared(frame, name)) for heading, name in figures.items()}
-    length = {"pref. acc.": form(shared(frame, "eval/length_only_accuracy"))}
-    rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, "trial": LENGTH_LABEL, **length}]
+    accuracy, rule = length_rule(frame)
+    length = {"trial": f"{LENGTH_LABEL} ({rule})", "pref. acc.": form(accuracy)}
+    rows = [{**empty, "trial": BASE_LABEL, **base}, {**empty, **length}]
     return [row for row in rows if any(v != formatting.MISSING for c, v in row.items() if c not in ("trial", NOTE))]

@@ -9,10 +9,10 @@ import pandas as pd
 
 from harness.base import formatting, stats
 from harness.base.stats import Comparison, Verdict
-from harness.report.intervals import gap_of, interval, shared_value
+from harness.report.intervals import LENGTH, gap_of, interval, length_rule, shared_value
 from harness.report.recipes import Examples, Recipe, aligned, clusters_of, column_of
 
-PREFERENCE, LENGTH = "eval/preference_accuracy", "eval/length_only_accuracy"
+PREFERENCE = "eval/preference_accuracy"
 Mark = Callable[[str], str]
 """How a recipe's name is written: in markdown, or plainly."""
 
@@ -96,18 +96,15 @@ def base_of(
 
 def length_of(frame: pd.DataFrame, found: Sequence[Recipe], examples: Examples) -> Yardstick | None:
     """Length alone, by whichever side wins with it; None without preference accuracies."""
-    value = shared_value(frame, LENGTH)
+    accuracy, rule = length_rule(frame)
     having = [r for r in found if r.values(PREFERENCE)]
-    if value is None or not having:
+    if accuracy is None or not having:
         return None
     table = next(iter(examples.values()), None)
-    note = "longer wins"
-    if value < 0.5:
-        value, note = 1 - value, "shorter wins"
-        if table is not None and column_of(LENGTH) in table:
-            table = table.assign(**{column_of(LENGTH): 1 - table[column_of(LENGTH)]})
-    verdicts = _compared(having, PREFERENCE, examples, table, column_of(LENGTH), value)
-    return Yardstick("length alone", PREFERENCE, value, verdicts, note)
+    if rule == "shorter wins" and table is not None and column_of(LENGTH) in table:
+        table = table.assign(**{column_of(LENGTH): 1 - table[column_of(LENGTH)]})
+    verdicts = _compared(having, PREFERENCE, examples, table, column_of(LENGTH), accuracy.mean)
+    return Yardstick("length alone", PREFERENCE, accuracy.mean, verdicts, rule)
 
 
 def _compared(

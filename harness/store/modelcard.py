@@ -55,12 +55,13 @@ def card(model: Path, result: TrialResult) -> str:
     cost = [f"peak memory {formatting.whole(peak)} MB"] if peak is not None else []
     cost += [f"{formatting.seconds(seconds)} s of training"] if seconds is not None else []
     versions = (result.environment.get("versions") or {}) if isinstance(result.environment, Mapping) else {}
+    lines = "\n".join(["```python", *how_to_load(model, beside=True), "```"]) if whole(model) else f"{BASELESS}."
     parts = [
         "\n".join(front),
         f"# {formatting.escape(result.trial_id)}",
         f"{formatting.escape(str(base or 'A base model'))}, aligned by {algo.upper()} ({kind}) on the task "
         f"`{config['task']['name']}`.",
-        "## Load\n\n" + ("```python\n" + "\n".join(how_to_load(model)) + "\n```" if whole(model) else f"{BASELESS}."),
+        "## Load\n\n" + lines,
         "## Recipe\n\n"
         + formatting.table(
             ["knob", "value"], [[f"`{k}`", formatting.escape(str(v))] for k, v in knobs.items()], left=2
@@ -90,9 +91,9 @@ def way_to(trial: Path, note: str) -> str:
     return "\n".join([head, *lines]) + "\n"
 
 
-def how_to_load(model: Path) -> list[str]:
-    """The lines of Python that load the model and its tokenizer from a folder."""
-    where = json.dumps(str(model), ensure_ascii=False)
+def how_to_load(model: Path, *, beside: bool = False) -> list[str]:
+    """The lines of Python that load the model and its tokenizer from a folder; ``beside``: for a file in it."""
+    where = "folder" if beside else json.dumps(str(model), ensure_ascii=False)
     kind = "AutoPeftModelForCausalLM" if is_adapter(model) else "AutoModelForCausalLM"
     first = [f"from peft import {kind}", "from transformers import AutoTokenizer"]
     if not is_adapter(model):
@@ -100,6 +101,7 @@ def how_to_load(model: Path) -> list[str]:
     return [
         *first,
         "",
+        *(['folder = "."  # the one that this file is in', ""] if beside else []),
         f"model = {kind}.from_pretrained({where})",
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
     ]

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.base.errors import UserError
+from harness.base.records import Outcome, TrialResult
 from harness.cli import launch
 from harness.runner.run_trial import Runner
+from harness.store.result import SHARED, document, write_json
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,19 @@ def test_a_busy_machine_is_noticed_where_trials_would_take_its_cores(monkeypatch
     found = launch._busy(sweep)
     assert (found is not None) == said
     assert found is None or ("load 4.0 on 2 cores" in found and "runner.threads=1" in found)
+
+
+def test_an_unknown_option_is_named_and_hydras_usage_is_not_printed(capsys):
+    with pytest.raises(UserError, match="unrecognized arguments: --bogus"):
+        launch.run_sweep(["--bogus", "algo=dpo"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_leaves_out_what_the_first_trial_built_for_all(tmp_path, capsys):
+    for name, whole, shared in (("a", 100.0, 70.0), ("b", 50.0, None)):
+        metrics = {"time/total_s": whole} | ({} if shared is None else {SHARED: shared})
+        (tmp_path / name).mkdir()
+        result = TrialResult(name, Outcome.FINISHED, None, {}, metrics, {}, {})
+        write_json(tmp_path / name / "result.json", document(result))
+    launch._tell_rest(tmp_path, ["a", "b", "c", "d"], "b")
+    assert "2 trials left, about 80 s (the 2 so far took, on average, 40 s)" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from harness.report import choice, effects, yardsticks
 from harness.report.html import page
+from harness.report.intervals import LENGTH, length_rule
 from harness.report.recipes import compared, recipes
 from harness.report.sections import uses
 from tests.report.test_report import trials
@@ -250,6 +252,21 @@ def test_raw_html_in_the_markdown_is_shown_and_not_obeyed():
     found = page(f"# a\n\n| x |\n| :--- |\n| {evil} |\n\n{evil}\n\n![p](p.png)\n", f"t{evil}")
     assert "<script>" not in found and found.count("&lt;script&gt;") == 3
     assert '<img src="p.png" alt="p"' in found and "<table>" in found
+
+
+def test_the_page_carries_its_plots_and_can_be_sent_alone(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"not looked at")
+    found = page("![p](p.png) ![q](q.png) ![r](../p.png)\n", "t", tmp_path)
+    assert f'<img src="data:image/png;base64,{b64encode(b"not looked at").decode()}" alt="p"' in found
+    assert '<img src="q.png"' in found and '<img src="../p.png"' in found
+
+
+@pytest.mark.parametrize(("longer", "said", "shown"), [(0.36, "shorter wins", 0.64), (0.7, "longer wins", 0.7)])
+def test_length_alone_is_one_rule_with_one_figure_wherever_it_stands(longer, said, shown):
+    frame = pd.DataFrame({"base_digest": ["b"], "dataset_digest": ["d"], LENGTH: [longer], f"{LENGTH}_stderr": [0.02]})
+    found, words = length_rule(frame)
+    assert words == said and found.mean == pytest.approx(shown)
+    assert found.low < shown < found.high
 
 
 def test_links_that_would_run_something_are_no_links():

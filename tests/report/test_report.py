@@ -34,7 +34,7 @@ GOLDEN = """\
 | trial | outcome | pref. acc. | true reward | Δ true reward | correct | peak MB | train s | tokens/s | hours | note |
 | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- |
 | base (before training) | – | – | 0.125 [0.084, 0.166] | – | 0.250 [0.213, 0.291] | – | – | – | – |  |
-| length alone (longer wins) | – | 0.360 [0.317, 0.405] | – | – | – | – | – | – | – |  |
+| length alone (shorter wins) | – | 0.640 [0.595, 0.683] | – | – | – | – | – | – | – |  |
 | grpo-qlora-b0.1-r16-s0 | finished | 0.625 [0.588, 0.661] | 0.500 [0.449, 0.551] | +0.375 | \
 0.500 [0.442, 0.558] | 640 | 25.0 | 5,109 | 0.036 |  |
 | dpo-lora-b0.1-r16-s0 | finished | 0.812 [0.773, 0.846] | 0.375 [0.324, 0.426] | +0.250 | \

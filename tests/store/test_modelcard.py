@@ -28,7 +28,7 @@ def result(**metrics: float) -> TrialResult:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_the_lines_of_the_card_load_the_policy_after_the_cache_is_gone(tmp_path, adapter):
+def test_the_lines_of_the_card_load_the_policy_after_the_cache_is_gone(tmp_path, monkeypatch, adapter):
     cache, trial = tmp_path / "cache", tmp_path / "sweep" / "trial"
     tell(trial, cache, "algo=dpo", f"adapter={adapter}", "eval=none", sizes=SMALL_RUN)
     shutil.rmtree(cache)
@@ -36,6 +36,7 @@ def test_the_lines_of_the_card_load_the_policy_after_the_cache_is_gone(tmp_path,
     page = written.read_text()
     lines = page.partition("```python\n")[2].partition("```")[0]
     found: dict[str, Any] = {}
+    monkeypatch.chdir(written.parent)  # wherever the folder was moved to
     exec(lines, found)
     ids = found["tokenizer"]("1+1=", return_tensors="pt")
     with torch.no_grad():

@@ -13,6 +13,7 @@ from harness.base import formatting
 from harness.base.records import PHASES
 from harness.base.stats import Interval
 from harness.config.compose import conf_dir
+from harness.report.intervals import LENGTH
 from harness.report.leaderboard import BASE_LABEL, LENGTH_LABEL
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ STYLE: Any = {
 }  # fmt: skip
 QUALITY_AXIS = {
     "eval/true_reward": ("mean true reward", "baseline/true_reward", BASE_LABEL),
-    "eval/preference_accuracy": ("held-out preference accuracy", "eval/length_only_accuracy", LENGTH_LABEL),
+    "eval/preference_accuracy": ("held-out preference accuracy", LENGTH, LENGTH_LABEL),
 }
 """Metric -> its words, the metric to hold it against, and what that is called."""
 

@@ -32,6 +32,7 @@ from harness.report.figures.drawing import (
     save,
     styled,
 )
+from harness.report.intervals import LENGTH, length_rule
 from harness.report.leaderboard import known, shared_value, value_of
 from harness.report.recipes import Recipe
 from harness.report.standings import Standings
@@ -281,7 +282,12 @@ def _reference(axes: Axes, standings: Standings, handles: list[Any]) -> None:
     if standings.metric is None:
         return
     _, name, label = quality_axis(standings.metric)
-    if (value := shared_value(standings.frame, name)) is not None:
+    if name == LENGTH:
+        found, rule = length_rule(standings.frame)
+        value, label = (None if found is None else found.mean), f"{label} ({rule})"
+    else:
+        value = shared_value(standings.frame, name)
+    if value is not None:
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
         handles.append(handle(color=GREY, linestyle="--", linewidth=1, label=label))
 
