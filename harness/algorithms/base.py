@@ -254,6 +254,23 @@ class Algorithm(ABC):
         """Make the trainer; heavy imports happen here."""
 
 
+@dataclass(frozen=True)
+class ReferenceFree(Algorithm):
+    """Learns from pairs by a loss that knows the policy alone: no reference is held, and none reported."""
+
+    family: ClassVar[Literal["offline", "online", "none"]] = "offline"
+    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "pairs"
+
+    @property
+    def uses_reference(self) -> bool:
+        """The policy is compared with itself."""
+        return False
+
+    def problems(self, task: Task, data: TaskData, train: Train) -> list[UserError]:
+        """Pairs and beta > 0 are needed."""
+        return [*super().problems(task, data, train), *needs_positive_beta(self)]
+
+
 def needs_positive_beta(algorithm: Algorithm) -> list[UserError]:
     """Shared rule: beta must be above zero."""
     if algorithm.beta is not None and algorithm.beta > 0:

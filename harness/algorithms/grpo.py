@@ -1,85 +1,81 @@
-"""GRPO: groups of sampled completions, scored and compared within their group, by TRL's GRPOTrainer."""
+"""GRPO and what came of it: sampled completions, scored and compared within their group, by TRL's GRPOTrainer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from harness.algorithms.base import Algorithm, Rollout, Training, TrainJob
+from harness.algorithms.base import Training, TrainJob
+from harness.algorithms.groups import Groups
 from harness.base.errors import UserError
+from harness.base.records import unless_default
 from harness.config.train import Train
+
+Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+CLIPPED = {"grpo", "bnpo", "dr_grpo", "dapo", "luspo"}
+"""Losses of a ratio that is clipped on both sides; ``cispo`` has the upper bound alone."""
 
 
 @dataclass(frozen=True)
-class GRPO(Algorithm):
+class GRPO(Groups):
     """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300, eq. 3).
 
     The advantage of a completion is its reward less the group's mean, divided by the group's *sample* standard
-    deviation (n - 1) plus 1e-4, as TRL computes it; the paper writes the population's.
+    deviation (n - 1) plus 1e-4, as TRL computes it; the paper writes the population's. docs/algorithms.md says what
+    each loss averages, and the paper that it is from.
 
     Attributes:
         beta: weight of the KL penalty; 0 keeps no reference at all (TRL's own default).
-        num_generations: completions per prompt (the group).
-        num_iterations: optimization passes over one rollout (mu).
-        rollout_batches: optimizer steps that one rollout feeds.
         epsilon: clip range of the importance ratio.
-        temperature: sampling temperature of rollouts.
-        scale_rewards: divide by the standard deviation of the group, of the batch, or not at all.
+        epsilon_high: of its upper side, where it is another one (DAPO, arXiv 2503.14476); for ``cispo`` the largest
+            ratio.
+        delta: largest ratio of completions with a negative advantage, whose ratio ``epsilon`` does not bound from
+            above (INTELLECT-2, arXiv 2505.07291).
+        scale_rewards: divide by the standard deviation of the group, of the batch, or not at all (Dr. GRPO,
+            arXiv 2503.20783).
+        importance: ratios of tokens, or one of the sequence: the geometric mean (GSPO, arXiv 2507.18071).
         loss: how token losses are averaged (TRL's ``loss_type``).
     """
 
     name: ClassVar[str] = "grpo"
-    family: ClassVar[Literal["offline", "online", "none"]] = "online"
-    consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "prompts"
 
     beta: Annotated[float, Ge(0)] | None = 0.04
-    num_generations: Annotated[int, Gt(0)] = 8
-    num_iterations: Annotated[int, Gt(0)] = 1
-    rollout_batches: Annotated[int, Gt(0)] = 1
     epsilon: Annotated[float, Gt(0)] = 0.2
-    temperature: Annotated[float, Gt(0)] = 1.0
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-
-    @property
-    def uses_reference(self) -> bool:
-        """Only with a KL penalty."""
-        return bool(self.beta)
+    loss: Loss = "dapo"
+    epsilon_high: Annotated[float, Gt(0)] | None = unless_default(None)
+    delta: Annotated[float, Gt(1)] | None = unless_default(None)
+    importance: Literal["token", "sequence"] = unless_default("token")
 
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
-        """Groups of at least two that fill the batch evenly; the reward is checked by the trial."""
-        found = super().problems(task, data, train)
-        if self.num_generations < 2:
-            found.append(
-                UserError(
-                    "grpo compares completions within a group, so a group needs at least 2",
-                    key="algo.num_generations",
-                    value=self.num_generations,
-                    fix="algo.num_generations=8",
-                )
-            )
-        elif train.batch_size and train.batch_size % self.num_generations:
-            found.append(
-                UserError(
-                    f"must be a multiple of algo.num_generations ({self.num_generations}), so that groups stay whole",
-                    key="train.batch_size",
-                    value=train.batch_size,
-                    fix=f"train.batch_size={(train.batch_size // self.num_generations + 1) * self.num_generations}",
-                )
-            )
+        """Each knob must belong to a loss that takes it."""
+        return [*super().problems(task, data, train), *self._misfits()]
+
+    def _misfits(self) -> list[UserError]:
+        found = []
+
+        def wrong(key: str, value: Any, words: str, fix: str) -> None:
+            found.append(UserError(words, key=f"algo.{key}", value=value, fix=fix))
+
+        if self.loss == "luspo" and self.importance == "token":
+            words = "luspo weights sequences by their length, and is defined for ratios of sequences"
+            wrong("importance", "token", words, "algo.importance=sequence")
+        if self.loss == "vespo" and self.importance == "sequence":
+            wrong("importance", "sequence", "vespo weighs sequences by a rule of its own", "algo.importance=token")
+        if self.loss == "cispo" and (self.epsilon_high is None or self.epsilon_high <= 1):
+            words = "is for cispo the largest ratio, so it must be above 1"
+            wrong("epsilon_high", self.epsilon_high, words, "algo.epsilon_high=5")
+        elif self.loss in CLIPPED and self.epsilon_high is not None and self.epsilon_high < self.epsilon:
+            wrong("epsilon_high", self.epsilon_high, f"is below algo.epsilon ({self.epsilon:g})", "0.28, or null")
+        elif self.loss in ("sapo", "vespo") and self.epsilon_high is not None:
+            wrong("epsilon_high", self.epsilon_high, f"is not read by {self.loss}, which clips nothing", "null")
+        if self.delta is not None and self.loss not in CLIPPED:
+            wrong("delta", self.delta, f"is not read by {self.loss}", "algo.delta=null")
+        elif self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
+            wrong("delta", self.delta, "must be above the upper clip (1 + epsilon)", "algo.delta=4")
         return found
-
-    def rollout(self, train: Train) -> Rollout:
-        """Groups of completions."""
-        assert train.batch_size
-        groups = train.batch_size * self.rollout_batches // self.num_generations
-        return Rollout(steps=self.num_iterations * self.rollout_batches, prompts=groups)
-
-    def with_rollouts(self, factor: int) -> GRPO:
-        """More batches in a rollout."""
-        return replace(self, rollout_batches=self.rollout_batches * factor)
 
     def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer, with rollouts clocked as a phase of their own."""
@@ -90,12 +86,12 @@ class GRPO(Algorithm):
             **online_options(job),
             args=online_config(
                 job,
-                num_generations=self.num_generations,
-                num_iterations=self.num_iterations,
-                rollout_batches=self.rollout_batches,
-                temperature=self.temperature,
+                **self.sampling(),
                 epsilon=self.epsilon,
+                epsilon_high=self.epsilon_high,
+                delta=self.delta,
                 scale_rewards=self.scale_rewards,
+                importance_sampling_level=self.importance,
                 loss_type=self.loss,
             ),
         )

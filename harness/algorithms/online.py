@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import GRPOConfig
+from trl.models.utils import disable_gradient_checkpointing
 
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import Reference, Training, TrainJob
@@ -160,6 +161,16 @@ class OnlineTrainer(RolloutTrainer):
             ended: whether it ended by itself, (B,).
         """
         return batch
+
+    def sampled_log_probs(self, batch: dict[str, Any]) -> Tensor:
+        """Log-probabilities under the policy of a rollout that has just been sampled, (B, T)."""
+        if (known := batch.get("old_per_token_logps")) is not None:
+            return known
+        policy: Any = self.model
+        ids, attention, mask = sequences(batch)
+        rows = self.args.per_device_train_batch_size
+        with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
+            return self.log_probs(policy, ids, attention, mask.shape[1], batch_size=rows)[0]
 
     def note(self, **values: float | Tensor) -> None:
         """Points of series; each is averaged until the next log."""

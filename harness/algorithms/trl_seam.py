@@ -7,16 +7,18 @@ TRL's: where TRL changes, this file does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import dpo_trainer, kto_trainer, utils
 
+from harness.algorithms.losses import Said
 from harness.base.replacing import replaced
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
@@ -52,6 +54,61 @@ class PairTrainer:
         for name, values in type(self).reference_scores(self, dataset, batch_size).items():
             dataset = dataset.add_column(name, values)
         return dataset
+
+
+class FreePairTrainer(PairTrainer, DPOTrainer):
+    """TRL's trainer of pairs with a loss that takes the policy's log-probabilities and no reference's.
+
+    Batches, the output head that never holds all logits, and the names of series are TRL's.
+
+    Attributes:
+        scale: of the series ``rewards/``.
+        by_mean: whether the loss ranks completions by log-probability per token, or by that of the whole.
+    """
+
+    scale: float
+    by_mean: bool
+    reference_scores = staticmethod(lambda *_: {})
+
+    def losses(self, chosen: Said, rejected: Said) -> Tensor:
+        """Of each pair, (B,)."""
+        raise NotImplementedError
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        given, mask = dict(inputs), inputs["completion_mask"]
+        del given["completion_mask"]
+        if self.aux_loss_enabled:  # a mixture of experts
+            given["output_router_logits"] = True
+        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+        outputs = model(**given, labels=labels, use_cache=False, fused_lm_head=True)
+        mask = mask[:, 1:]
+        width = mask.shape[1]  # an adapter may put virtual tokens before the real ones
+        said = [Said(*part) for part in zip(outputs.log_probs[:, -width:].chunk(2), mask.chunk(2), strict=True)]
+        loss = self.losses(*said).mean()
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        with torch.no_grad():
+            self.tell(said, outputs, mask)
+        return (loss, outputs) if return_outputs else loss
+
+    def tell(self, said: Sequence[Said], outputs: Any, mask: Tensor) -> None:
+        """The series that TRL's trainer of pairs has."""
+        width, chosen_mask = mask.shape[1], mask.chunk(2)[0]
+        chosen, rejected = (self.scale * (part.mean if self.by_mean else part.total) for part in said)
+        right = outputs.is_top1[:, -width:].chunk(2)[0]
+        found = {
+            "entropy": (outputs.entropy[:, -width:] * mask).sum() / mask.sum().clamp(min=1),
+            "mean_token_accuracy": (right & chosen_mask.bool()).sum() / chosen_mask.sum().clamp(min=1),
+            "rewards/chosen": chosen.mean(),
+            "rewards/rejected": rejected.mean(),
+            "rewards/accuracies": (chosen > rejected).float().mean(),
+            "rewards/margins": (chosen - rejected).mean(),
+            "logps/chosen": said[0].total.mean(),
+            "logps/rejected": said[1].total.mean(),
+        }
+        for name, value in found.items():
+            gathered: Any = self.accelerator.gather(value.float())
+            self._metrics["train"][name].append(gathered.mean().item())
 
 
 def without_hashing() -> None:
@@ -205,6 +262,6 @@ def sampling_model(trainer: Any) -> Any:
 
 
 __all__ = [
-    "PairTrainer", "RolloutTrainer", "as_on_cuda", "follow", "head_within", "narrow_tiles", "sampling_model", "tile",
-    "without_hashing",
+    "FreePairTrainer", "PairTrainer", "RolloutTrainer", "as_on_cuda", "follow", "head_within", "narrow_tiles",
+    "sampling_model", "tile", "without_hashing",
 ]  # fmt: skip

@@ -112,3 +112,11 @@ class TrialResult:
     train_key: str | None = None
     eval_key: str | None = None
     attempt: float | None = None
+
+
+def unless_default(default: Any) -> Any:
+    """A dataclass field that is part of a trial's configuration only where it is set to something else.
+
+    For knobs that few trials turn, or that came after trials were named and baselines recorded without them.
+    """
+    return field(default=default, metadata={"told": "unless default"})

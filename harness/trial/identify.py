@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
         if is_dataclass(value) and not isinstance(value, type):
             return {
                 "class": type(value).__name__,
-                **{f.name: plain(getattr(value, f.name)) for f in fields(value) if f.metadata.get("told", True)},
+                **{f.name: plain(getattr(value, f.name)) for f in fields(value) if _told(f, value)},
             }
         if isinstance(value, Mapping):
             return {str(k): plain(v) for k, v in value.items()}
@@ -124,5 +124,11 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
             return [plain(v) for v in value]
         return value
 
-    told = [f for f in fields(component) if f.name not in leave_out and f.metadata.get("told", True)]
+    told = [f for f in fields(component) if f.name not in leave_out and _told(f, component)]
     return {f.name: plain(getattr(component, f.name)) for f in told}
+
+
+def _told(field: Field[Any], component: Any) -> bool:
+    """Whether a field is part of the configuration (``records.unless_default``)."""
+    told = field.metadata.get("told", True)
+    return getattr(component, field.name) != field.default if told == "unless default" else bool(told)

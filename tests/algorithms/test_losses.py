@@ -6,12 +6,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from harness.algorithms.base import TrainJob
 from harness.algorithms.dpo import DPO, IPO
@@ -20,100 +18,14 @@ from harness.algorithms.kto import KTO, shuffled_rows
 from harness.algorithms.sft import SFT
 from harness.algorithms.trainers import ready_trainer
 from harness.base.errors import UserError
-from harness.config.train import Train
 from harness.models.adapters import Full, LoRA
-from harness.models.loading import character_tokenizer
 from harness.rewards.base import Reward, Verifier
 from harness.rewards.scoring import checked
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
+from tests.algorithms.world import PAIRS, PROMPTS, TOKENIZER, UNPAIRED, log_prob, log_ratio, loss_of, sigmoid
 from tests.toys import Fixed, random_llama, says
-
-TOKENIZER = character_tokenizer(64)
-PAIRS = (
-    {"prompt": "12+7=", "chosen": "19", "rejected": "well, the answer is 19."},
-    {"prompt": "1+1=", "chosen": "2", "rejected": "3"},
-    {"prompt": "30-4=", "chosen": "26", "rejected": "i dont know."},
-    {"prompt": "?+5=", "chosen": "i dont know.", "rejected": "7"},
-)
-UNPAIRED = (
-    {"prompt": "12+7=", "completion": "19", "label": True},
-    {"prompt": "1+1=", "completion": "well, 3", "label": False},
-    {"prompt": "30-4=", "completion": "26", "label": True},
-    {"prompt": "?+5=", "completion": "7", "label": False},
-    {"prompt": "2+2=", "completion": "i dont know.", "label": False},
-)
-PROMPTS = ({"prompt": "12+7=", "answer": "19"}, {"prompt": "1+1=", "answer": "2"})
-
-
-# -- the toy world -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def policy() -> LlamaForCausalLM:
-    return random_llama(0)
-
-
-@pytest.fixture
-def reference() -> LlamaForCausalLM:
-    return random_llama(1).requires_grad_(False)
-
-
-@pytest.fixture
-def job(policy: Any, reference: Any, tmp_path: Path) -> TrainJob:
-    """One whole batch of four, full fine-tuning; tests replace what they are about."""
-    return TrainJob(
-        model=policy,
-        reference=reference,
-        tokenizer=TOKENIZER,
-        adapter=Full(),
-        task=Arithmetic(),
-        data=TaskData(train_pairs=PAIRS, train_prompts=PROMPTS),
-        rows=lambda rows: [dict(row) for row in rows],
-        reward=None,
-        train=Train(
-            learning_rate=1e-2,
-            steps=1,
-            batch_size=4,
-            micro_batch_size=4,
-            max_length=64,
-            max_completion_length=8,
-            warmup_ratio=0.0,
-            gradient_checkpointing=False,
-        ),
-        seed=0,
-        output_dir=tmp_path,
-        device="cpu",
-        precision="fp32",
-        clock=PhaseClock(lambda kind, data: None),
-    )
-
-
-def log_prob(model: Any, prompt: str, completion: str) -> tuple[float, int]:
-    """log p(completion, end of sequence | prompt), one sequence at a time, and its number of tokens."""
-    before = TOKENIZER(prompt)["input_ids"]
-    said = [*TOKENIZER(completion)["input_ids"], TOKENIZER.eos_token_id]
-    ids = torch.tensor([before + said])
-    with torch.no_grad():
-        log_probs = torch.log_softmax(model(input_ids=ids).logits.double(), dim=-1)
-    total = sum(log_probs[0, len(before) - 1 + i, token].item() for i, token in enumerate(said))
-    return total, len(said)
-
-
-def log_ratio(policy: Any, reference: Any, prompt: str, completion: str) -> tuple[float, int]:
-    (new, tokens), (old, _) = log_prob(policy, prompt, completion), log_prob(reference, prompt, completion)
-    return new - old, tokens
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def loss_of(trainer: Any) -> float:
-    batch = next(iter(trainer.get_train_dataloader()))
-    return trainer.compute_loss(trainer.model, batch).item()
-
 
 # -- DPO and IPO ---------------------------------------------------------------------------------------
 

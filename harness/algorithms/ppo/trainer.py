@@ -76,13 +76,10 @@ class PPOTrainer(OnlineTrainer):
         settings, rows = self.settings, self.args.per_device_train_batch_size
         policy: Any = self.model
         ids, attention, mask = sequences(batch)
-        keep = mask.shape[1]
+        old = self.sampled_log_probs(batch)
         with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
-            old = batch.get("old_per_token_logps")
-            if old is None:
-                old = self.log_probs(self.model, ids, attention, keep, batch_size=rows)[0]
             with self.accelerator.autocast():
-                values = self.critic.values(ids, attention, keep, rows)
+                values = self.critic.values(ids, attention, mask.shape[1], rows)
         reference = batch.pop("ref_per_token_logps", old)
         kl = (old - reference) * mask
         rewards = math.token_rewards(shaped(scores, ended, settings), kl, mask, self.controller.beta)
