@@ -1,6 +1,6 @@
 """Contracts: the least plugin of each kind, which derives from no ready variant, goes through everything.
 
-``tests/contract/strange`` is a stranger's folder, by docs/extending.md alone: ORPO on transformers' own trainer,
+``tests/contract/strange`` is a stranger's folder, by docs/extending.md alone: SLiC on transformers' own trainer,
 (IA)^3, a GPT-2 over bytes, a task, a reward, an evaluator and a Hydra launcher; a file and a YAML each.
 """
 
@@ -42,11 +42,11 @@ def test_a_strangers_plugins_go_through_validate_plan_a_sweep_and_the_report(san
     tried = [line.split()[1].partition("=")[0] for line in shown.stdout.splitlines() if line.startswith("ok")]
     assert tuple(sorted(tried)) == KINDS
 
-    plan = sandbox.run("plan", "-m", *OWN, "algo=orpo", "adapter=scales,full", *SHORT, quick=False)
-    assert plan.returncode == 0 and plan.stdout.count("orpo-") >= 2 and "no prediction" not in plan.stdout, plan.stdout
+    plan = sandbox.run("plan", "-m", *OWN, "algo=slic", "adapter=scales,full", *SHORT, quick=False)
+    assert plan.returncode == 0 and plan.stdout.count("slic-") >= 2 and "no prediction" not in plan.stdout, plan.stdout
 
     sweep = sandbox.run(
-        "-m", *OWN, "algo=orpo,grpo", "adapter=scales", "reward=short", *SHORT, "sweep=strange",
+        "-m", *OWN, "algo=slic,grpo", "adapter=scales", "reward=short", *SHORT, "sweep=strange",
         "+evaluator@eval.evaluators.count=count", "hydra/launcher=one_by_one", quick=False,
     )  # fmt: skip
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr
@@ -64,15 +64,15 @@ def test_a_strangers_plugins_go_through_validate_plan_a_sweep_and_the_report(san
         (held[folder.name.partition("-")[0]],) = [
             e["reference"] for e in sandbox.events(folder, "worker.jsonl") if e["kind"] == "training"
         ]
-    assert held == {"orpo": "none", "grpo": "base"}
+    assert held == {"slic": "none", "grpo": "base"}
     report = (sandbox.cwd / "reports" / "strange" / "report.md").read_text()
-    assert "orpo-scales" in report and "Not alike** – reference" not in report
+    assert "slic-scales" in report and "Not alike** – reference" not in report
 
 
 @pytest.mark.slow
 def test_an_adapter_that_miscounts_is_refused_before_anything_trains(sandbox):
     path = sandbox.cwd / "stranger" / "scales.py"
     path.write_text(path.read_text().replace("        return count\n", "        return count + 1\n"))
-    shown = sandbox.run(*OWN, "algo=orpo", "adapter=scales", *SHORT, quick=False)
+    shown = sandbox.run(*OWN, "algo=slic", "adapter=scales", *SHORT, quick=False)
     assert shown.returncode == 2 and "expected_trainable() says" in shown.stderr, shown.stdout + shown.stderr
     assert not (sandbox.cwd / "outputs").exists() and "Traceback" not in shown.stderr

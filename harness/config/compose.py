@@ -51,6 +51,7 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
                         raise UserError(
                             "no such folder", key="--config-dir", value=path, fix="name a folder of YAML groups"
                         )
+                    _refuse_hidden(Path(path))
                     # Before the schema, which must be last, and read again: as Hydra's own command line does it.
                     loader.get_search_path().prepend("command-line", f"file://{Path(path).resolve()}", "schema")
                 loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
@@ -59,6 +60,18 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
         raise as_user_error(error) from None
     finally:
         GlobalHydra.instance().clear()
+
+
+def _refuse_hidden(folder: Path) -> None:
+    """Hydra reads the first YAML of a name that it finds, which is ours: one's own would change nothing, unsaid."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*.yaml"))]
+    if hidden := [str(name) for name in names if (conf_dir() / name).is_file()]:
+        raise UserError(
+            "has the name of one of harness's own, which would be read in its place",
+            key="--config-dir",
+            value=str(folder / hidden[0]),
+            fix=f"give it another name, such as {hidden[0].removesuffix('.yaml')}_own.yaml",
+        )
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, Any]:

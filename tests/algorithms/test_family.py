@@ -1,4 +1,4 @@
-"""The families of DPO and GRPO, and what TRL has no trainer of: the loss of whole trainers, by hand, in the toy world."""
+"""The families of DPO and GRPO, and what TRL has no trainer of: losses of whole trainers, by hand, in the toy world."""
 
 from __future__ import annotations
 

@@ -277,6 +277,16 @@ def test_a_folder_of_ones_own_adds_options(tmp_path: Path):
         assert compose(["algo=mine"])["algo"] == {"_target_": "harness.algorithms.dpo.IPO", "beta": 0.7}
 
 
+def test_a_yaml_of_ones_own_that_ours_would_hide_is_refused(tmp_path: Path):
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "dpo.yaml").write_text("_target_: harness.algorithms.dpo.DPO\nbeta: 0.7\n")
+    with (
+        pytest.raises(UserError, match=r"algo/dpo\.yaml.*one of harness's own.*algo/dpo_own\.yaml"),
+        hydra_config([str(tmp_path)]),
+    ):
+        pass
+
+
 def test_a_folder_of_ones_own_that_does_not_exist_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="nowhere"), hydra_config([str(tmp_path / "nowhere")]):
         compose([])

@@ -1,4 +1,4 @@
-"""ORPO on transformers' own trainer: an algorithm without a reference, and without a trainer of TRL's."""
+"""SLiC on transformers' own trainer: an algorithm without a reference, and without a trainer of TRL's."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,10 +7,13 @@ from harness.algorithms.base import Algorithm, Training, needs_positive_beta
 
 
 @dataclass(frozen=True)
-class ORPO(Algorithm):
-    """Odds-ratio preference optimization (Hong et al. 2024, arXiv 2403.07691, eq. 6); beta is the paper's lambda."""
+class SLiC(Algorithm):
+    """Sequence likelihood calibration (Zhao et al. 2023, arXiv 2305.10425, eq. 1); beta is the paper's lambda.
 
-    name: ClassVar[str] = "orpo"
+    A hinge on the difference of log-probabilities, here per token, and the likelihood of the chosen side.
+    """
+
+    name: ClassVar[str] = "slic"
     family: ClassVar[str] = "offline"
     consumes: ClassVar[str] = "pairs"
 
@@ -29,7 +32,7 @@ class ORPO(Algorithm):
         """A trainer of pairs."""
         import torch
         from peft import get_peft_model
-        from torch.nn.functional import logsigmoid
+        from torch.nn.functional import relu
         from transformers import Trainer, TrainingArguments
 
         from harness.algorithms.arguments import common_arguments, tokenized_pairs
@@ -60,8 +63,7 @@ class ORPO(Algorithm):
                 said = logits.float().log_softmax(-1).gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
                 mean = (said * mask).sum(1) / mask.sum(1).clamp(min=1)
                 chosen, rejected = mean.chunk(2)
-                odds = (chosen - rejected) - (torch.log1p(-chosen.exp()) - torch.log1p(-rejected.exp()))
-                loss = -chosen.mean() - beta * logsigmoid(odds).mean()
+                loss = relu(1 - (chosen - rejected)).mean() - beta * chosen.mean()
                 return (loss, None) if return_outputs else loss
 
         adapter = job.adapter.peft_config()
