@@ -30,6 +30,8 @@ ALGOS, ADAPTERS = (
     ("ppo", "dpo", "ipo", "kto", "grpo", "orpo", "simpo", "cpo", "rloo", "online_dpo"),
     ("full", "lora", "qlora"),
 )
+ALIKE = ("simpo", "cpo")
+"""Trained by the code that trains ORPO, but for the loss."""
 SMALL = (
     "model=shape/llama-10m", "eval=none", "task.pairs=40", "train.batch_size=8", "train.micro_batch_size=4",
     "train.max_length=64", "train.max_completion_length=12",
