@@ -49,4 +49,7 @@ def test_the_console_script_and_the_module_are_the_same_program() -> None:
     script = Path(sys.executable).parent / "harness"
     by_name = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True).stdout
     by_module = subprocess.run([sys.executable, "-m", "harness", "--help"], capture_output=True, text=True, check=True)
-    assert by_name == by_module.stdout and "algo: dpo, grpo, ipo, kto, none, ppo, sft" in by_name
+    assert (
+        by_name == by_module.stdout
+        and "algo: cpo, dpo, grpo, ipo, kto, none, online_dpo, orpo, ppo, rloo, sft, simpo" in by_name
+    )

@@ -43,6 +43,7 @@ class TrainJob:
         holds: the kind of reference (``Algorithm.reference_of``).
         frozen: torch's dtype of the weights of models that only score.
         folders: of the stages that the reward needs, by their keys.
+        probes: check with a forward pass that the adapter is where it says (``starting_point``).
         world: which of the trial's processes this is; ``train.batch_size`` is that of all of them together.
     """
 
@@ -65,6 +66,7 @@ class TrainJob:
     frozen: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
+    probes: bool = True
     world: World = World()
 
 
@@ -99,12 +101,16 @@ class Training:
         roles: tensors by role that are resident beside the policy's own: ``reward``, ``critic``; of a reference that
             is a model the harness knows (``trainer.ref_model``).
         sampler: of an online algorithm.
+        start: where the adapter was before the first step (``starting_point.Start``); None where nobody looked.
+        matrices: of an adapter that changes its base, before the first step (``plain_lora.matrices``).
     """
 
     trainer: Any
     reference: Reference = "none"
     roles: Callable[[], Mapping[str, Sequence[Tensor]]] = dict
     sampler: Sampler | None = None
+    start: Any = None
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def resident(self) -> dict[str, Sequence[Tensor]]:
@@ -161,6 +167,8 @@ class Algorithm(ABC):
         """What will hold the policy to where it started."""
         if not self.uses_reference:
             return "none"
+        if not adapter.off_is_base:
+            return "own"
         if self.shares_reference(train, data):
             return "shared"
         return "own" if adapter.peft_config() is None else "base"

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.algorithms.base import Algorithm, Training, TrainJob
+from harness.algorithms.starting_point import Probe, checked
 from harness.algorithms.trl_seam import narrow_tiles
+from harness.models.plain_lora import matrices
 from harness.models.precision import without_autocast
 
 POLICY = "default"
@@ -24,6 +26,7 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
         without_dropout(job.model)
     if job.holds == "own":
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
+    probe = Probe(job) if job.probes and job.adapter.peft_config() is not None else None
     job.model.train()
     narrow_tiles(job.model.config.get_text_config().vocab_size)
     training = algo.trainer(job)
@@ -32,6 +35,11 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
             # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if probe is not None:
+            training = replace(training, start=probe.start(training.trainer.model))
+            checked(training.start, job)
+        if not job.adapter.off_is_base:
+            training = replace(training, matrices=matrices(training.trainer.model))
         if algo.family == "offline":
             drop_out(training.trainer.model, job.adapter.dropout)
     return training

@@ -13,6 +13,7 @@ from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import rows_at_once
 from harness.models import context_length
+from harness.models.generation import has_virtual_tokens
 
 LONGEST = 8192
 """Tokens, where the model allows more and nobody asked for them: benchmarks' prompts are shorter, and memory is not."""
@@ -91,6 +92,9 @@ class CountingModel(Wrapper):
         self.batch_size_per_gpu = rows_at_once(self.context, min(longest, self.max_length))
         return super()._loglikelihood_tokens(requests, *arguments, **options)
 
+    def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
+        return super()._model_call(inps, *arguments, **options)[:, -inps.shape[1] :]  # less an adapter's virtual tokens
+
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
         """Generate answers; counts documents whose prompt is cut, and makes room where an answer would take it all."""
         fitting, longest = [], 1
@@ -108,6 +112,8 @@ class CountingModel(Wrapper):
             longest = max(longest, min(length + tokens, self.max_length))
             fitting.append(request)
         self.batch_size_per_gpu = rows_at_once(self.context, longest)
+        if has_virtual_tokens(self.context.model):  # padding would come between its tokens and the prompt's
+            self.batch_size_per_gpu = 1
         return super().generate_until(fitting, disable_tqdm=disable_tqdm)
 
     def _count(self, request: Any) -> None:

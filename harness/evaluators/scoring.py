@@ -14,7 +14,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from harness.base.calibration import clustered_error, share
 from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext
-from harness.models.generation import own_distribution, rows_within_cache, sampling_options, stop_ids
+from harness.models.generation import (
+    has_virtual_tokens,
+    own_distribution,
+    rows_within_cache,
+    sampling_options,
+    stop_ids,
+)
 from harness.tasks.base import Row
 from harness.tasks.conversation import encode_sides, prompt_ids
 
@@ -95,7 +101,7 @@ def _token_log_probs(context: EvalContext, rows: Sequence[list[int]]) -> torch.T
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
     with context.computing():
         found = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    logits = found[:, :-1].float()
+    logits = found[:, -width:-1].float()  # an adapter may put virtual tokens before the real ones
     del found
     return torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
 
@@ -283,8 +289,11 @@ def ratio_with_stderr(name: str, above: Sequence[float], below: Sequence[float])
 def _sampled_at_once(context: EvalContext, order: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
     """Places of completions, in ``order`` (shortest prompts first), as many together as the cache may hold."""
     wide, start = context.precision != "bf16", 0
+    alone = has_virtual_tokens(context.model)
     while start < len(order):
         chosen = order[start : start + context.batch_size]
+        if alone:  # padding would come between its tokens and the prompt's
+            chosen = [j for j in chosen if lengths[j] == lengths[chosen[0]]]
         while True:
             width = lengths[chosen[-1]] + context.max_completion_length
             fits = rows_within_cache(getattr(context.model, "config", None), width, len(chosen), wide=wide)

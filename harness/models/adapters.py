@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from harness.base.errors import UserError
+from harness.base.records import unless_default
 from harness.config import renamed
+from harness.config.devices import gpu_visible
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftConfig
     from transformers import PreTrainedModel
+
+    from harness.config.train import Train
+
+
+TAKES_APART = ("pissa", "olora", "loftq")
+"""Starts of LoRA that change the base's weights: what is left of them is no base."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,29 @@ class Adapter(ABC):
         if "recipe" in vars(cls) and "preset" not in vars(cls):
             renamed.warn(f"{cls.__name__}.recipe", "preset")
             cls.preset = vars(cls)["recipe"]
+
+    @property
+    def off_is_base(self) -> bool:
+        """Whether the model with the adapter switched off is the base.
+
+        Where it is not, the reference is a copy of the base, and what was trained comes back as plain LoRA on the base
+        (``models.plain_lora``). A forward pass before training checks it.
+        """
+        return True
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether the model with the adapter is the base before the first step. Checked likewise."""
+        return True
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether other roles (critic, reward model) can put adapters of the same kind onto the policy's base."""
+        return self.off_is_base and self.starts_at_base
+
+    def problems(self, train: Train) -> list[UserError]:
+        """What is impossible about the adapter's own knobs, or with those of training. Torch-free."""
+        return []
 
     @abstractmethod
     def peft_config(self) -> PeftConfig | None:
@@ -77,8 +109,10 @@ class Adapter(ABC):
         import torch
         from peft import get_peft_model
 
-        config = self.peft_config()
+        config: Any = self.peft_config()
         assert config is not None, "asked of adapters alone"
+        if getattr(config, "init_lora_weights", True) is not True:
+            config.init_lora_weights = True  # some take the weights apart, and there are none; sizes are the same
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as about a setting that peft corrects by itself
             return get_peft_model(type(model)(copy.deepcopy(model.config)), config)
@@ -111,6 +145,13 @@ class LoRA(Adapter):
         dropout: dropout on the adapter's input, in the policy's gradient pass alone; online algorithms train without.
         targets: ``all-linear`` (every linear layer but the output head) or module names such as ``[q_proj]``.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        alpha: alpha itself, in the place of ``alpha_over_rank``: held fixed while r is swept, it scales the update of
+            a small rank up.
+        dora: learn the length of each column apart from its direction (Liu et al. 2024, arXiv 2402.09353).
+        init: ``default`` (B = 0); ``pissa`` (the largest singular values are what is trained, Meng et al. 2024,
+            arXiv 2404.02948), ``olora`` (orthonormal, Bueyuekakyuez 2024, arXiv 2406.01775) and ``loftq`` (Li et al.
+            2023, arXiv 2310.08659) take the base apart; ``orthogonal`` and ``gaussian`` draw A otherwise.
+        init_iterations: of a fast singular value decomposition for ``pissa``; null: the exact one.
     """
 
     name: ClassVar[str] = "lora"
@@ -121,6 +162,19 @@ class LoRA(Adapter):
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
+    alpha: Annotated[float, Gt(0)] | None = unless_default(None)
+    dora: bool = unless_default(False)
+    init: Literal["default", "pissa", "olora", "loftq", "orthogonal", "gaussian"] = unless_default("default")
+    init_iterations: Annotated[int, Gt(0)] | None = unless_default(None)
+
+    @property
+    def off_is_base(self) -> bool:
+        """Not where the start takes the base apart."""
+        return self.init not in TAKES_APART
+
+    def problems(self, train: Train) -> list[UserError]:
+        """Starts that do not go with the rest."""
+        return _start_problems(self, train)
 
     def peft_config(self) -> LoraConfig:
         """The adapter as peft wants it."""
@@ -129,16 +183,48 @@ class LoRA(Adapter):
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=max(1, round(self.alpha_over_rank * self.rank)),
+            lora_alpha=self.alpha or max(1, round(self.alpha_over_rank * self.rank)),  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             # A lone name goes as a list: peft reads any text but all-linear as a regular expression.
             target_modules="all-linear" if self.targets == "all-linear" else list(_listed(self.targets)),
             use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=self._start(),  # type: ignore[arg-type]
         )
+
+    def _start(self) -> bool | str:
+        """``init`` in peft's words."""
+        if self.init == "pissa" and self.init_iterations is not None:
+            return f"pissa_niter_{self.init_iterations}"
+        return True if self.init == "default" else self.init
 
     def adapted_shapes(self, model: PreTrainedModel) -> list[tuple[int, int]]:
         """Of the layers that ``targets`` names."""
         return target_shapes(model, self.targets)
+
+
+def _start_problems(adapter: LoRA, train: Train) -> list[UserError]:
+    found, init = [], adapter.init
+
+    def wrong(key: str, value: Any, words: str, fix: str) -> None:
+        found.append(UserError(words, key=key, value=value, fix=fix))
+
+    if init == "loftq" and not gpu_visible():
+        wrong("adapter.init", init, "needs CUDA: peft quantizes the base there", "adapter.init=pissa, or adapter=qlora")
+    if init in TAKES_APART and adapter.quantized:
+        words = f"takes the base's weights apart, and those of {adapter.name} are 4-bit codes"
+        wrong("adapter.init", init, words, "adapter=lora, or adapter.init=default")
+    if init in TAKES_APART and adapter.dora:
+        words = "is converted to plain LoRA when it is saved, which cannot hold dora's lengths"
+        wrong("adapter.init", init, words, "adapter.dora=false, or adapter.init=default")
+    if init in TAKES_APART and train.checkpoint_steps:
+        words = f"changes the base at the start, which a checkpoint does not hold ({init})"
+        wrong("train.checkpoint_steps", train.checkpoint_steps, words, "train.checkpoint_steps=null")
+    if adapter.init_iterations is not None and init != "pissa":
+        wrong("adapter.init_iterations", adapter.init_iterations, "is read by adapter.init=pissa alone", "null")
+    if init == "orthogonal" and adapter.rank % 2:
+        wrong("adapter.rank", adapter.rank, "must be even for adapter.init=orthogonal", "rank=16")
+    return found
 
 
 @dataclass(frozen=True)

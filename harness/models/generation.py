@@ -7,6 +7,7 @@ enough: transformers 5 fills what they leave open from the model's own. So the m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,15 @@ def union(*named: Any) -> list[int]:
     """Token ids named one by one, in lists, or not at all, ascending and each once."""
     found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
     return sorted(int(i) for i in found)
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether an adapter puts learned tokens before the prompt (prompt and prefix tuning).
+
+    ``generate`` drops the positions of a batch for those, so that rows padded on the left would be sampled from another
+    distribution than the one that is trained and scored: their batches must have prompts of one length.
+    """
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def rows_within_cache(config: Any, width: int, most: int, *, wide: bool, layers: int | None = None) -> int:
@@ -93,7 +103,9 @@ def own_distribution(model: Any, tokenizer: Any, **defaults: Any) -> Iterator[No
     try:
         for holder, _ in holders:
             holder.generation_config = plain
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Position ids are not supported")  # see has_virtual_tokens
+            yield
     finally:
         for holder, own in holders:
             holder.generation_config = own

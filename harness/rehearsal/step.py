@@ -238,6 +238,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         references=_References(tracker, fakes, setup.train.max_length if scene.fill else None),
         folders=scene.folders,
         callbacks=[watch.Steady(tracker)],
+        probes=False,  # tensors without data are near nothing
     )
     training = ready_trainer(algo, job)
     trainer = training.trainer

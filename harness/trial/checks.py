@@ -12,6 +12,7 @@ def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task, cache_of(setup))
     errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
+    errors += _adapter_problems(setup) if setup.algo.trains else []
     errors += setup.reward.data_problems(data) if setup.reward is not None else []
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, data)
@@ -27,6 +28,30 @@ def check_data(setup: Setup) -> TaskData:
     if errors:
         raise UserErrors(errors)
     return data
+
+
+def _adapter_problems(setup: Setup) -> list[UserError]:
+    """Its own, and roles that would need a base that it does not leave them."""
+    adapter, found = setup.adapter, setup.adapter.problems(setup.train)
+    if adapter.shares_base or adapter.peft_config() is None:
+        return found
+    if adapter.off_is_base and setup.algo.family == "online":
+        words = f"{setup.algo.name} samples prompts of unlike lengths together, which virtual tokens do not allow"
+        return [
+            *found,
+            UserError(words, key="adapter", value=adapter.name, fix="adapter=lora, or an offline algorithm"),
+        ]
+    if setup.algo.name == "ppo" or (setup.reward is not None and setup.reward.stages()):
+        role = "a critic" if setup.algo.name == "ppo" else "a reward model"
+        found.append(
+            UserError(
+                f"leaves {role} no base to share: off it is not the base, or it does not start there",
+                key="adapter",
+                value=adapter.name,
+                fix="adapter=lora or dora; or algo=grpo, with reward=verifier or a reward model by reward.path",
+            )
+        )
+    return found
 
 
 def _leaks(setup: Setup, data: TaskData) -> list[UserError]:

@@ -21,6 +21,7 @@ from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
 from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
+from harness.models.plain_lora import change_of, on_base
 from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
@@ -162,7 +163,8 @@ def train(
             ),
         )
         meter.attach(training)
-        journal.write("training", reference=training.reference, quantized=setup.adapter.quantized)
+        start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}
+        journal.write("training", reference=training.reference, quantized=setup.adapter.quantized, **start)
         count_parameters(training.trainer.model, expected, journal)
         account_for_roles(training, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
@@ -184,7 +186,12 @@ def train(
         budget["budget/reference_rows"] = spent["prompts"]
     journal.write("metrics", values=throughput | budget)
     trained = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
+    change = None if setup.adapter.off_is_base else change_of(trained, training.matrices)
     del training
+    if change is not None:  # what is judged and kept is on the base as it was
+        del trained
+        free_memory(ground.device)
+        trained = on_base(change, ground.load_policy_base())
     free_memory(ground.device)
     return trained
 
@@ -235,7 +242,7 @@ def account_for_roles(training: Training, setup: Setup, journal: Journal) -> Non
 
     weights = role_bytes(training.resident)
     journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
-    if setup.adapter.peft_config() is not None and weights.get("reference"):
+    if setup.adapter.off_is_base and setup.adapter.peft_config() is not None and weights.get("reference"):
         raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")
 
 

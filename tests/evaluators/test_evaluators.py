@@ -530,3 +530,17 @@ def test_a_text_row_becomes_a_user_and_an_assistant_turn_and_keeps_its_other_fie
 def test_messages_pass_through_unchanged():
     row = {"prompt": USER, "chosen": ASSISTANT, "rejected": ASSISTANT}
     assert Style(chat=True).rows([row]) == [row]
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_a_completion_after_virtual_tokens_does_not_depend_on_its_neighbours(context, kind):
+    from peft import get_peft_config, get_peft_model
+
+    torch.manual_seed(3)
+    config = get_peft_config({"peft_type": kind, "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"})
+    learned = replace(context, model=get_peft_model(random_llama(0), config).eval())
+    prompts = ["1+1=", "12+7=", "30-4=", "what is 12+7=", "?+5="]
+    together = sample(learned, prompts, per_prompt=1, temperature=0.0)
+    alone = [sample(learned, [p], per_prompt=1, temperature=0.0)[0] for p in prompts]
+    assert [s.text for s in together] == [s.text for s in alone]
+    assert len({s.text for s in together}) > 2

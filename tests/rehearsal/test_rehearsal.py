@@ -26,10 +26,8 @@ from harness.tasks.conversation import Style
 from harness.trial.assemble import Setup, assemble
 from harness.trial.checks import check_data
 
-ALGOS, ADAPTERS = (
-    ("ppo", "dpo", "ipo", "kto", "grpo", "orpo", "simpo", "cpo", "rloo", "online_dpo"),
-    ("full", "lora", "qlora"),
-)
+ALGOS = ("ppo", "dpo", "ipo", "kto", "grpo", "orpo", "simpo", "cpo", "rloo", "online_dpo")
+ADAPTERS = ("full", "lora", "qlora")
 ALIKE = ("simpo", "cpo")
 """Trained by the code that trains ORPO, but for the loss."""
 SMALL = (
