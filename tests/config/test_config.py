@@ -280,11 +280,9 @@ def test_a_folder_of_ones_own_adds_options(tmp_path: Path):
 def test_a_yaml_of_ones_own_that_ours_would_hide_is_refused(tmp_path: Path):
     (tmp_path / "algo").mkdir()
     (tmp_path / "algo" / "dpo.yaml").write_text("_target_: harness.algorithms.dpo.DPO\nbeta: 0.7\n")
-    with (
-        pytest.raises(UserError, match=r"algo/dpo\.yaml.*one of harness's own.*algo/dpo_own\.yaml"),
-        hydra_config([str(tmp_path)]),
-    ):
+    with pytest.raises(UserError, match="one of harness's own") as caught, hydra_config([str(tmp_path)]):
         pass
+    assert "algo/dpo.yaml" in str(caught.value) and "algo/dpo_own.yaml" in str(caught.value)
 
 
 def test_a_folder_of_ones_own_that_does_not_exist_is_a_user_error(tmp_path: Path):
