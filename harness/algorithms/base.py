@@ -43,6 +43,7 @@ class TrainJob:
         holds: the kind of reference (``Algorithm.reference_of``).
         frozen: torch's dtype of the weights of models that only score.
         folders: of the stages that the reward needs, by their keys.
+        replay: rows of prompt and completion that are trained on again (``train.replay``).
         probes: check with a forward pass that the adapter is where it says (``starting_point``).
         world: which of the trial's processes this is; ``train.batch_size`` is that of all of them together.
     """
@@ -66,6 +67,7 @@ class TrainJob:
     frozen: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
+    replay: Sequence[Mapping[str, Any]] = ()
     probes: bool = True
     world: World = World()
 

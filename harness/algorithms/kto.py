@@ -79,6 +79,7 @@ class KTO(Algorithm):
         """TRL's trainer on shuffled rows."""
         from trl import KTOConfig, KTOTrainer
 
+        from harness.algorithms import replay
         from harness.algorithms.arguments import common_arguments, tokenized_completions
         from harness.algorithms.trl_seam import PairTrainer, without_hashing
         from harness.stages.reference import scores
@@ -87,6 +88,7 @@ class KTO(Algorithm):
             """Its references come from the stage, and its token ids from the one rendering of all."""
 
             reference_scores = staticmethod(scores if job.references is None else job.references.columns)
+            replayed = replay.of(job)
 
             def rows(self, dataset: Any, arguments: Any) -> Any:
                 mismatched = rotated(dataset["completion_ids"], arguments.per_device_train_batch_size)

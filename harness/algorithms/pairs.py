@@ -13,20 +13,22 @@ if TYPE_CHECKING:
     from harness.algorithms.losses import Said
 
 
-def pair_training(job: TrainJob, trainer: type, **options: Any) -> Training:
+def pair_training(job: TrainJob, trainer: Any, **options: Any) -> Training:
     """TRL's trainer of pairs, or one derived from it, ready to train.
 
     Args:
         job: what to train.
-        trainer: the class.
+        trainer: the class, this training's own.
         options: of TRL's ``DPOConfig``, beside those that all algorithms share.
     """
     from trl import DPOConfig
 
+    from harness.algorithms import replay
     from harness.algorithms.arguments import common_arguments, tokenized_pairs
     from harness.algorithms.trl_seam import without_hashing
 
     without_hashing()
+    trainer.replayed = replay.of(job)
     made = trainer(
         model=job.model,
         ref_model=job.reference,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
 
 from harness.algorithms.base import Algorithm, Training, TrainJob
 from harness.base.errors import UserError
+from harness.base.records import unless_default
 from harness.config.train import Train
 
 IGNORED = -100
@@ -16,17 +19,24 @@ COLUMNS = ("prompt_ids", "completion_ids")
 
 @dataclass(frozen=True)
 class SFT(Algorithm):
-    """Supervised fine-tuning on the chosen (or desirable) completions; the prompt carries no loss."""
+    """Supervised fine-tuning on the chosen (or desirable) completions; the prompt carries no loss.
+
+    Attributes:
+        anchor: weight of the KL of the policy to the base, on the trained tokens and over the whole vocabulary; 0
+            holds no reference. It keeps what the rows do not speak of, at the price of a second forward pass.
+    """
 
     name: ClassVar[str] = "sft"
     family: ClassVar[Literal["offline", "online", "none"]] = "offline"
     consumes: ClassVar[Literal["pairs", "unpaired", "prompts", "nothing"]] = "unpaired"
     keeps_dropout: ClassVar[bool] = True
 
+    anchor: Annotated[float, Ge(0)] = unless_default(0.0)
+
     @property
     def uses_reference(self) -> bool:
-        """Imitation needs no reference."""
-        return False
+        """Imitation needs none, but for an anchor."""
+        return self.anchor > 0
 
     def rows_in(self, data: Any) -> int:
         """Chosen and desirable completions."""
@@ -40,15 +50,18 @@ class SFT(Algorithm):
 
     def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer on (prompt, completion) rows."""
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
 
         from harness.algorithms.arguments import common_arguments, tokenized_completions
+        from harness.algorithms.replay import mixed
+        from harness.algorithms.trl_seam import imitation
 
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
+        rows = mixed(rows, job.replay, job.train.replay.share, job.seed)
         limit = job.train.max_length
         tokens = tokenized_completions(job, rows).map(lambda row: _labelled(row, limit), remove_columns=COLUMNS)
-        trainer = SFTTrainer(
+        trainer = imitation(self.anchor, job.reference)(
             model=job.model,
             args=SFTConfig(
                 **common_arguments(job),
@@ -61,7 +74,7 @@ class SFT(Algorithm):
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
-        return Training(trainer)
+        return Training(trainer, job.holds)
 
 
 def _labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:

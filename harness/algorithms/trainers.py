@@ -22,7 +22,7 @@ POLICY = "default"
 def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
     """The algorithm's trainer, with a frozen copy of the model as its reference where that is what holds it."""
     job = replace(job, holds=algo.reference_of(job.adapter, job.train, job.data))
-    if not algo.keeps_dropout:
+    if not algo.keeps_dropout or algo.uses_reference:
         without_dropout(job.model)
     if job.holds == "own":
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())

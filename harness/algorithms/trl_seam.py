@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.kernels import chunked_logprob
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import dpo_trainer, kto_trainer, utils
 
 from harness.algorithms.losses import Said
+from harness.algorithms.replay import Replayed
 from harness.base.replacing import replaced
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
@@ -35,9 +37,36 @@ class PairTrainer:
 
     Attributes:
         reference_scores: the trainer, a data set and a batch size -> a value for each row, by TRL's names of columns.
+        replayed: rows whose likelihood is a term of the loss; None where there are none.
     """
 
     reference_scores: Callable[[Any, Any, int], Mapping[str, list[float]]]
+    replayed: Replayed | None = None
+    _taken = (-1, 0)
+    """Step that goes on, and the micro-batches of it that have been taken."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's, and the share that replayed rows have in it."""
+        trainer: Any = super()
+        loss = trainer.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.replayed is None or return_outputs:
+            return loss
+        theirs = self._replay_loss(model, self.replayed)
+        return (1 - self.replayed.share) * loss + self.replayed.share * theirs
+
+    def _replay_loss(self, model: Any, replayed: Replayed) -> Tensor:
+        """Minus log-likelihood per token of the next replayed micro-batch."""
+        trainer: Any = self
+        step = trainer.state.global_step
+        done = self._taken[1] if self._taken[0] == step else 0
+        self._taken = step, done + 1
+        batch = self.on_device(replayed.batch(step * trainer.args.gradient_accumulation_steps + done))
+        found = model(**batch, use_cache=False, fused_lm_head=True).log_probs  # 0 where there is no label
+        loss = -found.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
+        trainer._metrics["train"]["replay_loss"].append(loss.item())
+        return loss
 
     def rows(self, dataset: Any, arguments: Any) -> Any:
         """The data set to train on, of one whose rows are token ids."""
@@ -109,6 +138,57 @@ class FreePairTrainer(PairTrainer, DPOTrainer):
         for name, value in found.items():
             gathered: Any = self.accelerator.gather(value.float())
             self._metrics["train"][name].append(gathered.mean().item())
+
+
+class AnchoredTrainer(SFTTrainer):
+    """TRL's SFT trainer with the KL to the base beside the likelihood, from the same logits.
+
+    Attributes:
+        anchor: weight of the KL.
+        ref_model: a frozen copy of the base; None where an adapter is switched off instead.
+    """
+
+    anchor: float
+    ref_model: Any
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Both terms are means over the trained tokens of the optimizer step."""
+        given = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
+        labels = inputs["labels"][:, 1:]
+        trained = labels != -100
+        outputs = model(**given)
+        said = outputs.logits[:, :-1][trained].float().log_softmax(-1)  # (tokens, vocabulary)
+        with torch.no_grad(), self._as_base(model) as base:
+            before = base(**given).logits[:, :-1][trained].float().log_softmax(-1)
+        tokens = trained.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        likelihood = said.gather(1, labels[trained][:, None]).sum()
+        kl = (said.exp() * (said - before)).sum()
+        with torch.no_grad():
+            mine, count = self._metrics["train"], trained.sum().clamp(min=1)
+            mine["kl"].append((kl / count).item())
+            mine["entropy"].append((-(said.exp() * said).sum() / count).item())
+            mine["mean_token_accuracy"].append((said.argmax(-1) == labels[trained]).float().mean().item())
+        loss = (self.anchor * kl - likelihood) / tokens
+        return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def _as_base(self, model: Any) -> Iterator[Any]:
+        options: Any = self.args.gradient_checkpointing_kwargs
+        with disable_gradient_checkpointing(model, options):
+            if self.ref_model is not None:
+                yield self.ref_model
+                return
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                yield model
+
+
+def imitation(anchor: float, reference: Any) -> type[SFTTrainer]:
+    """TRL's SFT trainer, held to the base where ``anchor`` is above 0."""
+    return (
+        SFTTrainer if not anchor else type("Anchored", (AnchoredTrainer,), {"anchor": anchor, "ref_model": reference})
+    )
 
 
 def without_hashing() -> None:
@@ -263,5 +343,5 @@ def sampling_model(trainer: Any) -> Any:
 
 __all__ = [
     "FreePairTrainer", "PairTrainer", "RolloutTrainer", "as_on_cuda", "follow", "head_within", "narrow_tiles",
-    "sampling_model", "tile", "without_hashing",
+    "imitation", "sampling_model", "tile", "without_hashing",
 ]  # fmt: skip

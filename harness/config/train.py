@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from harness.base.errors import UserError
+from harness.base.records import unless_default
 
 UNKNOWN_STEPS = 10**9
 """Stands for the number of steps where only a budget ends training."""
@@ -46,6 +47,34 @@ class Budget:
         return next(iter(self.all_named.items()), None)
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Rows of what the model could do before, trained on beside the rest so that it is not forgotten.
+
+    Attributes:
+        share: of the loss, 0 to below 1: (1 - share) * loss + share * (minus log-likelihood of replayed completions,
+            per token). As many rows of a micro-batch, at least one, come on top. SFT mixes the rows instead.
+        path: file of ``prompt`` and ``completion``, or any form that ``task=preferences`` reads, whose chosen or
+            desirable completions are taken; null: rows like those that the embedded base learned from.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    share: Annotated[float, Ge(0), Lt(1)] = 0.0
+    path: str | None = None
+
+    def problems(self, *, algo: str, family: str) -> list[UserError]:
+        """What contradicts itself, or the algorithm's kind."""
+        if self.path is not None and not self.share:
+            words = "names rows of which none is replayed"
+            return [UserError(words, key="train.replay.path", value=self.path, fix="train.replay.share=0.1")]
+        if self.share and family == "online":
+            words = f"{algo} learns from what it samples, and has no place for given completions"
+            fix = "train.replay.share=0, or an offline algorithm; a KL penalty (beta) holds an online one"
+            return [UserError(words, key="train.replay.share", value=self.share, fix=fix)]
+        return []
+
+
 USUAL_LENGTH, USUAL_COMPLETION = 1024, 256
 
 
@@ -78,6 +107,7 @@ class Train:
         logging_steps: steps between two points of the series.
         checkpoint_steps: steps between two checkpoints from which a killed trial continues; null for none.
         save: what is kept of the trained policy, as safetensors.
+        replay: rows that keep what the model could do before.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -101,6 +131,7 @@ class Train:
     logging_steps: Annotated[int, Gt(0)] = 10
     checkpoint_steps: Annotated[int, Gt(0)] | None = None
     save: Literal["adapter", "full", "none"] = "adapter"
+    replay: Replay = unless_default(Replay())
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from harness.rehearsal.judging import Rows
 from harness.tasks.base import TaskData, text_of
 from harness.tasks.conversation import encode
 from harness.trial.assemble import Setup
+from harness.trial.data import load_replay
 
 LOOKED_AT = 300
 """Rows, longest by characters, among which the longest by tokens are looked for."""
@@ -39,6 +40,12 @@ def longest(setup: Setup, data: TaskData, tokenizer: Any, prepared: Rows) -> Tas
     if rollout is not None:
         prompts *= math.ceil(rollout.prompts / len(prompts))
     return TaskData(train_pairs=top(data.train_pairs), train_unpaired=unpaired, train_prompts=prompts)
+
+
+def longest_replayed(setup: Setup) -> list[Mapping[str, Any]]:
+    """The longest rows that training replays, by characters."""
+    rows = sorted(load_replay(setup), key=lambda r: -len(text_of(r["prompt"])) - len(text_of(r["completion"])))
+    return rows[: setup.train.micro_batch_size or 1]
 
 
 def lengthened(batch: Any, length: int | None) -> Any:

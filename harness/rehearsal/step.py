@@ -23,12 +23,12 @@ import torch
 from harness.algorithms.arguments import optimizer_name
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
-from harness.algorithms.trl_seam import sampling_model
+from harness.algorithms.trl_seam import PairTrainer, sampling_model
 from harness.config.train import Budget, Train
 from harness.models.precision import Place
 from harness.rehearsal import judging, standins, watch
 from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
-from harness.rehearsal.rows import lengthened, longest
+from harness.rehearsal.rows import lengthened, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
 from harness.stages.reference import column_names, longest_first
@@ -238,6 +238,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         references=_References(tracker, fakes, setup.train.max_length if scene.fill else None),
         folders=scene.folders,
         callbacks=[watch.Steady(tracker)],
+        replay=longest_replayed(setup),
         probes=False,  # tensors without data are near nothing
     )
     training = ready_trainer(algo, job)
@@ -287,6 +288,16 @@ def _take_worst_batches(trainer: Any, fill: int | None, fakes: FakeTensors | Non
         return [fakes.take_in(batch) if fakes is not None else batch for batch in real]
 
     trainer.get_train_dataloader = batches
+    replayed = trainer.replayed if isinstance(trainer, PairTrainer) else None
+    if replayed is not None:
+        draw = replayed.batch
+
+        def worst(number: int) -> Any:
+            with outside():
+                real = lengthened(draw(number), fill)
+            return real if fakes is None else fakes.take_in(real)
+
+        replayed.batch = worst
 
 
 def _sample_longest(training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None) -> None:

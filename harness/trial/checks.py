@@ -5,14 +5,16 @@ from __future__ import annotations
 from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import TaskData
 from harness.trial.assemble import Setup
-from harness.trial.data import audited, cache_of, load_data
+from harness.trial.data import audited, cache_of, load_data, load_replay
 
 
 def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task, cache_of(setup))
     errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
-    errors += _adapter_problems(setup) if setup.algo.trains else []
+    if setup.algo.trains:
+        errors += _adapter_problems(setup)
+        errors += setup.train.replay.problems(algo=setup.algo.name, family=setup.algo.family) or _replay_problems(setup)
     errors += setup.reward.data_problems(data) if setup.reward is not None else []
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, data)
@@ -52,6 +54,17 @@ def _adapter_problems(setup: Setup) -> list[UserError]:
             )
         )
     return found
+
+
+def _replay_problems(setup: Setup) -> list[UserError]:
+    """The rows that are replayed must be there."""
+    try:
+        load_replay(setup)
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+    return []
 
 
 def _leaks(setup: Setup, data: TaskData) -> list[UserError]:

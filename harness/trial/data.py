@@ -8,20 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.base.errors import UserErrors
+from harness.base.errors import UserError, UserErrors
 from harness.config import closure, identity
 from harness.models import context_length
 from harness.store.cache import Cache, cache_dir
 from harness.tasks.audit import Audit, audit
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.contract import check_contract
 from harness.tasks.conversation import Style, is_conversational, style_of
 from harness.tasks.ids import Found, Limits, look
 from harness.tasks.reading.kept import keeping
+from harness.tasks.reading.replay import replay_rows
 
 if TYPE_CHECKING:
     from harness.trial.assemble import Setup
 
+REPLAYED = 2_000
+"""Rows like those that the embedded base learned from, of which replay takes its own."""
+REPLAY_FIX = "train.replay.path=general.jsonl, rows of prompt and completion that the model is to keep"
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
@@ -120,6 +124,22 @@ def load_data(task: Task, cache: Cache) -> TaskData:
     key = f"{type(task).__module__}.{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}"
     with keeping(cache):
         return _load_keyed(_Keyed(task, key + task.fingerprint()))
+
+
+def load_replay(setup: Setup) -> list[Row]:
+    """The rows that training replays; empty where it replays none.
+
+    Raises:
+        UserError: the file cannot be read, or none is named and the task has no rows of what came before.
+    """
+    replay = setup.train.replay
+    if not replay.share or not setup.algo.trains:
+        return []
+    if replay.path is not None:
+        return list(replay_rows(replay.path, allow_skipped=setup.task.allow_skipped))
+    if not setup.model.embedded:
+        raise UserError("a model of your own needs rows to replay", key="train.replay.path", value=None, fix=REPLAY_FIX)
+    return list(setup.task.base_rows(REPLAYED))
 
 
 class _Keyed:

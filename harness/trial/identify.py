@@ -10,8 +10,9 @@ from typing import Any
 from harness.base.records import Trial
 from harness.config import closure, identity
 from harness.config.devices import compute_device
-from harness.tasks.base import TaskData
+from harness.tasks.base import TaskData, digest_of
 from harness.trial.assemble import Setup, with_baseline
+from harness.trial.data import load_replay
 from harness.trial.keys import judging_code, training_code
 
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
@@ -41,6 +42,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         "data": dataset,
         "base": base,
         "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
+        **({"content of train.replay": digest_of(rows)} if (rows := load_replay(setup)) else {}),
         **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
         "training code": code,
         **{f"version of {k}": v for k, v in versions.items()},

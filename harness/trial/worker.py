@@ -29,6 +29,7 @@ from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
 from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
+from harness.trial.data import load_replay
 from harness.trial.heap import give_back
 from harness.trial.job import Job
 from harness.trial.keys import baseline_code
@@ -159,6 +160,7 @@ def train(
                 frozen=ground.place.frozen,
                 folders=folders,
                 callbacks=[callback],
+                replay=load_replay(setup),
                 world=ground.world,
             ),
         )
