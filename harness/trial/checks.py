@@ -43,14 +43,13 @@ def _adapter_problems(setup: Setup) -> list[UserError]:
             *found,
             UserError(words, key="adapter", value=adapter.name, fix="adapter=lora, or an offline algorithm"),
         ]
-    if setup.algo.name == "ppo" or (setup.reward is not None and setup.reward.stages()):
-        role = "a critic" if setup.algo.name == "ppo" else "a reward model"
+    if setup.reward is not None and any(stage.adapter == adapter for stage in setup.reward.stages()):
         found.append(
             UserError(
-                f"leaves {role} no base to share: off it is not the base, or it does not start there",
+                "leaves a reward model no base to share: off it is not the base",
                 key="adapter",
                 value=adapter.name,
-                fix="adapter=lora or dora; or algo=grpo, with reward=verifier or a reward model by reward.path",
+                fix="reward.adapter=full, adapter=lora, or a reward model by reward.path",
             )
         )
     return found

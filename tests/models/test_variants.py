@@ -13,20 +13,25 @@ from peft.tuners.lora import LoraLayer
 from harness.algorithms.dpo import DPO
 from harness.algorithms.grpo import GRPO
 from harness.algorithms.kto import KTO
+from harness.algorithms.ppo import PPO
 from harness.algorithms.starting_point import NEAR
 from harness.algorithms.trainers import ready_trainer, released
-from harness.base.errors import UserError
+from harness.base.errors import UserError, UserErrors
 from harness.config.train import Train
 from harness.models.adapters import LoRA, QLoRA
 from harness.models.plain_lora import change_of, on_base
 from harness.models.variants import IA3, AnyPeft, DoRA, PiSSA, PrefixTuning, PromptTuning, RsLoRA
+from harness.tasks.base import TaskData
 from harness.trial.artifacts import save_whole
+from harness.trial.assemble import assemble
+from harness.trial.checks import check_data
 from tests.algorithms.conftest import (  # noqa: F401
     job,  # noqa: F401
     policy,
     reference,
 )
 from tests.algorithms.world import TOKENIZER
+from tests.inside import plain_config
 from tests.toys import Fixed, random_llama, says
 
 LOHA = {"peft_type": "loha", "r": 2, "target_modules": ["q_proj", "v_proj"]}
@@ -158,3 +163,37 @@ def test_what_an_adapter_cannot_do_is_refused_with_a_fix(adapter, train, key):
 def test_the_scale_of_an_update_is_what_alpha_and_rank_make_it(job, adapter, scale):  # noqa: F811
     model = ready_trainer(DPO(), of(job, adapter)).trainer.model
     assert {m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)} == {scale}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_critic_of_what_took_its_base_apart_is_plain_lora_on_a_base_of_its_own(job, checkpointing):  # noqa: F811
+    paid = Fixed((1.0, 0, 0, 0, 0.5, 0, 0, 1.0))
+    asked = of(job, PiSSA(rank=2), batch_size=8, micro_batch_size=8, steps=2, gradient_checkpointing=checkpointing)
+    prompts = TaskData(train_prompts=[{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(8)])
+    training = ready_trainer(PPO(beta=0.1, epochs=2), replace(asked, reward=paid, data=prompts))
+    trainer = training.trainer
+    says(trainer, ["19", "17", "well", "i dont", "19", "2", "well 2", "i dont know."])
+    ids = torch.tensor([TOKENIZER("12+7=19")["input_ids"]])
+    with torch.no_grad():
+        hidden = trainer.critic.body(input_ids=ids).last_hidden_state
+        assert torch.allclose(hidden, random_llama(0).base_model(input_ids=ids).last_hidden_state, atol=1e-5)
+    before = [p.detach().clone() for p in trainer.critic.trained]
+    own, policys = {id(t) for t in training.resident["critic"]}, {id(p) for p in trainer.model.parameters()}
+    assert not own & policys and sum(t.numel() for t in training.resident["critic"]) > random_llama(0).num_parameters()
+    trainer.train()
+    assert trainer.state.global_step == 2
+    moved = [not torch.equal(a, b) for a, b in zip(before, trainer.critic.trained, strict=True)]
+    assert sum(moved) > len(moved) / 3  # the head, and B of each layer
+
+
+def test_a_reward_model_is_no_adapter_on_a_base_that_was_taken_apart():
+    setup = assemble(plain_config("algo=grpo", "adapter=pissa", "reward=model", "eval=none"))
+    with pytest.raises(UserErrors, match=r"reward\.adapter=full"):
+        check_data(setup)
+    check_data(assemble(plain_config("algo=grpo", "adapter=pissa", "reward=model", "reward.adapter=full", "eval=none")))
+
+
+@pytest.mark.parametrize("adapter", ["prompt", "prefix"])
+def test_virtual_tokens_are_refused_where_prompts_are_sampled_together(adapter):
+    with pytest.raises(UserErrors, match="virtual tokens do not allow"):
+        check_data(assemble(plain_config("algo=grpo", f"adapter={adapter}", "eval=none")))

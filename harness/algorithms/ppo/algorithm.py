@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -105,6 +106,7 @@ class PPO(Algorithm):
         assert job.train.learning_rate
         trainer = PPOTrainer(
             settings=self,
+            critic_base=None if job.adapter.shares_base else copy.deepcopy(job.model),
             critic_rate=self.critic_learning_rate or job.train.learning_rate,
             most_prompts=self._most_prompts(job.train, len(job.data.train_prompts)),
             **online_options(job),

@@ -1,4 +1,7 @@
-"""The critic: weights of its own for full fine-tuning, a second adapter on the shared base for LoRA and QLoRA."""
+"""The critic: weights of its own for full fine-tuning, a second adapter on the shared base for LoRA and QLoRA.
+
+An adapter that leaves no base to share (PiSSA) has a critic that is plain LoRA on a copy of the base.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 
+from harness.algorithms.roles import tensors_of
 from harness.models.classifier import Head, acting, undropped
 
 NAME = "critic"
@@ -31,10 +36,22 @@ class Critic:
         self.trained: list[nn.Parameter] = [*self.body.parameters(), *self.head.parameters()]
 
     @staticmethod
-    def beside(policy: Any) -> Critic:
-        """The kind of critic that suits ``policy``: an adapter where it has one, weights of its own elsewhere."""
+    def beside(policy: Any, base: Any = None) -> Critic:
+        """The kind of critic that suits ``policy``: an adapter where it has one, weights of its own elsewhere.
+
+        Args:
+            policy: a causal language model, wrapped by peft or not.
+            base: the base as it was, where the policy's adapter changed its own; it becomes the critic's.
+        """
         config = getattr(policy, "peft_config", {}).get("default")
-        return Critic(policy) if config is None else AdapterCritic(policy, config)
+        if config is None:
+            return Critic(policy)
+        return AdapterCritic(policy, config) if base is None else ApartCritic(base, config)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """Tensors that are there for the critic alone."""
+        return list(self.trained)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -104,6 +121,32 @@ class AdapterCritic(Critic):
     def release(self) -> None:
         """Remove the adapter."""
         self.policy.delete_adapter(NAME)
+
+
+class ApartCritic(Critic):
+    """Plain LoRA on a base of its own, of the shape of an adapter that took the policy's base apart."""
+
+    def __init__(self, base: Any, config: Any):
+        """Wrap ``base``, which is nobody else's, with an adapter of shape ``config``."""
+        config = undropped(config)
+        config.init_lora_weights = True
+        wrapped: Any = get_peft_model(base.requires_grad_(False), config)
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self.body = base.base_model.train()
+        self.head = _value_head(base)
+        self.trained = [*(p for p in wrapped.parameters() if p.requires_grad), *self.head.parameters()]
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The base too."""
+        return [*tensors_of(self.body), *self.head.parameters()]
+
+    def checkpoint(self, options: dict[str, Any] | None) -> None:
+        """As the policy does; the first layer's input needs a gradient for the backward pass to reach the adapter."""
+        self.body.gradient_checkpointing_enable(options)
+        self.body.enable_input_require_grads()
 
 
 def _value_head(policy: Any) -> Head:

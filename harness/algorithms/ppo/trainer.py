@@ -45,18 +45,27 @@ class PPOTrainer(OnlineTrainer):
     Args:
         settings: the algorithm's knobs.
         critic_rate: the critic's learning rate.
+        critic_base: the base as it was, where the policy's adapter takes its own apart; the critic's from then on.
         most_prompts: training ends before the rollout that would go beyond them; None where something else ends it.
         options: what ``OnlineTrainer`` takes.
     """
 
-    def __init__(self, *, settings: PPO, critic_rate: float, most_prompts: int | None = None, **options: Any):
+    def __init__(
+        self,
+        *,
+        settings: PPO,
+        critic_rate: float,
+        critic_base: Any = None,
+        most_prompts: int | None = None,
+        **options: Any,
+    ):
         """Make the trainer, then the critic beside its policy."""
         super().__init__(beta=settings.beta or 0.0, **options)
         if self.accelerator.num_processes > 1:
             raise UserError("ppo trains in one process", key="algo", value="ppo", fix="start without a launcher")
         self.settings, self.critic_rate = settings, critic_rate
         self.controller = math.KLController(settings.beta or 0.0, settings.kl_target, settings.kl_horizon)
-        self.critic = Critic.beside(self.model)
+        self.critic = Critic.beside(self.model, critic_base)
         if self.args.gradient_checkpointing:
             self.critic.checkpoint(self.args.gradient_checkpointing_kwargs)
         self.stop_epochs, self.most_prompts = False, most_prompts
@@ -67,7 +76,7 @@ class PPOTrainer(OnlineTrainer):
 
     def roles(self) -> dict[str, Any]:
         """The critic's weights beside the reward's; on a shared base only what is its own."""
-        return {**super().roles(), "critic": list(self.critic.trained)}
+        return {**super().roles(), "critic": self.critic.held}
 
     # -- rollout ---------------------------------------------------------------------------------------
 
