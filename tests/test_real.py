@@ -103,3 +103,42 @@ def test_a_trained_adapter_is_a_model_for_the_next_step(source, data, tmp_path):
     assert entry is not None
     model: Any = trained.load(entry.path, dtype=torch.float32, device="cpu")
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
+
+
+def test_pissas_rest_is_no_reference_and_its_policy_comes_back_as_plain_lora(source, data, tmp_path):
+    from peft import PeftModel
+
+    line = ["algo=dpo", "adapter=pissa", "adapter.init_iterations=4", f"task.path={data}", *SMALL]
+    told = tell(tmp_path / "t", default_dir(), *line, sizes=())
+    (event,) = [e for e in told.events if e.kind == "training"]
+    assert event.data["reference"] == "own"
+    assert event.data["off_nats"] > 5  # off, it is another model
+    assert event.data["start_nats"] < 0.001  # and with its adapter it starts at the base
+    policy = PeftModel.from_pretrained(
+        MODEL.load(source, dtype=torch.float32, device="cpu"), str(tmp_path / "t" / "artifacts" / "model")
+    ).eval()
+    assert policy.peft_config["default"].r == 32
+    tokenizer = MODEL.tokenizer(source)
+    ids = torch.tensor([prompt_ids(tokenizer, [QUESTION])[0]])
+    with torch.no_grad():
+        after = policy(input_ids=ids).logits.log_softmax(-1)
+        with policy.disable_adapter():
+            before = policy(input_ids=ids).logits.log_softmax(-1)
+    assert 0 < float((before.exp() * (before - after)).sum(-1).mean()) < 0.5  # two steps away, not its start twice
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more"),
+    [
+        ("dora", ()), ("rslora", ()), ("ia3", ()),
+        pytest.param("prompt", (), marks=pytest.mark.nightly),
+        pytest.param("prefix", ("train.gradient_checkpointing=false",), marks=pytest.mark.nightly),
+    ],
+)  # fmt: skip
+def test_other_adapters_are_where_they_say_on_a_real_model(source, data, tmp_path, adapter, more):
+    line = ["algo=dpo", f"adapter={adapter}", f"task.path={data}", *SMALL, *more, "~eval.evaluators.behaviour"]
+    told = tell(tmp_path / "t", default_dir(), *line, sizes=())
+    (event,) = [e for e in told.events if e.kind == "training"]
+    assert event.data["off_nats"] < 1e-4
+    assert (event.data["start_nats"] < 1e-4) == (adapter not in ("prompt", "prefix"))
+    assert told.metrics["eval/preference_accuracy"] >= 0
