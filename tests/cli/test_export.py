@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,24 @@ def test_a_prompt_adapter_is_exported_as_an_adapter(box, tmp_path):
     done = box.call("export", trial(box, "prompt").name, "--adapter", "--to", str(tmp_path / "adapter"))
     assert done.returncode == 0, done.stderr
     assert isinstance(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter"), PeftModel)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
+COMMANDS = re.findall(r"^python -m harness (export .*)$", PAGE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_run_and_write_what_they_say(box, command):
+    own = re.sub(r"\bdpo-(q?lora)-\S+", lambda found: trial(box, found.group(1)).name, command)
+    done = box.call(*shlex.split(own))
+    assert done.returncode == 0, done.stderr
+    target = Path(done.stdout.strip())
+    assert target.parent.resolve() == box.cwd.resolve() and (target / "README.md").is_file()
+    assert (target / ("adapter_config.json" if "--adapter" in command else "config.json")).is_file()
+
+
+def test_the_page_has_commands_of_both_kinds():
+    assert {kind for kind in ("--adapter", "--merge") if any(kind in c for c in COMMANDS)} == {"--adapter", "--merge"}
 
 
 # -- which trial -----------------------------------------------------------------------------------------
