@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compose and build every YAML, or the given overrides; tries those of your own folder",
     ),
     "init": ("harness.cli.init", "an experiment, a gate and a CI file for your own model and data"),
+    "export": ("harness.cli.export", "the policy of a trial as a folder to load: --adapter, or --merge into its base"),
     "sync": ("harness.cli.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.cli.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }

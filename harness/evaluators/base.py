@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -17,6 +18,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.rewards.base import Reward
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What the trained adapter can be merged into.
+
+    Attributes:
+        base: loads the base anew, not quantized, stored in the dtype that the trial computes in; in eval mode.
+        reload: loads a whole model from its folder in 4 bits, as the policy's own base was; None where that one is not
+            quantized.
+        refusal: why the adapter cannot be merged; None where it can.
+    """
+
+    base: Callable[[], PreTrainedModel]
+    reload: Callable[[Path], PreTrainedModel] | None = None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class EvalContext:
             ``pair_log_probs`` returns them; None on the baseline.
         before_training: within it, gives this context with the model that training started from; None where there
             is no other model (on the baseline, and where nothing was trained).
+        merging: what the adapter of the model can be merged into; None where no adapter was trained.
         max_length: tokens after which a sequence is truncated.
         max_completion_length: tokens sampled per completion.
         seed: of sampling; the same for baseline and trained model.
@@ -58,6 +76,7 @@ class EvalContext:
     beta: float | None = None
     reference: Any | None = None
     before_training: Callable[[], AbstractContextManager[EvalContext]] | None = None
+    merging: Merging | None = None
     max_leaked: float = 1.0
     precision: str = "fp32"
     frozen: Any = None
@@ -112,6 +131,8 @@ class Evaluator(ABC):
     compares: ClassVar[bool] = False
     """Whether it asks for the model before training (``EvalContext.before_training``), which full fine-tuning then
     holds beside the trained one; ``plan`` counts it."""
+    merges: ClassVar[bool] = False
+    """Whether it holds a merged copy of a policy with an adapter beside that policy; ``plan`` counts it likewise."""
 
     @property
     def judge_model(self) -> Reward | None:

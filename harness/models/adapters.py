@@ -73,6 +73,11 @@ class Adapter(ABC):
         """Whether other roles (critic, reward model) can put adapters of the same kind onto the policy's base."""
         return self.off_is_base and self.starts_at_base
 
+    @property
+    def cannot_merge(self) -> str | None:
+        """Why the adapter cannot be added to the base's weights, so that a plain model is left; None where it can."""
+        return None
+
     def problems(self, train: Train) -> list[UserError]:
         """What is impossible about the adapter's own knobs, or with those of training. Torch-free."""
         return []

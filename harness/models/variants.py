@@ -101,6 +101,11 @@ class VirtualTokens(Adapter):
         """What stands before the prompt says something before it has learned anything."""
         return False
 
+    @property
+    def cannot_merge(self) -> str:
+        """They are read, and change no weight."""
+        return f"adapter={self.name} puts learned tokens before the prompt, and no weight of the base could hold them"
+
 
 @dataclass(frozen=True)
 class PromptTuning(VirtualTokens):
@@ -162,6 +167,18 @@ class AnyPeft(Adapter):
     def starts_at_base(self) -> bool:
         """As told."""
         return self.base_at_start
+
+    @property
+    def cannot_merge(self) -> str | None:
+        """As peft has it."""
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.tuners.tuners_utils import BaseTuner
+
+        config: Any = self.peft_config()
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+        if not config.is_prompt_learning and tuner is not None and issubclass(tuner, BaseTuner):
+            return None
+        return f"peft cannot add {config.peft_type.value} to the weights of the base"
 
     def problems(self, train: Train) -> list[UserError]:
         """The configuration must be one of peft's."""

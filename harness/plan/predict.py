@@ -184,7 +184,8 @@ def _judges(setup: Setup) -> dict[str, Any]:
     """What evaluators hold beside the trained model."""
     active = setup.eval.active.items()
     judges = {name: asdict(judge) for name, e in active if (judge := e.judge_model) is not None}
-    return {"compare": sorted(name for name, e in active if e.compares), **judges}
+    merges = {"merge": names} if (names := sorted(name for name, e in active if e.merges)) else {}
+    return {"compare": sorted(name for name, e in active if e.compares), **merges, **judges}
 
 
 _EVAL = ("split", "batch_size", "max_length", "max_completion_length", "baseline")

@@ -99,6 +99,11 @@ def score(setup: Setup, reward: Any, scene: Any, tracker: Any) -> None:
     asked(rows, [said] * len(rows), [True] * len(rows))
 
 
+def can_merge(setup: Setup) -> bool:
+    """Whether what is trained can be added to a base's weights."""
+    return setup.adapter.peft_config() is not None and setup.adapter.cannot_merge is None
+
+
 def merges(setup: Setup) -> bool:
     """Whether the trained adapter is merged into its base when all is judged."""
-    return setup.train.save == "full" and setup.adapter.peft_config() is not None and not setup.adapter.quantized
+    return setup.train.save == "full" and can_merge(setup) and not setup.adapter.quantized

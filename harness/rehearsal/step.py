@@ -137,13 +137,18 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
 
 
 def _beside_the_trained(scene: Scene, config: Any, tracker: Tracker, judge: Callable[..., None]) -> None:
-    """What evaluators hold beside the trained model: the base again (full fine-tuning), then judges of their own."""
+    """What evaluators hold beside the trained model: the base again, or a merged copy, then judges of their own."""
     setup = scene.setup
     active = [e for e in setup.eval.active.values() if e.not_applicable(setup.task, scene.data) is None]
     if setup.adapter.peft_config() is None and any(e.compares for e in active):
         before = _base(scene, config, tracker, None, phase="evaluate", owner="reference")
         judge(before, "evaluate", *scene.held_out)
         del before
+        gc.collect()
+    if judging.can_merge(setup) and any(e.merges for e in active):  # what it is merged into, not quantized
+        merged = _base(scene, config, tracker, None, phase="evaluate", owner="reference")
+        judge(merged, "evaluate", *scene.held_out)
+        del merged
         gc.collect()
     for evaluator in active:
         if (reward := evaluator.judge_model) is not None:

@@ -221,7 +221,8 @@ def rankable(frame: pd.DataFrame) -> list[str]:
 
 def _higher_is_better(name: str) -> bool:
     tail = name.rpartition("/")[2]
-    return tail not in NOT_BETTER and not tail.startswith(("preference_truncated", "completion_tokens", "distinct_"))
+    begins, ends = ("preference_truncated", "completion_tokens", "distinct_"), ("_kl_per_token", "_mb")
+    return tail not in NOT_BETTER and not tail.startswith(begins) and not tail.endswith(ends)
 
 
 def quality_name(frame: pd.DataFrame) -> str | None:

@@ -13,6 +13,12 @@ from harness.base.records import TrialResult
 FOLDERS = ("model", "merged")
 """Below ``artifacts/``: the policy as it was trained, and the adapter merged into its base."""
 TOLD = ("true_reward", "correct", "preference_accuracy", "likelihood_accuracy", "win_rate", "kl_per_sequence")
+MERGED = {
+    "merged": "the base",
+    "merged_dequantized": "the base that its 4-bit weights stand for",
+    "merged_4bit": "the same, in 4 bits again",
+}
+"""What the evaluator ``merge`` calls the ways of merging, and what an adapter is merged into."""
 KNOBS = ("learning_rate", "steps", "epochs", "batch_size", "micro_batch_size", "max_length", "scheduler", "optimizer")
 
 
@@ -27,8 +33,8 @@ def write_card(folder: Path, result: TrialResult) -> list[Path]:
     return written
 
 
-def card(model: Path, result: TrialResult) -> str:
-    """The card of one folder, with the front matter that the hub reads."""
+def card(model: Path, result: TrialResult, *, about: str = "") -> str:
+    """The card of one folder, with the front matter that the hub reads; ``about`` says how the folder came about."""
     config, metrics = result.config, result.metrics
     base, adapter = base_of(model, config), is_adapter(model)
     algo, kind = config["algo"]["name"], config["adapter"]["name"]
@@ -61,6 +67,7 @@ def card(model: Path, result: TrialResult) -> str:
         f"# {formatting.escape(result.trial_id)}",
         f"{formatting.escape(str(base or 'A base model'))}, aligned by {algo.upper()} ({kind}) on the task "
         f"`{config['task']['name']}`.",
+        about,
         "## Load\n\n" + lines,
         "## Recipe\n\n"
         + formatting.table(
@@ -70,12 +77,34 @@ def card(model: Path, result: TrialResult) -> str:
     ]
     if rows:
         parts.append("## Held-out results\n\n" + formatting.table(["metric", "after", "before", "Δ"], rows))
+    parts.append(_cost_of_merging(metrics))
     parts.append("; ".join(cost) + "." if cost else "")
     used = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft") if versions.get(name)
     )
     parts.append(f"Made with the alignment harness; {used}." if used else "Made with the alignment harness.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cost_of_merging(metrics: Mapping[str, float]) -> str:
+    """What the evaluator ``merge`` measured; empty where it did not."""
+    rows = []
+    for way, words in MERGED.items():
+        kl = metrics.get(f"eval/{way}_kl_per_token")
+        if kl is None:
+            continue
+        name = f"eval/{way}_preference_accuracy_change"
+        change, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        bounds = "" if low is None or high is None else f" [{formatting.number(low)}, {formatting.number(high)}]"
+        speed, size = metrics.get(f"eval/{way}_tokens_per_s"), metrics.get(f"eval/{way}_mb")
+        shown = f"{formatting.number(change, signed=True)}{bounds}"
+        rows.append([words, f"{kl:.2g}", shown, formatting.number(size), formatting.whole(speed)])
+    if not rows:
+        return ""
+    size, speed = (metrics.get(f"eval/{name}") for name in ("adapter_mb", "unmerged_tokens_per_s"))
+    rows.append(["not merged", "0", formatting.number(0.0), formatting.number(size), formatting.whole(speed)])
+    columns = ["merged into", "KL, nats per token", "Δ preference accuracy", "MB", "tokens/s"]
+    return "## What merging costs\n\n" + formatting.table(columns, rows)
 
 
 def way_to(trial: Path, note: str) -> str:

@@ -15,8 +15,9 @@ import torch
 from harness.base.errors import UserError
 from harness.base.world import World
 from harness.config import identity
-from harness.evaluators.base import EvalContext
+from harness.evaluators.base import EvalContext, Merging
 from harness.models.adapters import Adapter
+from harness.models.loading import load_pretrained
 from harness.models.precision import Place, place_on
 from harness.store.cache import Cache, Entry
 from harness.store.journal import Journal
@@ -157,7 +158,24 @@ class Ground:
             sampled_prompts=None if setup.model.embedded else SAMPLED_PROMPTS,
             progress=self.progress,
             before_training=self.before_training(model) if trained else None,
+            merging=self.merging() if trained and setup.adapter.peft_config() is not None else None,
         )
+
+    def merging(self) -> Merging:
+        """The base that the trained adapter can be merged into, and the way back to 4 bits where it came from there."""
+        setup, place = self.setup, self.place
+        quantization = setup.adapter.quantization(place.unpacked)
+
+        def base() -> Any:
+            return setup.model.load(self.source, dtype=place.unpacked, device=self.device).eval()
+
+        def reload(folder: Path) -> Any:
+            dtype, attention = place.frozen, setup.model.attention
+            return load_pretrained(
+                str(folder), dtype=dtype, device=self.device, quantization=quantization, attention=attention
+            ).eval()
+
+        return Merging(base, None if quantization is None else reload, setup.adapter.cannot_merge)
 
     def before_training(self, model: Any) -> Callable[[], AbstractContextManager[EvalContext]]:
         """The way back from the trained ``model``: its adapter off, or the base's own weights, loaded for the while."""

@@ -279,6 +279,18 @@ def test_a_win_rates_judge_is_a_model_beside_the_trained_one(tmp_path):
     assert level.owners["reward"] == pytest.approx(weights, rel=0.01) and level.owners["weights"] > 0
 
 
+@pytest.mark.slow
+def test_what_merging_costs_is_measured_on_a_merged_copy_beside_the_policy():
+    asked, quiet = ("+evaluator@eval.evaluators.merge=merge",), ("eval.evaluators.win_rate=null",)
+    whole = judged("adapter=lora", *quiet)
+    assert whole.owners["reference"] == 0
+    for adapter in ("lora", "qlora"):  # the copy is not quantized, whatever the policy is
+        level = judged(f"adapter={adapter}", *quiet, *asked)
+        assert level.owners["reference"] == pytest.approx(whole.owners["weights"], rel=0.1)  # which has an adapter
+    for adapter in ("prompt", "full"):
+        assert judged(f"adapter={adapter}", *quiet, "eval.evaluators.behaviour=null", *asked).owners["reference"] == 0
+
+
 def test_merging_an_adapter_takes_one_layers_difference_and_no_second_base():
     level = rehearsed(setup_of("algo=sft", "adapter=lora", "train.save=full"), layers=2).peaks()["evaluate"]
     assert 0 < level.total - level.owners["weights"] < 0.2 * level.owners["weights"]

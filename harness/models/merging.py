@@ -1,0 +1,69 @@
+"""An adapter added to the weights of a base, and 4-bit weights written out. Torch and peft are imported when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class CannotMerge(Exception):
+    """The adapter cannot be added to the weights; in the words of whoever says so."""
+
+
+def merged(base: Any, adapter: Path) -> Any:
+    """The plain model ``base`` with the adapter of a folder added to its weights; ``base`` itself is changed.
+
+    The product of an adapter's matrices is made in the 32 bits that they are stored in, and rounded to the dtype of the
+    weight that it is added to.
+
+    Raises:
+        CannotMerge: peft does not merge this kind, or what it gives are no numbers.
+    """
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=True)
+        if not isinstance(model.base_model, BaseTuner):
+            raise CannotMerge(f"peft cannot add {model.peft_type} to the weights of a base")
+        try:
+            return model.merge_and_unload(safe_merge=True).eval()
+        except (NotImplementedError, ValueError) as error:
+            raise CannotMerge(f"peft cannot merge it: {' '.join(str(error).split())[:200]}") from error
+
+
+def write_out(quantized: Any, base: Any) -> Any:
+    """``base`` with the values that the 4-bit weights of ``quantized`` stand for; ``base`` itself is changed.
+
+    Args:
+        quantized: the same model with layers of bitsandbytes', below an adapter or not.
+        base: the model with whole weights, on the same device.
+
+    Raises:
+        ValueError: ``quantized`` has no 4-bit weight.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from transformers.pytorch_utils import Conv1D
+
+    written = 0
+    with torch.no_grad():
+        for name, module in quantized.named_modules():
+            if not isinstance(module, Linear4bit):
+                continue
+            weight: Any = module.weight
+            values = dequantize_4bit(weight.data, weight.quant_state)
+            layer = base.get_submodule(name.removesuffix(".base_layer"))  # as peft calls what it wraps
+            layer.weight.copy_(values.T if isinstance(layer, Conv1D) else values)
+            written += 1
+    if not written:
+        raise ValueError("no weight of the model is quantized to 4 bits")
+    return base
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the weights as they are saved: tied ones once, buffers and the constants of 4-bit weights included."""
+    found = {(v.data_ptr(), v.numel()): v.numel() * v.element_size() for v in model.state_dict().values()}
+    return sum(found.values())
