@@ -119,6 +119,9 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         errors += train_problems(built["train"], algo.name)
         errors += precision_problems(built["model"], adapter, built["train"])
         adapter = _without_dropout(algo, adapter, unused)
+    elif built["eval"].at:
+        unused.append("eval.at")
+        built["eval"] = replace(built["eval"], at=())
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
         if reward is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.base.errors import UserError, UserErrors
+from harness.evaluators.base import curve_split
 from harness.tasks.base import TaskData
 from harness.trial.assemble import Setup
 from harness.trial.data import audited, cache_of, load_data
@@ -24,6 +25,7 @@ def check_data(setup: Setup) -> TaskData:
                     value=setup.eval.split,
                 )
             )
+    errors += _curve_problems(setup, data)
     errors += _leaks(setup, data)
     if errors:
         raise UserErrors(errors)
@@ -52,6 +54,15 @@ def _adapter_problems(setup: Setup) -> list[UserError]:
             )
         )
     return found
+
+
+def _curve_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """A curve needs rows."""
+    split = curve_split(data, setup.eval.split)
+    if not setup.eval.at or data.eval_pairs.get(split) or data.eval_prompts.get(split):
+        return []
+    words = "the data has no held-out pair or prompt for a point of the curve"
+    return [UserError(words, key="eval.at", value=list(setup.eval.at), fix="eval.at=[], or data that is held out")]
 
 
 def _leaks(setup: Setup, data: TaskData) -> list[UserError]:

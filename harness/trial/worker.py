@@ -29,11 +29,12 @@ from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
 from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
+from harness.trial.curve import Curve
 from harness.trial.heap import give_back
 from harness.trial.job import Job
 from harness.trial.keys import baseline_code
 
-NOT_THE_BASES = ("evaluators", "baseline")
+NOT_THE_BASES = ("evaluators", "baseline", "at", "curve_pairs", "curve_prompts")
 """Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
@@ -57,9 +58,10 @@ def run(job: Job, journal: Journal) -> None:
         expected = setup.adapter.expected_trainable(model) if setup.algo.trains else 0
     with clock.phase("reference"):
         reference = reference_scores(ground, model, journal)
+        curve = Curve(ground, model, clock, journal) if setup.eval.at and job.mode == "train" else None
     if setup.algo.trains and job.mode == "train":
         with own_distribution(model, ground.tokenizer):  # a trainer writes into both its configurations
-            trained = train(ground, model, expected, folders, clock, journal)
+            trained = train(ground, model, expected, folders, clock, journal, curve)
         model = trained
         with clock.phase("evaluate"):
             keep(ground, model, journal)
@@ -127,9 +129,15 @@ def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
 
 
 def train(
-    ground: Ground, model: Any, expected: int, folders: Mapping[str, Path], clock: PhaseClock, journal: Journal
+    ground: Ground,
+    model: Any,
+    expected: int,
+    folders: Mapping[str, Path],
+    clock: PhaseClock,
+    journal: Journal,
+    curve: Curve | None = None,
 ) -> Any:
-    """Train by TRL; returns the trained policy, unwrapped and in eval mode."""
+    """Train by TRL, with points of a ``curve`` on the way; returns the trained policy, unwrapped and in eval mode."""
     from harness.algorithms.budget_meter import Meter
     from harness.algorithms.journal_callback import JournalCallback
 
@@ -163,6 +171,8 @@ def train(
             ),
         )
         meter.attach(training)
+        if curve is not None:
+            curve.attach(training, meter)
         start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}
         journal.write("training", reference=training.reference, quantized=setup.adapter.quantized, **start)
         count_parameters(training.trainer.model, expected, journal)
