@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from harness.base.errors import UserError
+from harness.base.records import unless_default
 
 UNKNOWN_STEPS = 10**9
 """Stands for the number of steps where only a budget ends training."""
@@ -78,6 +79,8 @@ class Train:
         logging_steps: steps between two points of the series.
         checkpoint_steps: steps between two checkpoints from which a killed trial continues; null for none.
         save: what is kept of the trained policy, as safetensors.
+        keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
+            validation split.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -101,6 +104,7 @@ class Train:
     logging_steps: Annotated[int, Gt(0)] = 10
     checkpoint_steps: Annotated[int, Gt(0)] | None = None
     save: Literal["adapter", "full", "none"] = "adapter"
+    keep: Literal["last", "best"] = unless_default("last")
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

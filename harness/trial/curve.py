@@ -6,7 +6,7 @@ whatever the algorithm. Imports torch by what it uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,8 @@ from harness.store import journal as journals
 from harness.store.journal import Journal
 from harness.store.result import since_attempt
 from harness.telemetry.clock import PhaseClock
+from harness.trial.best import Snapshots, best_of, forget
+from harness.trial.checks import ranks_by
 from harness.trial.context import Ground
 from harness.trial.undisturbed import undisturbed
 
@@ -54,20 +56,26 @@ class Curve(TrainerCallback):
             eval_pairs=first_rows(ground.data.eval_pairs, self.split, settings.curve_pairs),
             eval_prompts=first_rows(ground.data.eval_prompts, self.split, settings.curve_prompts),
         )
-        self.points = _on_record(ground, journal) if ground.resume else []
+        self.points: list[Mapping[str, Any]] = _on_record(ground, journal) if ground.resume else []
+        self._snapshots: Snapshots | None = None
+        if not ground.resume:
+            forget(ground.folder)  # of another training
         self._told: set[str] = set()
         self._reference = pair_log_probs(self._context(base)) if self.data.eval_pairs[self.split] else None
 
     def attach(self, training: Training, meter: Meter) -> None:
         """Watch a trainer from now on, after all that it calls already."""
         self._training, self._meter = training, meter
+        if self.ground.setup.train.keep == "best":
+            self._snapshots = Snapshots(self.ground.folder, training.trainer.model)
         training.trainer.add_callback(self)
 
     # -- the trainer's events --------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The base, on the same rows."""
-        self._take(START, START, state.global_step)
+        """The base, on the same rows; nothing where training goes on from a checkpoint."""
+        if state.global_step == 0:
+            self._take(START, START, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Where this step passed a share that was asked for; the last step has its point at the end."""
@@ -80,6 +88,25 @@ class Curve(TrainerCallback):
         """What came of it."""
         self._take(END, END, state.global_step)
 
+    def settle(self) -> None:
+        """After training: give the policy the weights of the best point, where those are to be kept."""
+        if self._snapshots is None:
+            return
+        best = best_of(self.points, self.metric)
+        if best is None:
+            self.journal.write("note", message=f"train.keep=best: no point has {self.metric}; the last policy is kept")
+            return
+        if best["share"] < END:
+            self._snapshots.put_back(best["share"])
+        value = best["values"][self.metric]
+        self.journal.write("kept", share=best["share"], step=best["step"], metric=self.metric, value=value)
+        self.journal.write("metrics", values={f"{PREFIX}kept_share": best["share"]})
+
+    @property
+    def metric(self) -> str:
+        """By which points are ranked."""
+        return f"{PREFIX}{ranks_by(self.ground.setup.task, self.data, self.split)}"
+
     # -- a point ---------------------------------------------------------------------------------------
 
     def _take(self, share: float, spent: float, step: int) -> None:
@@ -91,10 +118,18 @@ class Curve(TrainerCallback):
                 found = measured(self._looked_at(policy, share), self._training.paid)
             except Diverged as error:  # training itself says whether the trial has diverged
                 found, absent = Evaluation({}), {"point": str(error)}
-        values = {f"{PREFIX}share": share, f"{PREFIX}spent": spent}
-        values |= {f"{PREFIX}{name}": value for name, value in found.metrics.items()}
-        self.points.append({"share": share, "spent": spent, "step": step, "values": values, "absent": absent})
-        self.journal.write("point", **self.points[-1])
+            values = {f"{PREFIX}share": share, f"{PREFIX}spent": spent}
+            values |= {f"{PREFIX}{name}": value for name, value in found.metrics.items()}
+            point = {"share": share, "spent": spent, "step": step, "values": values, "absent": absent}
+            snapshots = self._snapshots
+            if snapshots is not None and best_of([*self.points, point], self.metric) is not point:
+                snapshots = None
+            if snapshots is not None and share < END:
+                snapshots.write(share)
+        self.points.append(point)
+        self.journal.write("point", **point)
+        if snapshots is not None:
+            snapshots.drop_but(share)
         for name, why in found.absent.items():
             if share > START and name not in self._told:
                 self._told.add(name)

@@ -71,8 +71,9 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
 def curve_config(setup: Setup) -> dict[str, Any]:
     """What the points of the curve depend on; empty without one.
 
-    It is part of the train key and not of the id: points are taken while training, so a trial that is asked for others
-    is trained again, in the folder that it has.
+    It is part of the train key: points are taken while training, so a trial that is asked for others is trained again.
+    It is no part of the id, so that this happens in the folder that the trial has, unless it decides which policy is
+    kept (``train.keep=best``).
     """
     settings = setup.eval
     return (
@@ -96,6 +97,8 @@ def training_config(setup: Setup) -> dict[str, Any]:
     }
     if setup.algo.trains:
         config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
+        if setup.train.keep == "best":
+            config["curve"] = curve_config(setup)  # it decides which policy is kept
     if setup.reward is not None:
         config["reward"] = {
             "name": type(setup.reward).__name__.lower(),

@@ -27,6 +27,7 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
+from harness.trial.best import forget
 from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
 from harness.trial.curve import Curve
@@ -75,6 +76,7 @@ def run(job: Job, journal: Journal) -> None:
         judge_trained(ground, model, reference, journal)
         if setup.algo.trains:
             settle(ground, model, journal)
+            forget(ground.folder)
     report_clock(clock, journal)
 
 
@@ -185,6 +187,8 @@ def train(
         take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
+    if curve is not None:
+        curve.settle()
     seconds = clock.seconds()
     spent = meter.spent
     throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}

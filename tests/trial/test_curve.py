@@ -208,11 +208,16 @@ def test_seconds_in_points_are_of_evaluation_and_no_budget_counts_them(monkeypat
     assert meter.spent["seconds"] == 5
 
 
-def test_every_point_is_in_the_phase_of_evaluation(tmp_path, cache):
-    told = tell(tmp_path, cache, "algo=grpo", "adapter=lora", "eval=none", *AT)
+def test_every_point_is_in_the_phase_of_evaluation_and_costs_no_training_time(tmp_path, cache, monkeypatch):
+    whole = curve.measured
+    monkeypatch.setattr(curve, "measured", lambda *arguments: time.sleep(0.5) or whole(*arguments))
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "eval=none", *AT)
     changes = [(e.data["previous"], e.data["name"]) for e in told.events if e.kind == "phase"]
     assert changes.count(("train", "evaluate")) == changes.count(("evaluate", "train")) == 5
-    assert told.metrics["time/evaluate_s"] > 0
+    assert told.metrics["time/evaluate_s"] > 2.5
+    assert told.metrics["budget/seconds"] <= told.metrics["time/train_s"], "the meter stood still in points"
+    spent = told.metrics["budget/tokens"] / told.metrics["throughput/train_tokens_per_s"]
+    assert spent == pytest.approx(told.metrics["time/train_s"], rel=1e-6)
 
 
 @pytest.mark.parametrize("algo", ["dpo", "grpo"])
