@@ -105,6 +105,8 @@ class Training:
         sampler: of an online algorithm.
         start: where the adapter was before the first step (``starting_point.Start``); None where nobody looked.
         matrices: of an adapter that changes its base, before the first step (``plain_lora.matrices``).
+        paid: prompt rows, completions and whether each ended by itself -> what an online algorithm pays for each
+            completion; None where nothing is paid.
     """
 
     trainer: Any
@@ -113,6 +115,7 @@ class Training:
     sampler: Sampler | None = None
     start: Any = None
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    paid: Callable[[Sequence[Mapping[str, Any]], Sequence[str], Sequence[bool]], Sequence[float]] | None = None
 
     @property
     def resident(self) -> dict[str, Sequence[Tensor]]:

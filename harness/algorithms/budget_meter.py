@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,29 @@ class Meter(TrainerCallback):
     def share(self) -> float:
         """Of the budget, that is spent; 0 where none is named."""
         return self.spent[self.unit] / self.amount if self.amount else 0.0
+
+    def done(self, planned: int) -> float:
+        """Share of training that is done, at most a rollout behind; ``planned`` are the steps known beforehand.
+
+        Of tokens and seconds the share of the budget, of all else that of the steps. Where passes over a rollout end
+        early, so that a number of prompts takes fewer steps than were planned, it is that of the rollouts gone by.
+        """
+        if self.unit in ("tokens", "seconds"):
+            return self.share
+        share, begun, rollout = self.steps / planned, self._sampled(), self.algo.rollout(self.train)
+        if begun is not None and rollout is not None and self.train.steps is None and self.unit != "steps":
+            share = max(share, (begun - rollout.prompts) / self.algo.prompts_seen(planned, self.rows, self.train))
+        return share
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Seconds within this are not training's."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._began is not None:
+                self._began += time.perf_counter() - since
 
     def expected(self, steps: int, planned: int) -> int:
         """Steps in all, as far as ``steps`` of them tell."""

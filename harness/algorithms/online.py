@@ -141,7 +141,7 @@ class OnlineTrainer(RolloutTrainer):
 
     def training(self, reference: Reference) -> Training:
         """What the algorithm gives."""
-        return Training(self, reference, self.roles, self.sampling)
+        return Training(self, reference, self.roles, self.sampling, paid=self.scorer.paid)
 
     def roles(self) -> dict[str, Any]:
         """Weights by role, those of policy and reference apart."""

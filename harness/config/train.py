@@ -108,6 +108,8 @@ class Train:
         checkpoint_steps: steps between two checkpoints from which a killed trial continues; null for none.
         save: what is kept of the trained policy, as safetensors.
         replay: rows that keep what the model could do before.
+        keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
+            validation split.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -132,6 +134,7 @@ class Train:
     checkpoint_steps: Annotated[int, Gt(0)] | None = None
     save: Literal["adapter", "full", "none"] = "adapter"
     replay: Replay = unless_default(Replay())
+    keep: Literal["last", "best"] = unless_default("last")
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
+from harness.base.records import unless_default
 from harness.models.precision import computing
 from harness.tasks.base import Task, TaskData
 
@@ -178,6 +179,10 @@ class Eval:
         max_leaked: share of the held-out prompts that training may show; above it the trial is refused.
         baseline: which base is judged before training: as a user would deploy it (not quantized), as the adapter trains
             on it (``quantized``), or none. ``auto`` is ``deployed``, unless that alone is predicted not to fit.
+        at: shares of the training budget at which the policy is evaluated on the way, beside its start and its end;
+            empty: not at all.
+        curve_pairs: held-out pairs of such a point, the first of the split.
+        curve_prompts: held-out prompts of such a point, each sampled once.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -190,8 +195,22 @@ class Eval:
     seed: Annotated[int, Ge(0)] = 0
     max_leaked: Annotated[float, Ge(0), Le(1)] = 0.01
     baseline: Baseline = "auto"
+    at: tuple[Annotated[float, Gt(0), Lt(1)], ...] = unless_default(())
+    curve_pairs: Annotated[int, Gt(0)] = unless_default(64)
+    curve_prompts: Annotated[int, Gt(0)] = unless_default(64)
 
     @property
     def active(self) -> dict[str, Evaluator]:
         """The evaluators that are on."""
         return {name: e for name, e in self.evaluators.items() if e is not None}
+
+
+def curve_split(data: TaskData, otherwise: str) -> str:
+    """The split whose rows a curve shows: ``validation``, so that whoever reads it may choose by it without harm.
+
+    Args:
+        data: the task's.
+        otherwise: the split of data that has no validation rows.
+    """
+    held = data.eval_pairs.get("validation") or data.eval_prompts.get("validation")
+    return "validation" if held else otherwise

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.base.errors import UserError
 from harness.config import identity
+from harness.report import peaks
 from harness.report.figures import curves, scatter
 from harness.report.html import page
 from harness.report.leaderboard import Price, finished, known
@@ -89,11 +90,14 @@ def _write(
     formats: Sequence[str],
 ) -> Written:
     found = material.standings
+    points = peaks.points(series)
     drawn = {
         "quality_against_memory": lambda path: scatter.quality_against_memory(found, path),
         "quality_against_drift": lambda path: scatter.quality_against_drift(found, path),
         "responses": lambda path: scatter.responses(found, path),
         "learning_curves": lambda path: curves.learning_curves(series, found, path),
+        "quality_over_budget": lambda path: curves.quality_over_budget(points, found, path),
+        "quality_over_drift": lambda path: curves.quality_over_drift(points, found, path),
         "memory_by_phase": lambda path: scatter.memory_by_phase(found, path),
         "memory_over_time": lambda path: curves.memory_over_time(series, found, path),
         "memory_timelines": lambda path: curves.memory_timelines(series, stretches, found, path),
@@ -107,7 +111,10 @@ def _write(
             for old in (path, path.with_suffix(".svg")):
                 old.unlink(missing_ok=True)  # of an earlier report
             made += [name] * draw(path)
-        report, words = out_dir / "report.md", compose(replace(material, plots=made, rest="`results.csv`"))
+        report, words = (
+            out_dir / "report.md",
+            compose(replace(material, plots=made, points=points, rest="`results.csv`")),
+        )
         report.write_text(words, encoding="utf-8")
         if "html" in formats:
             report.with_suffix(".html").write_text(page(words, material.title, out_dir), encoding="utf-8")
@@ -129,7 +136,8 @@ def _series(source: Source, standings: Standings) -> pd.DataFrame:
     shown = [*best[:MOST_SERIES], *rest[: MOST_SERIES // 4]]
     frame = pd.DataFrame(standings.frame[standings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
-    return source.series(shown, [*names, *curves.MEMORY_SERIES])
+    points = [n for n in peaks.SERIES if known(frame, n)]
+    return source.series(shown, [*names, *points, *curves.MEMORY_SERIES])
 
 
 def _timed(standings: Standings) -> list[str]:

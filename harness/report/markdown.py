@@ -26,7 +26,7 @@ from harness.report.leaderboard import (
     render_markdown,
     succeeded,
 )
-from harness.report.sections import forgetting, lenses, provenance, uses
+from harness.report.sections import forgetting, lenses, peaks, provenance, uses
 from harness.report.sections.evaluation import evaluations
 from harness.report.standings import Standings, find
 
@@ -58,6 +58,7 @@ class Material:
         card: the data card of one trial, markdown.
         price: of an hour of the device.
         plots: names of the plots that could be drawn.
+        points: of the trials' curves (``peaks.points``); None without any.
         rest: what has the trials that are too many to be shown, in words.
     """
 
@@ -71,6 +72,7 @@ class Material:
     card: str | None = None
     price: Price | None = None
     plots: Collection[str] = ()
+    points: pd.DataFrame | None = None
     rest: str = "the table"
 
 
@@ -111,6 +113,7 @@ def compose(material: Material) -> str:
         plot("responses", "Quality over each knob that was swept", "no knob has three values"),
         "## Training",
         plot("learning_curves", "Training series by step", "no training series in this source"),
+        *_over_training(material),
         "## Memory and time",
         _spent(frame, material.price),
         plot("memory_by_phase", "What each phase added to the peak memory", "no finished trial has it"),
@@ -145,6 +148,18 @@ class _Plots:
 
     def __call__(self, name: str, words: str, why_not: str) -> str:
         return f"![{words}]({name}.png)" if name in self.made else f"*{words}: left out, {why_not}.*"
+
+
+def _over_training(material: Material) -> list[str]:
+    """Curves, with the plots that could be drawn of them."""
+    if material.points is None:
+        return []
+    words = {
+        "quality_over_budget": "Quality over the share of the training budget",
+        "quality_over_drift": "Quality over the distance from the base",
+    }
+    figures = [f"![{said}]({name}.png)" for name, said in words.items() if name in material.plots]
+    return peaks.section(material.standings.recipes, material.points, figures, SHOWN)
 
 
 def _warnings(lines: list[str]) -> list[str]:

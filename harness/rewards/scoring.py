@@ -64,6 +64,10 @@ class Scorer:
             self._means = {**self._means, "reward_timeouts": expired / tried}
         return values
 
+    def paid(self, rows: Sequence[Row], texts: Sequence[str], ended: Sequence[bool]) -> list[float]:
+        """One finite number for each completion of rows that need not be the scorer's own; nothing is remembered."""
+        return checked(self.reward, self._function, rows, texts, ended)
+
 
 def checked(
     reward: Reward, function: ScoreFunction, rows: Sequence[Row], texts: Sequence[str], ended: Sequence[bool]

@@ -35,11 +35,14 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "phase": {"name": (str, type(None))},
     "progress": {"what": str, "step": (int, float), "total": (int, float, type(None))},
     "sample": {"t": (int, float), "used_mb": (int, float), "phase": str, "lens": str, "n": int},
+    "point": {"values": Mapping, "share": (int, float), "step": int},
     "series": {"values": Mapping},
     "stage": {"stage": str, "key": str, "hit": bool, "seconds": (int, float)},
     "table": {"name": str, "rows": list},
 }
 """Fields without which a line of a kind is none: what reads events may rely on them."""
+WITH_VALUES = ("metrics", "series", "point")
+"""Kinds of events whose ``values`` are figures by name."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 

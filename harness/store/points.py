@@ -34,7 +34,7 @@ class Point(NamedTuple):
 def points_of(worker: Sequence[Event], runner: Sequence[Event], samples: int = 0) -> Iterator[Point]:
     """Points in the order of their events; ``samples`` of the memory series were given before."""
     for event in sorted([*worker, *runner], key=lambda e: e.time):
-        if event.kind in ("metrics", "series"):
+        if event.kind in journal.WITH_VALUES:
             for name, value in event.data["values"].items():
                 if (number := journal.number(value)) is not None and not name.startswith(AT_THE_END):
                     yield Point(name, number, event.time, int(event.data.get("step", 0)))

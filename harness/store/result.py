@@ -107,7 +107,7 @@ def _last_values(events: Sequence[Event]) -> dict[str, float]:
     """The last number of every name; seconds from the phase events where the worker did not live to report them."""
     found: dict[str, float] = {}
     for event in events:
-        if event.kind in ("metrics", "series"):
+        if event.kind in journal.WITH_VALUES:
             for name, value in event.data["values"].items():
                 number = journal.number(value)
                 if number is not None:
@@ -137,7 +137,7 @@ def _not_numbers(events: Sequence[Event]) -> set[str]:
     return {
         name
         for event in events
-        if event.kind in ("metrics", "series")
+        if event.kind in journal.WITH_VALUES
         for name, value in event.data["values"].items()
         if journal.number(value) is None
     }

@@ -118,7 +118,11 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     if algo.trains:
         errors += train_problems(built["train"], algo.name)
         errors += precision_problems(built["model"], adapter, built["train"])
+        errors += _keeping_problems(built["train"], built["eval"])
         adapter = _without_dropout(algo, adapter, unused)
+    elif built["eval"].at:
+        unused.append("eval.at")
+        built["eval"] = replace(built["eval"], at=())
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
         if reward is None:
@@ -197,6 +201,19 @@ def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Ad
         return adapter
     unused.append("adapter.dropout")
     return replace(adapter, dropout=0.0)  # type: ignore[call-arg]
+
+
+def _keeping_problems(train: Train, settings: Eval) -> list[UserError]:
+    """The best point is one of a curve, and is not chosen by the rows that judge it."""
+    found = []
+    if train.keep == "best" and not settings.at:
+        words = "keeps the policy at the best point of a curve, and no curve is asked for"
+        found.append(UserError(words, key="train.keep", value="best", fix="eval.at=[0.25,0.5,0.75]"))
+    if train.keep == "best" and settings.split == "validation":
+        words = "train.keep=best chooses by the validation split, whose figures would flatter what was chosen by them"
+        fix = "eval.split=test, or train.keep=last"
+        found.append(UserError(words, key="eval.split", value="validation", fix=fix))
+    return found
 
 
 def _class_default(node: dict[str, Any] | None, field: str, plugins: tuple[str, ...]) -> Any:

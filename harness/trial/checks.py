@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from harness.base.errors import UserError, UserErrors
-from harness.tasks.base import TaskData
+from harness.evaluators.base import curve_split
+from harness.tasks.base import Task, TaskData, prompt_key
 from harness.trial.assemble import Setup
 from harness.trial.data import audited, cache_of, load_data, load_replay
 
@@ -26,6 +27,7 @@ def check_data(setup: Setup) -> TaskData:
                     value=setup.eval.split,
                 )
             )
+    errors += _curve_problems(setup, data)
     errors += _leaks(setup, data)
     if errors:
         raise UserErrors(errors)
@@ -64,6 +66,42 @@ def _replay_problems(setup: Setup) -> list[UserError]:
     except UserError as error:
         return [error]
     return []
+
+
+def ranks_by(task: Task, data: TaskData, split: str) -> str | None:
+    """What of a point of the curve says which policy is better; None where nothing does."""
+    if task.has_reward and data.eval_prompts.get(split):
+        return "true_reward"
+    return "preference_accuracy" if data.eval_pairs.get(split) else None
+
+
+def _curve_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """A curve needs rows; to choose by it, they must say which policy is better, and be none that judge it."""
+    split = curve_split(data, setup.eval.split)
+    if not setup.eval.at:
+        return []
+    if not data.eval_pairs.get(split) and not data.eval_prompts.get(split):
+        words = "the data has no held-out pair or prompt for a point of the curve"
+        return [UserError(words, key="eval.at", value=list(setup.eval.at), fix="eval.at=[], or data that is held out")]
+    if setup.train.keep == "last":
+        return []
+    words = None
+    if split == setup.eval.split:
+        words = "chooses the policy by a validation split, and the data has none of its own"
+    elif ranks_by(setup.task, data, split) is None:
+        words = "the validation split has no pairs, and the task has no rule that scores completions of its prompts"
+    elif shared := _prompts_of(data, split) & _prompts_of(data, setup.eval.split):
+        words = (
+            f"{len(shared):,} prompts of the validation split are in the {setup.eval.split} split too, such as "
+            f"{min(shared)[:60]!r}: the policy would be judged by rows that it was chosen by"
+        )
+    fix = "train.keep=last, or more held-out prompts, half of which are for validation"
+    return [] if words is None else [UserError(words, key="train.keep", value="best", fix=fix)]
+
+
+def _prompts_of(data: TaskData, split: str) -> set[str]:
+    rows = (*data.eval_pairs.get(split, ()), *data.eval_prompts.get(split, ()))
+    return {prompt_key(row["prompt"]) for row in rows}
 
 
 def _leaks(setup: Setup, data: TaskData) -> list[UserError]:

@@ -16,6 +16,10 @@ from harness.trial.data import load_replay
 from harness.trial.keys import judging_code, training_code
 
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
+CURVE = ("at", "curve_pairs", "curve_prompts")
+"""Settings of ``eval`` about the curve, which is recorded while training and says nothing of the final evaluation."""
+CURVE_READS = ("split", "batch_size", "max_length", "max_completion_length", "seed")
+"""Other settings of ``eval`` that change a point of the curve."""
 
 
 def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
@@ -29,6 +33,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
     training = training_config(setup)
     setup = with_baseline(setup, "deployed")
     evaluation = {"eval": _plain_fields(setup.eval)}
+    judging = {"eval": _plain_fields(setup.eval, leave_out=CURVE)}
     dataset = data.digest
     base = setup.model.recipe_digest(setup.task)
     trained, judged = training_code(setup), judging_code(setup.eval.active.values(), setup.task)
@@ -44,11 +49,12 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
         **({"content of train.replay": digest_of(rows)} if (rows := load_replay(setup)) else {}),
         **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
+        **{f"curve.{k}": str(v) for k, v in curve_config(setup).items()},
         "training code": code,
         **{f"version of {k}": v for k, v in versions.items()},
     }
     eval_why = {
-        **{k: str(v) for k, v in identity.flatten(evaluation).items()},
+        **{k: str(v) for k, v in identity.flatten(judging).items()},
         **{f"content of {n}.{k}": v for n, e in setup.eval.active.items() for k, v in e.contents().items()},
         "evaluation code": closure.code_digest(judged),
         **{f"version of {k}": v for k, v in identity.versions_beside(judged).items()},
@@ -61,6 +67,21 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         eval_key=identity.digest({"train": identity.digest(why), **eval_why}),
         digests={"dataset": dataset, "base": base, "code": code, "evaluators": identity.digest(eval_why)},
         why={**why, **{f"evaluation: {k}": v for k, v in eval_why.items()}},
+    )
+
+
+def curve_config(setup: Setup) -> dict[str, Any]:
+    """What the points of the curve depend on; empty without one.
+
+    It is part of the train key: points are taken while training, so a trial that is asked for others is trained again.
+    It is no part of the id, so that this happens in the folder that the trial has, unless it decides which policy is
+    kept (``train.keep=best``).
+    """
+    settings = setup.eval
+    return (
+        {"at": sorted(settings.at), **{k: getattr(settings, k) for k in (*CURVE[1:], *CURVE_READS)}}
+        if settings.at
+        else {}
     )
 
 
@@ -78,6 +99,8 @@ def training_config(setup: Setup) -> dict[str, Any]:
     }
     if setup.algo.trains:
         config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
+        if setup.train.keep == "best":
+            config["curve"] = curve_config(setup)  # it decides which policy is kept
     if setup.reward is not None:
         config["reward"] = {
             "name": type(setup.reward).__name__.lower(),

@@ -27,14 +27,16 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
+from harness.trial.best import forget
 from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
+from harness.trial.curve import Curve
 from harness.trial.data import load_replay
 from harness.trial.heap import give_back
 from harness.trial.job import Job
 from harness.trial.keys import baseline_code
 
-NOT_THE_BASES = ("evaluators", "baseline")
+NOT_THE_BASES = ("evaluators", "baseline", "at", "curve_pairs", "curve_prompts")
 """Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
@@ -58,9 +60,10 @@ def run(job: Job, journal: Journal) -> None:
         expected = setup.adapter.expected_trainable(model) if setup.algo.trains else 0
     with clock.phase("reference"):
         reference = reference_scores(ground, model, journal)
+        curve = Curve(ground, model, clock, journal) if setup.eval.at and job.mode == "train" else None
     if setup.algo.trains and job.mode == "train":
         with own_distribution(model, ground.tokenizer):  # a trainer writes into both its configurations
-            trained = train(ground, model, expected, folders, clock, journal)
+            trained = train(ground, model, expected, folders, clock, journal, curve)
         model = trained
         with clock.phase("evaluate"):
             keep(ground, model, journal)
@@ -74,6 +77,7 @@ def run(job: Job, journal: Journal) -> None:
         judge_trained(ground, model, reference, journal)
         if setup.algo.trains:
             settle(ground, model, journal)
+            forget(ground.folder)
     report_clock(clock, journal)
 
 
@@ -128,9 +132,15 @@ def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
 
 
 def train(
-    ground: Ground, model: Any, expected: int, folders: Mapping[str, Path], clock: PhaseClock, journal: Journal
+    ground: Ground,
+    model: Any,
+    expected: int,
+    folders: Mapping[str, Path],
+    clock: PhaseClock,
+    journal: Journal,
+    curve: Curve | None = None,
 ) -> Any:
-    """Train by TRL; returns the trained policy, unwrapped and in eval mode."""
+    """Train by TRL, with points of a ``curve`` on the way; returns the trained policy, unwrapped and in eval mode."""
     from harness.algorithms.budget_meter import Meter
     from harness.algorithms.journal_callback import JournalCallback
 
@@ -165,6 +175,8 @@ def train(
             ),
         )
         meter.attach(training)
+        if curve is not None:
+            curve.attach(training, meter)
         start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}
         journal.write("training", reference=training.reference, quantized=setup.adapter.quantized, **start)
         count_parameters(training.trainer.model, expected, journal)
@@ -177,6 +189,8 @@ def train(
         take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
+    if curve is not None:
+        curve.settle()
     seconds = clock.seconds()
     spent = meter.spent
     throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}

@@ -64,6 +64,7 @@ def test_every_module_that_a_trial_reaches_is_in_a_closure_or_named_with_its_rea
     covered = {
         *closure.of_training(shipped()),
         *closure.closure(shipped()),
+        *closure.closure(["harness.trial.curve"]),
         *(
             name
             for stage in ("sft", "reward_model", "reference")
@@ -199,6 +200,17 @@ def test_a_changed_expression_changes_the_keys_that_hold_the_module_and_a_commen
 )
 def test_each_kind_of_module_counts_where_it_can_change_a_value(module, keys):
     assert {key for key, files in parts().items() if module in files} == keys
+
+
+def test_the_code_of_the_curve_counts_where_a_curve_was_asked_for_alone():
+    plain, curved = training_code(setup()), training_code(setup("eval.at=[0.5]"))
+    taken = {
+        "harness.trial.curve",
+        "harness.trial.undisturbed",
+        "harness.evaluators.curve",
+        "harness.evaluators.scoring",
+    }
+    assert taken.isdisjoint(plain) and taken <= curved.keys()
 
 
 def test_the_keys_of_a_trial_follow_their_code(monkeypatch):

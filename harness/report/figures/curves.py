@@ -1,11 +1,11 @@
-"""Plots of what changed while trials ran: training series by step, memory by time.
+"""Plots of what changed while trials ran: training series by step, quality over the budget, memory by time.
 
 Each function returns False, and writes nothing, where the trials lack the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.base import formatting
 from harness.base.records import PHASES
+from harness.report import peaks
 from harness.report.figures.drawing import (
     COLOURS,
     DASHES,
@@ -161,6 +162,73 @@ def memory_timelines(
         keys.append(handle(color=GREY, linestyle=DASHES[1], label="predicted peak"))
     legend(drawn, keys, "lower")
     return save(drawn, path)
+
+
+OVER_TRAINING = {
+    "curve/true_reward": "true reward",
+    "curve/proxy_reward": "proxy reward (what training pays)",
+    "curve/preference_accuracy": "preference accuracy",
+}
+"""Series of points -> the words of their axis."""
+
+
+@styled
+def quality_over_budget(found: pd.DataFrame, standings: Standings, path: Path) -> bool:
+    """Small multiples of quality over the share of the budget: a line per recipe, a band over its seeds.
+
+    Args:
+        found: points (``peaks.points``).
+        standings: names the recipes.
+        path: of the PNG.
+    """
+    return _over_training(found, standings, path, "share of the training budget", _by_budget)
+
+
+@styled
+def quality_over_drift(found: pd.DataFrame, standings: Standings, path: Path) -> bool:
+    """The same over the square root of KL: from the base at 0 along the training, means over seeds; ● is its end."""
+    if peaks.KL not in found:
+        return False
+    measured = pd.DataFrame(found.dropna(subset=[peaks.KL]))
+    return _over_training(measured, standings, path, "√KL from the base (√nats per completion)", _by_drift)
+
+
+def _over_training(
+    found: pd.DataFrame, standings: Standings, path: Path, words: str, draw: Callable[[Axes, Any, dict[str, Any]], None]
+) -> bool:
+    names = [n for n in OVER_TRAINING if n in found and found[n].notna().any()]
+    if not names:
+        return False
+    key = _Legend(_groups(standings, set(found["run_id"])))
+    wide = min(2, len(names))
+    rows = -(-len(names) // wide)
+    drawn = figure(2.6 * rows + key.height_in)
+    grid = drawn.subplots(rows, wide, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        own = found.dropna(subset=[name]).assign(value=found[name])
+        for label, runs in key.groups.items():
+            draw(axes, own[own["run_id"].isin(runs)], key.style(label))
+        axes.set_xlabel(words)
+        axes.set_ylabel(OVER_TRAINING[name])
+    for axes in list(grid.flat)[len(names) :]:
+        axes.remove()
+    key.draw(drawn)
+    return save(drawn, path)
+
+
+def _by_budget(axes: Axes, own: Any, style: dict[str, Any]) -> None:
+    _line(axes, own.assign(step=own[peaks.SPENT]), style)
+    axes.set_xlim(-0.02, 1.02)
+
+
+def _by_drift(axes: Axes, own: Any, style: dict[str, Any]) -> None:
+    """An estimate of KL below 0 is drawn at 0."""
+    if own.empty:
+        return
+    means = own.assign(distance=own[peaks.KL].clip(lower=0) ** 0.5).groupby(peaks.SHARE)[["distance", "value"]].mean()
+    axes.plot(means["distance"], means["value"], marker=".", **style)
+    axes.plot(means["distance"].iloc[-1:], means["value"].iloc[-1:], marker="o", color=style["color"], zorder=4)
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
 
 def _groups(standings: Standings, run_ids: set[str]) -> dict[str, list[str]]:

@@ -1,0 +1,126 @@
+"""Where a recipe peaked within its training: found, drawn, and said in the report; nothing without a curve."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.base.overoptimization import Law
+from harness.report import peaks
+from harness.report.figures import curves
+from harness.report.markdown import Material, compose
+from harness.report.standings import find
+from harness.store import results
+from tests.report.test_report import trials
+from tests.store.test_results import BEGAN
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+PEAKED = (0.1, 0.5, 0.8, 0.7, 0.4)
+"""True reward: highest at the half."""
+RISING = (0.1, 0.2, 0.3, 0.4, 0.5)
+KL = (0.0, 1.0, 4.0, 9.0, 16.0)
+
+
+def study(seeds: int = 3) -> pd.DataFrame:
+    rows = [
+        {
+            "trial_id": f"{algo}-s{seed}-00000000", "run_id": f"{algo}{seed}", "algo": algo, "seed": float(seed),
+            "params.algo.name": algo, "eval/true_reward": final + 0.01 * seed,
+        }
+        for algo, final in (("grpo", 0.4), ("dpo", 0.5)) for seed in range(seeds)
+    ]  # fmt: skip
+    return trials(*rows)
+
+
+def series(frame: pd.DataFrame, **more: tuple[float, ...]) -> pd.DataFrame:
+    """Curves: GRPO peaks, DPO rises; each seed 0.01 above the one before."""
+    found = []
+    for run, algo, seed in zip(frame["run_id"], frame["algo"], frame["seed"], strict=True):
+        true = PEAKED if algo == "grpo" else RISING
+        told = {
+            "curve/share": SHARES, "curve/spent": SHARES, "curve/kl_per_sequence": KL,
+            "curve/true_reward": [t + 0.01 * seed for t in true], "curve/true_reward_stderr": (0.05,) * 5,
+        }  # fmt: skip
+        if algo == "grpo":
+            told["curve/proxy_reward"] = [0.2 + 0.1 * d for d in range(5)]
+        told |= {f"curve/{name}": values for name, values in more.items()}
+        found += [(run, name, 10 * i, BEGAN + i, v) for name, vs in told.items() for i, v in enumerate(vs)]
+        found.append((run, "train/loss", 3, BEGAN, 1.0))
+    return pd.DataFrame(found, columns=list(results.SERIES_COLUMNS))
+
+
+def test_points_are_a_row_each_of_the_curves_alone():
+    found = peaks.points(series(study()))
+    assert len(found) == 2 * 3 * 5 and set(found["step"]) == {0, 10, 20, 30, 40}
+    assert peaks.quality(found) == "curve/true_reward" and "train/loss" not in found
+    nothing = peaks.points(pd.DataFrame(columns=list(results.SERIES_COLUMNS)))
+    assert nothing.empty and peaks.quality(nothing) is None
+
+
+def test_the_peak_is_of_the_mean_over_seeds_and_the_loss_is_held_against_the_noise_of_the_rows():
+    frame = study()
+    found = peaks.points(series(frame))
+    by_algo = {r.label: peaks.peak(r, found, "curve/true_reward") for r in find(frame).recipes}
+    peaked, rising = by_algo["grpo"], by_algo["dpo"]
+    assert peaked is not None and rising is not None
+    assert (peaked.share, peaked.seeds) == (0.5, 3)
+    assert peaked.value == pytest.approx(0.81) and peaked.last == pytest.approx(0.41)
+    assert peaked.error == pytest.approx(math.sqrt(2 * 0.05**2 / 3))
+    assert peaked.beyond_noise and peaked.lost == pytest.approx(0.4)
+    assert rising.share == 1.0 and rising.lost == 0.0 and not rising.beyond_noise
+
+
+def test_shares_that_a_seed_lacks_do_not_count_and_a_curve_without_an_end_is_none():
+    frame = study()
+    found = peaks.points(series(frame))
+    first = found["run_id"] == "grpo0"
+    recipe = next(r for r in find(frame).recipes if r.label == "grpo")
+    without_half = pd.DataFrame(found[~(first & (found[peaks.SHARE] == 0.5))])
+    one = peaks.peak(recipe, without_half, "curve/true_reward")
+    assert one is not None and one.share == 0.75
+    assert peaks.peak(recipe, pd.DataFrame(found[~(first & (found[peaks.SHARE] == 1.0))]), "curve/true_reward") is None
+
+
+def test_the_law_is_of_the_change_since_the_base_of_the_same_seed():
+    """Changes of the proxy by distance 1 to 4: 0.1, 0.2, 0.3, 0.4, so that alpha is 0.1 and beta 0, in every seed."""
+    frame = study()
+    found = peaks.points(series(frame))
+    grpo = next(r for r in find(frame).recipes if r.label == "grpo")
+    proxy = peaks.law(grpo, found, "curve/proxy_reward")
+    assert isinstance(proxy, Law) and proxy.points == 12 and proxy.drawn == "seeds"
+    assert (proxy.alpha.mean, proxy.beta.mean) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12))
+    true = peaks.law(grpo, found, "curve/true_reward")
+    assert isinstance(true, Law) and true.beta.mean > 0.1, "which bends down"
+    dpo = next(r for r in find(frame).recipes if r.label == "dpo")
+    assert peaks.law(dpo, found, "curve/proxy_reward") is None
+    few = pd.DataFrame(found[(found["run_id"] == "grpo0") & (found[peaks.SHARE] != 0.5)])
+    assert "3 of 3 points" in str(peaks.law(grpo, few, "curve/true_reward"))
+
+
+def test_the_report_says_where_each_recipe_peaked_and_has_no_such_section_without_a_curve():
+    frame = study()
+    standings = find(frame)
+    points = peaks.points(series(frame))
+    words = compose(Material("sweep study", standings, "here", points=points, plots=["quality_over_budget"]))
+    assert "## Over training" in words and "![Quality over the share of the training budget]" in words
+    assert "| grpo | 3 | 50% of the budget | 0.810 | 0.410 | **0.400** |" in words
+    assert "| dpo | 3 | the end | 0.510 | 0.510 | – |" in words
+    assert "### Over-optimization" in words and "| grpo | proxy reward | 0.100" in words
+    without = compose(Material("sweep study", standings, "here"))
+    empty = compose(Material("sweep study", standings, "here", points=points.head(0)))
+    assert "Over training" not in without and empty == without
+
+
+def test_quality_is_drawn_over_the_budget_and_over_the_distance_and_not_without_points(tmp_path: Path):
+    frame = study()
+    points, found = peaks.points(series(frame)), find(frame)
+    assert curves.quality_over_budget(points, found, tmp_path / "b.png")
+    assert curves.quality_over_drift(points, found, tmp_path / "d.png")
+    for name in ("b", "d"):
+        assert (tmp_path / f"{name}.svg").read_text().count('id="axes_') == 2, "true reward and proxy reward"
+    assert not curves.quality_over_budget(points.head(0), found, tmp_path / "n.png")
+    assert not curves.quality_over_drift(points.drop(columns=peaks.KL), found, tmp_path / "n.png")
+    assert not (tmp_path / "n.png").exists()
