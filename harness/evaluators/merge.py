@@ -177,7 +177,8 @@ def copies(context: EvalContext, merging: Merging, scratch: Path, found: Found) 
     for way in ("merged", "merged_dequantized") if quantized else ("merged",):
         model: Any = merging.base()
         if way == "merged_dequantized":
-            write_out(_inner(context.model), model)
+            policy: Any = context.model
+            write_out(policy.get_base_model(), model)
         try:
             model = merged(model, adapter)
         except CannotMerge as refused:
@@ -200,11 +201,6 @@ def copies(context: EvalContext, merging: Merging, scratch: Path, found: Found) 
     found.notes.append(f"merged_4bit: the adapter {WAYS['merged_4bit']}")
     yield "merged_4bit", merging.reload(whole)
     _let_go(context.device)
-
-
-def _inner(policy: Any) -> Any:
-    """The base below the policy's adapter."""
-    return policy.get_base_model()
 
 
 def _let_go(device: str) -> None:

@@ -200,10 +200,12 @@ def _components(folder: Path) -> tuple[Model, Adapter]:
 def _numbers(folder: Path) -> tuple[str, str, str]:
     """Device, dtype of the computation, and dtype of the frozen weights, as the trial's journal has them."""
     told = [e.data for e in journal.read(folder / "worker.jsonl") if e.kind == "device"]
-    if not told:
-        return "cpu", "float32", "float32"
-    stored = str(told[-1].get("dtype") or "float32")
-    return str(told[-1]["device"]), "bfloat16" if told[-1].get("precision") == "bf16" else stored, stored
+    try:
+        device, precision, stored = (str(told[-1][name]) for name in ("device", "precision", "dtype"))
+    except (IndexError, KeyError):
+        rule = "does not say in which numbers the trial computed"
+        raise UserError(rule, key="worker.jsonl", value=str(folder), fix="--adapter writes the adapter alone") from None
+    return device, "bfloat16" if precision == "bf16" else stored, stored
 
 
 def _tokenizer(policy: Kept, model: Model) -> Any:
@@ -211,8 +213,8 @@ def _tokenizer(policy: Kept, model: Model) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(policy.model)
-    except (OSError, ValueError, KeyError):  # of a kind that transformers does not know
+        return AutoTokenizer.from_pretrained(policy.model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # one that brings code, which the model was asked to trust or not
         return model.tokenizer(policy.local_base)
 
 

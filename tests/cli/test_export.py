@@ -166,6 +166,21 @@ def test_the_page_has_commands_of_both_kinds():
     assert {kind for kind in ("--adapter", "--merge") if any(kind in c for c in COMMANDS)} == {"--adapter", "--merge"}
 
 
+def test_where_all_weights_were_trained_they_are_the_export_and_there_is_no_adapter(box, tmp_path):
+    shutil.copytree(trial(box, "lora"), tmp_path / "trial")
+    own = tmp_path / "trial" / "artifacts" / "model"
+    shutil.rmtree(own)
+    (base,) = (trial(box, "lora").parent / "bases").iterdir()
+    shutil.copytree(base, own)  # a whole model, as full fine-tuning keeps it
+    done = box.call("export", str(tmp_path / "trial"), "--merge", "--to", str(tmp_path / "whole"), "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    before, after = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (own, tmp_path / "whole"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert "All weights were trained; stored in float32." in (tmp_path / "whole" / "README.md").read_text()
+    said = refused(box, str(tmp_path / "trial"), "--adapter", "--to", str(tmp_path / "x"))
+    assert "there is no adapter" in said and "--merge" in said
+
+
 # -- which trial -----------------------------------------------------------------------------------------
 
 
@@ -261,6 +276,14 @@ def test_a_base_that_is_gone_is_named(box, tmp_path):
         for kind in ("--merge", "--adapter"):
             said = refused(box, str(tmp_path / "trial"), kind, "--to", str(tmp_path / "x"))
             assert words in said and "base_model_name_or_path" in said
+
+
+def test_a_journal_that_does_not_say_in_which_numbers_is_refused(box, tmp_path):
+    shutil.copytree(trial(box, "lora"), tmp_path / "trial")
+    lines = (tmp_path / "trial" / "worker.jsonl").read_text().splitlines()
+    others = [line for line in lines if json.loads(line)["kind"] != "device"]
+    (tmp_path / "trial" / "worker.jsonl").write_text("\n".join(others) + "\n")
+    assert "in which numbers" in refused(box, str(tmp_path / "trial"), "--merge", "--to", str(tmp_path / "x"))
 
 
 def test_options_that_are_wrong_are_told(box, tmp_path):
