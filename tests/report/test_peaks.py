@@ -114,6 +114,16 @@ def test_the_report_says_where_each_recipe_peaked_and_has_no_such_section_withou
     assert "Over training" not in without and empty == without
 
 
+def test_every_recipe_is_within_the_axes_however_far_the_first_one_went(tmp_path: Path, monkeypatch):
+    frame = study()
+    points = peaks.points(series(frame))
+    points.loc[points["run_id"].str.startswith("dpo"), peaks.KL] *= 100
+    reached = []
+    monkeypatch.setattr(curves, "save", lambda drawn, _: reached.append(drawn.axes[0].get_xlim()) or True)
+    assert curves.quality_over_drift(points, find(frame), tmp_path / "d.png")
+    assert reached[0][0] <= 0 and reached[0][1] >= 40.0
+
+
 def test_quality_is_drawn_over_the_budget_and_over_the_distance_and_not_without_points(tmp_path: Path):
     frame = study()
     points, found = peaks.points(series(frame)), find(frame)

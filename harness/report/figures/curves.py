@@ -228,7 +228,6 @@ def _by_drift(axes: Axes, own: Any, style: dict[str, Any]) -> None:
     means = own.assign(distance=own[peaks.KL].clip(lower=0) ** 0.5).groupby(peaks.SHARE)[["distance", "value"]].mean()
     axes.plot(means["distance"], means["value"], marker=".", **style)
     axes.plot(means["distance"].iloc[-1:], means["value"].iloc[-1:], marker="o", color=style["color"], zorder=4)
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
 
 def _groups(standings: Standings, run_ids: set[str]) -> dict[str, list[str]]:
