@@ -32,16 +32,16 @@ def points(series: pd.DataFrame) -> pd.DataFrame:
     Returns:
         columns ``run_id``, ``step`` and those of ``SERIES`` that some point has; no rows without a curve.
     """
-    own = series[series["name"].isin(SERIES)]
+    own: Any = series[series["name"].isin(list(SERIES))]
     if own.empty:
-        return pd.DataFrame(columns=["run_id", "step", SHARE])
+        return pd.DataFrame({"run_id": [], "step": [], SHARE: []})
     wide: Any = own.pivot_table(index=["run_id", "step"], columns="name", values="value", aggfunc="last")
-    return pd.DataFrame(wide.reset_index()).dropna(subset=[SHARE])
+    return wide.reset_index().dropna(subset=[SHARE])
 
 
 def quality(found: pd.DataFrame) -> str | None:
     """What ranks the points; None where nothing does."""
-    return next((name for name in QUALITY if name in found and found[name].notna().any()), None)
+    return next((name for name in QUALITY if name in found and bool(found[name].notna().any())), None)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Peak:
 
 def peak(recipe: Recipe, found: pd.DataFrame, metric: str) -> Peak | None:
     """Where the mean over seeds peaked, over the shares that all of them have; None without a finished curve."""
-    own: Any = found[found["run_id"].isin(set(recipe.frame["run_id"]))].dropna(subset=[metric])
+    own = _of(recipe, found, metric)
     seeds = own["run_id"].nunique()
     by = own.groupby(SHARE)[metric]
     means = by.mean()[by.count() >= seeds]
@@ -96,7 +96,7 @@ def law(recipe: Recipe, found: pd.DataFrame, reward: str) -> Law | str | None:
     """
     if reward not in found or KL not in found:
         return None
-    own: Any = found[found["run_id"].isin(set(recipe.frame["run_id"]))].dropna(subset=[reward, KL])
+    own = _of(recipe, found, reward, KL)
     observed = []
     for run_id, curve in own.groupby("run_id", sort=False):
         base = curve.loc[curve[SHARE] == 0.0, reward]
@@ -105,3 +105,9 @@ def law(recipe: Recipe, found: pd.DataFrame, reward: str) -> Law | str | None:
             pairs = zip(later[KL], later[reward], strict=True)
             observed += [Observed(str(run_id), float(kl), float(value - base.iloc[0])) for kl, value in pairs]
     return fit("rl", observed) if observed else None
+
+
+def _of(recipe: Recipe, found: pd.DataFrame, *names: str) -> Any:
+    """The points of a recipe that have all of these figures."""
+    own: Any = found[found["run_id"].isin(list(recipe.frame["run_id"]))]
+    return own.dropna(subset=list(names))

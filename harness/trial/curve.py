@@ -163,8 +163,8 @@ class Curve(TrainerCallback):
         return turn
 
 
-def _on_record(ground: Ground, journal: Journal) -> list[dict[str, Any]]:
+def _on_record(ground: Ground, journal: Journal) -> list[Mapping[str, Any]]:
     """Points of the attempts that this one goes on from."""
     chain = journals.latest_attempt(journals.read(ground.folder / "runner.jsonl"))
     events = since_attempt(journals.read(journal.path), chain)
-    return [dict(event.data) for event in events if event.kind == "point"]
+    return [event.data for event in events if event.kind == "point"]

@@ -30,6 +30,7 @@ from harness.trial.checks import check_data
 from harness.trial.identify import identify
 from harness.trial.job import Job
 from harness.trial.undisturbed import undisturbed
+from harness.trial.worker import seed_everything
 from tests.inside import Told, plain_config, tell
 from tests.toys import random_llama
 
@@ -99,9 +100,9 @@ def test_a_look_leaves_random_state_modes_trained_parameters_and_use_cache_as_th
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seed_everything(1)
     expected = draws()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seed_everything(1)
     with pytest.raises(RuntimeError, match="midway"), undisturbed(model):
         assert not any(m.training for m in model.modules())
         draws()

@@ -189,23 +189,24 @@ def quality_over_drift(found: pd.DataFrame, standings: Standings, path: Path) ->
     """The same over the square root of KL: from the base at 0 along the training, means over seeds; ● is its end."""
     if peaks.KL not in found:
         return False
-    measured = pd.DataFrame(found.dropna(subset=[peaks.KL]))
+    measured: Any = found.dropna(subset=[peaks.KL])
     return _over_training(measured, standings, path, "√KL from the base (√nats per completion)", _by_drift)
 
 
 def _over_training(
     found: pd.DataFrame, standings: Standings, path: Path, words: str, draw: Callable[[Axes, Any, dict[str, Any]], None]
 ) -> bool:
-    names = [n for n in OVER_TRAINING if n in found and found[n].notna().any()]
+    points: Any = found
+    names = [n for n in OVER_TRAINING if n in points and points[n].notna().any()]
     if not names:
         return False
-    key = _Legend(_groups(standings, set(found["run_id"])))
+    key = _Legend(_groups(standings, set(points["run_id"])))
     wide = min(2, len(names))
     rows = -(-len(names) // wide)
     drawn = figure(2.6 * rows + key.height_in)
     grid = drawn.subplots(rows, wide, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
-        own = found.dropna(subset=[name]).assign(value=found[name])
+        own = points.dropna(subset=[name]).assign(value=points[name])
         for label, runs in key.groups.items():
             draw(axes, own[own["run_id"].isin(runs)], key.style(label))
         axes.set_xlabel(words)
