@@ -225,6 +225,14 @@ def test_an_error_between_two_adapters_leaves_one(context, tmp_path):
     assert list(context.model.peft_config) == ["default"] == context.model.active_adapters
 
 
+def test_a_policy_that_came_back_from_disk_stays_frozen(context, tmp_path):
+    context.model.save_pretrained(str(tmp_path))
+    context.model.requires_grad_(False)
+    with two_adapters(context.model, tmp_path):
+        pass
+    assert not any(p.requires_grad for p in context.model.parameters())
+
+
 # -- speed ---------------------------------------------------------------------------------------------
 
 
