@@ -45,7 +45,7 @@ BROKEN = {
         "my_package/vocabulary.py", "s.text.split()", "s.txt.split()", "AttributeError at vocabulary.py:",
     ),
     "my_conf/algo/slic.yaml": ("my_package/slic.py", '"hinge"', '"hing"', "hing"),
-    "my_conf/adapter/dora.yaml": ("my_conf/adapter/dora.yaml", "rank: null", "rang: null", "rang"),
+    "my_conf/adapter/biased.yaml": ("my_conf/adapter/biased.yaml", "rank: null", "rang: null", "rang"),
 }  # fmt: skip
 
 

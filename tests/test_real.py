@@ -105,6 +105,7 @@ def test_a_trained_adapter_is_a_model_for_the_next_step(source, data, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
 
 
+@pytest.mark.nightly
 def test_pissas_rest_is_no_reference_and_its_policy_comes_back_as_plain_lora(source, data, tmp_path):
     from peft import PeftModel
 
@@ -130,7 +131,8 @@ def test_pissas_rest_is_no_reference_and_its_policy_comes_back_as_plain_lora(sou
 @pytest.mark.parametrize(
     ("adapter", "more"),
     [
-        ("dora", ()), ("rslora", ()), ("ia3", ()),
+        pytest.param("dora", (), marks=pytest.mark.nightly), pytest.param("rslora", (), marks=pytest.mark.nightly),
+        ("ia3", ()),
         pytest.param("prompt", (), marks=pytest.mark.nightly),
         pytest.param("prefix", ("train.gradient_checkpointing=false",), marks=pytest.mark.nightly),
     ],

@@ -273,9 +273,12 @@ def grpo_of(loss: str, **knobs: Any) -> GRPO:
 @pytest.mark.parametrize(
     "algo",
     [
-        *(pytest.param(grpo_of(loss), id=loss) for loss in get_args(grpo_module.Loss)),
+        *(
+            pytest.param(grpo_of(loss), id=loss, marks=() if loss in ("grpo", "dapo") else pytest.mark.slow)
+            for loss in get_args(grpo_module.Loss)
+        ),
         pytest.param(grpo_of("dapo", importance="sequence"), id="gspo"),
-        pytest.param(grpo_of("dr_grpo", scale_rewards="none"), id="unscaled"),
+        pytest.param(grpo_of("dr_grpo", scale_rewards="none"), id="unscaled", marks=pytest.mark.slow),
         pytest.param(RLOO(num_generations=4), id="rloo"),
         pytest.param(OnlineDPO(num_generations=4), id="online_dpo"),
     ],

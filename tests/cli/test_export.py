@@ -22,6 +22,8 @@ from harness.tasks.arithmetic import Arithmetic
 from tests.runs import Sandbox
 from tests.toys import CHAT
 
+pytestmark = pytest.mark.slow
+
 QUIET = [f"eval.evaluators.{name}=null" for name in ("true_reward", "win_rate", "behaviour", "calibration")]
 PAIRS = Arithmetic(pairs=64, eval_pairs=24, eval_prompts=12).load().eval_pairs["test"]
 FOUR_BITS = BitsAndBytesConfig(

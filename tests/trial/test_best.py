@@ -54,8 +54,14 @@ def kept_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("algo", "adapter"), [("dpo", "lora"), ("dpo", "full"), pytest.param("grpo", "lora", marks=pytest.mark.slow),
-                          ("ppo", "lora"), pytest.param("ppo", "full", marks=pytest.mark.slow)]
+    ("algo", "adapter"),
+    [
+        ("dpo", "lora"),
+        pytest.param("dpo", "full", marks=pytest.mark.slow),
+        pytest.param("grpo", "lora", marks=pytest.mark.slow),
+        pytest.param("ppo", "lora", marks=pytest.mark.nightly),
+        pytest.param("ppo", "full", marks=pytest.mark.nightly),
+    ],
 )  # fmt: skip
 def test_the_policy_at_the_best_point_is_saved_and_judged(tmp_path, cache, scored, algo, adapter):
     options = (f"algo={algo}", f"adapter={adapter}", "train.learning_rate=1e-2", *AT)
@@ -75,7 +81,7 @@ def test_the_policy_at_the_best_point_is_saved_and_judged(tmp_path, cache, score
     assert not (tmp_path / best.FOLDER).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_of_an_adapter_that_changes_its_base_the_best_point_is_kept_too(tmp_path, cache, scored):
     options = ("algo=dpo", "adapter=pissa", "train.learning_rate=1e-2")
     scored(0.0, 0.9, 0.1, 0.1, 0.1)

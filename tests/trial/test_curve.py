@@ -58,12 +58,17 @@ def shares(told: Told) -> list[float]:
     "options",
     [
         ("algo=dpo", "adapter=lora", "adapter.dropout=0.2", "train.gradient_checkpointing=true"),
-        ("algo=dpo", "adapter=full"),
-        ("algo=kto", "adapter=lora", "adapter.dropout=0.2"),
-        ("algo=grpo", "adapter=lora"),
-        ("algo=ppo", "adapter=lora"),
         *(
             pytest.param(more, marks=pytest.mark.slow)
+            for more in [
+                ("algo=dpo", "adapter=full"),
+                ("algo=kto", "adapter=lora", "adapter.dropout=0.2"),
+                ("algo=grpo", "adapter=lora"),
+                ("algo=ppo", "adapter=lora"),
+            ]
+        ),
+        *(
+            pytest.param(more, marks=pytest.mark.nightly)
             for more in [
                 ("algo=dpo", "adapter=pissa"),
                 ("algo=dpo", "adapter=qlora"),
