@@ -8,25 +8,28 @@ import torch
 from torch import Tensor
 
 from harness.algorithms import losses
+from harness.algorithms.groups import Groups
 from harness.algorithms.losses import Said
 from harness.algorithms.online import OnlineTrainer, sequences
-from harness.algorithms.online_dpo import OnlineDPO
 from harness.algorithms.ppo import mathematics as math
-from harness.algorithms.rloo import RLOO
 
 
-class RLOOTrainer(OnlineTrainer):
-    """REINFORCE with a leave-one-out baseline; the KL penalty is part of the reward.
+class GroupTrainer(OnlineTrainer):
+    """Knows the knobs of an algorithm of groups.
 
     Args:
-        settings: the algorithm's knobs.
+        settings: the algorithm.
         options: what ``OnlineTrainer`` takes.
     """
 
-    def __init__(self, *, settings: RLOO, **options: Any):
+    def __init__(self, *, settings: Groups, **options: Any):
         """Make the trainer."""
         super().__init__(beta=settings.beta or 0.0, **options)
-        self.settings = settings
+        self.settings: Any = settings
+
+
+class RLOOTrainer(GroupTrainer):
+    """REINFORCE with a leave-one-out baseline; the KL penalty is part of the reward."""
 
     def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
         """Add log pi_old of every token (B, T), and the advantage of every completion (B,)."""
@@ -56,18 +59,8 @@ class RLOOTrainer(OnlineTrainer):
         return loss / self.current_gradient_accumulation_steps
 
 
-class OnlineDPOTrainer(OnlineTrainer):
-    """DPO on the best and the worst completion of each group.
-
-    Args:
-        settings: the algorithm's knobs.
-        options: what ``OnlineTrainer`` takes.
-    """
-
-    def __init__(self, *, settings: OnlineDPO, **options: Any):
-        """Make the trainer."""
-        super().__init__(beta=settings.beta or 0.0, **options)
-        self.settings = settings
+class OnlineDPOTrainer(GroupTrainer):
+    """DPO on the best and the worst completion of each group."""
 
     def finish_rollout(self, batch: dict[str, Any], scores: Tensor, ended: Tensor) -> dict[str, Any]:
         """One row a group: its prompt (P,), and its best and its worst completion (2, T)."""

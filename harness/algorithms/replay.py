@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.algorithms.base import TrainJob
+from harness.algorithms.sft import IGNORED, labelled
 
 
 class Replayed:
@@ -35,18 +36,19 @@ class Replayed:
 
     def batch(self, number: int) -> dict[str, Tensor]:
         """The micro-batch of this number: ``input_ids``, ``attention_mask`` and ``labels``, each (rows, longest)."""
-        rows = [self._row(number * self._size + i) for i in range(self._size)]
-        whole = [(r["prompt_ids"] + r["completion_ids"])[: self._limit] for r in rows]
-        width = max(map(len, whole))
-        before = [min(len(r["prompt_ids"]), len(ids)) for r, ids in zip(rows, whole, strict=True)]
-        labels = [[-100] * n + ids[n:] for n, ids in zip(before, whole, strict=True)]
+        rows = [labelled(self._row(number * self._size + i), self._limit) for i in range(self._size)]
+        width = max(len(row["input_ids"]) for row in rows)
+
+        def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+            return torch.tensor([ids + [fill] * (width - len(ids)) for ids in lists])
+
         return {
-            "input_ids": torch.tensor([ids + [self._pad] * (width - len(ids)) for ids in whole]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in whole]),
-            "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+            "input_ids": padded((row["input_ids"] for row in rows), self._pad),
+            "attention_mask": padded(([1] * len(row["input_ids"]) for row in rows), 0),
+            "labels": padded((row["labels"] for row in rows), IGNORED),
         }
 
-    def _row(self, place: int) -> Mapping[str, Any]:
+    def _row(self, place: int) -> dict[str, Any]:
         """Passes over the rows follow one another, each in an order of its own."""
         turn, at = divmod(place, len(self._rows))
         if self._order[0] != turn:

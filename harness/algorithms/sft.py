@@ -60,7 +60,7 @@ class SFT(Algorithm):
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
         rows = mixed(rows, job.replay, job.train.replay.share, job.seed)
         limit = job.train.max_length
-        tokens = tokenized_completions(job, rows).map(lambda row: _labelled(row, limit), remove_columns=COLUMNS)
+        tokens = tokenized_completions(job, rows).map(lambda row: labelled(row, limit), remove_columns=COLUMNS)
         trainer = imitation(self.anchor, job.reference)(
             model=job.model,
             args=SFTConfig(
@@ -77,7 +77,7 @@ class SFT(Algorithm):
         return Training(trainer, job.holds)
 
 
-def _labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:
+def labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:
     """One sequence of at most ``limit`` tokens; those of the prompt carry no loss."""
     prompt, completion = row["prompt_ids"], row["completion_ids"]
     labels = [IGNORED] * len(prompt) + completion

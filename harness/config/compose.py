@@ -64,8 +64,8 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
 
 def _refuse_hidden(folder: Path) -> None:
     """Hydra reads the first YAML of a name that it finds, which is ours: one's own would change nothing, unsaid."""
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*.yaml"))]
-    if hidden := [str(name) for name in names if (conf_dir() / name).is_file()]:
+    ours = [path.relative_to(conf_dir()) for path in sorted(conf_dir().rglob("*.yaml"))]
+    if hidden := [str(name) for name in ours if (folder / name).is_file()]:
         raise UserError(
             "has the name of one of harness's own, which would be read in its place",
             key="--config-dir",

@@ -17,7 +17,9 @@ from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.contract import check_contract
 from harness.tasks.conversation import Style, is_conversational, style_of
 from harness.tasks.ids import Found, Limits, look
+from harness.tasks.reading.files import fingerprint_of
 from harness.tasks.reading.kept import keeping
+from harness.tasks.reading.replay import KEY as REPLAY_KEY
 from harness.tasks.reading.replay import replay_rows
 
 if TYPE_CHECKING:
@@ -136,10 +138,16 @@ def load_replay(setup: Setup) -> list[Row]:
     if not replay.share or not setup.algo.trains:
         return []
     if replay.path is not None:
-        return list(replay_rows(replay.path, allow_skipped=setup.task.allow_skipped))
+        return _read_replay(replay.path, setup.task.allow_skipped, fingerprint_of({REPLAY_KEY: replay.path}))
     if not setup.model.embedded:
         raise UserError("a model of your own needs rows to replay", key="train.replay.path", value=None, fix=REPLAY_FIX)
     return list(setup.task.base_rows(REPLAYED))
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _read_replay(path: str, allow_skipped: float, fingerprint: str) -> list[Row]:
+    """Read once per process for an unchanged file."""
+    return list(replay_rows(path, allow_skipped=allow_skipped))
 
 
 class _Keyed:
