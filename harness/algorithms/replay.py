@@ -39,7 +39,7 @@ class Replayed:
         rows = [labelled(self._row(number * self._size + i), self._limit) for i in range(self._size)]
         width = max(len(row["input_ids"]) for row in rows)
 
-        def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+        def padded(lists: Iterable[list[int]], fill: Any) -> Tensor:
             return torch.tensor([ids + [fill] * (width - len(ids)) for ids in lists])
 
         return {
