@@ -16,7 +16,7 @@ from trl import DPOTrainer
 from harness.algorithms import arguments
 from harness.algorithms.kto import rotated
 from harness.algorithms.online import OnlineTrainer
-from harness.algorithms.sft import _labelled
+from harness.algorithms.sft import labelled
 from harness.models.classifier import padding_for, sequences_of
 from harness.tasks.conversation import (
     PLAIN_TEMPLATE,
@@ -130,7 +130,7 @@ def test_training_evaluation_and_rollouts_see_the_same_ids(tokenizer):
     pairs = arguments.tokenized_pairs(job)
     single = [{"prompt": r["prompt"], "completion": r["chosen"], "label": True} for r in ROWS]
     kto = arguments.tokenized_completions(job, single)
-    sft = [_labelled(row, 4096) for row in kto]
+    sft = [labelled(row, 4096) for row in kto]
     rollout = OnlineTrainer.tokenized(
         SimpleNamespace(processing_class=tokenizer),  # type: ignore[arg-type]
         [row["prompt"] for row in ROWS],
