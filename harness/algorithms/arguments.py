@@ -78,12 +78,19 @@ def tokenized_pairs(job: TrainJob) -> Any:
     return _whole(job, encode_pairs(job.tokenizer, job.rows(job.data.train_pairs)))
 
 
-def tokenized_completions(job: TrainJob, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The same of ``prompt, completion`` rows; their other fields stay."""
+def tokenized_completions(job: TrainJob, rows: Sequence[Mapping[str, Any]], *, bare: bool = False) -> Any:
+    """The same of ``prompt, completion`` rows; their other fields stay.
+
+    Args:
+        job: whose tokenizer and limits.
+        rows: to encode.
+        bare: without what stands before the policy's prompts.
+    """
     from harness.tasks.conversation import encode_completions
 
     others = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion")}
-    return _whole(job, {**encode_completions(job.tokenizer, job.rows(rows)), **others})
+    render = (job.bare or job.rows) if bare else job.rows
+    return _whole(job, {**encode_completions(job.tokenizer, render(rows)), **others})
 
 
 def _whole(job: TrainJob, columns: Mapping[str, Sequence[Any]]) -> Any:

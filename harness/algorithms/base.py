@@ -37,6 +37,8 @@ class TrainJob:
         reference: a frozen copy for full fine-tuning where the algorithm uses a reference; else None.
         tokenizer: left-padding, with a pad token.
         rows: gives the task's rows in the form the model wants (conversational where it has a template).
+        bare: the same without what stands before the policy's prompts (``tasks.preamble``): for a reward with a model
+            of its own, and for replayed rows. None: nothing stands there.
         device: ``cpu`` or ``cuda``.
         precision: ``fp32`` or ``bf16``.
         references: where shared reference log-probabilities come from (``stages.reference``).
@@ -68,6 +70,7 @@ class TrainJob:
     folders: Mapping[str, Path] = field(default_factory=dict)
     callbacks: list[Any] = field(default_factory=list)
     replay: Sequence[Mapping[str, Any]] = ()
+    bare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
     probes: bool = True
     world: World = World()
 

@@ -59,7 +59,7 @@ def online_options(job: TrainJob) -> dict[str, Any]:
         "make_desk": partial(
             Desk,
             tokenizer=job.tokenizer,
-            rows=job.rows,
+            rows=job.bare or job.rows,
             folders=job.folders,
             device=job.device,
             dtype=job.frozen,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Replayed:
         self.share = job.train.replay.share
         self._size = max(1, math.ceil(job.train.micro_batch_size * self.share))
         self._limit, self._pad, self._seed = job.train.max_length, job.tokenizer.pad_token_id, job.seed
-        self._rows = [dict(row) for row in tokenized_completions(job, list(job.replay))]
+        self._rows = [dict(row) for row in tokenized_completions(job, list(job.replay), bare=True)]
         self._order: tuple[int, list[int]] = (-1, [])
 
     def batch(self, number: int) -> dict[str, Tensor]:
@@ -63,12 +63,19 @@ def of(job: TrainJob) -> Replayed | None:
     return Replayed(job) if job.replay else None
 
 
-Rows = Sequence[Mapping[str, Any]]
+def with_replayed(job: TrainJob, rows: Any) -> Any:
+    """SFT's encoded rows with so many replayed ones that these are ``train.replay.share`` of all.
 
+    Some come again where they are few.
+    """
+    if not job.replay:
+        return rows
+    from datasets import concatenate_datasets
 
-def mixed(rows: Rows, replayed: Rows, share: float, seed: int) -> list[Any]:
-    """SFT's rows with so many replayed ones that these are ``share`` of all; some come again where they are few."""
-    wanted = round(len(rows) * share / (1 - share)) if replayed else 0
-    order = list(replayed)
-    random.Random(f"replay-{seed}").shuffle(order)
-    return [*rows, *(order[i % len(order)] for i in range(wanted))]
+    from harness.algorithms.arguments import tokenized_completions
+
+    replayed, share = tokenized_completions(job, list(job.replay), bare=True), job.train.replay.share
+    order = list(range(len(replayed)))
+    random.Random(f"replay-{job.seed}").shuffle(order)
+    wanted = round(len(rows) * share / (1 - share)) if order else 0
+    return concatenate_datasets([rows, replayed.select([order[i % len(order)] for i in range(wanted)])])

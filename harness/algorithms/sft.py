@@ -53,14 +53,14 @@ class SFT(Algorithm):
         from trl import SFTConfig
 
         from harness.algorithms.arguments import common_arguments, tokenized_completions
-        from harness.algorithms.replay import mixed
+        from harness.algorithms.replay import with_replayed
         from harness.algorithms.trl_seam import imitation
 
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
-        rows = mixed(rows, job.replay, job.train.replay.share, job.seed)
         limit = job.train.max_length
-        tokens = tokenized_completions(job, rows).map(lambda row: labelled(row, limit), remove_columns=COLUMNS)
+        encoded = with_replayed(job, tokenized_completions(job, rows))
+        tokens = encoded.map(lambda row: labelled(row, limit), remove_columns=COLUMNS)
         trainer = imitation(self.anchor, job.reference)(
             model=job.model,
             args=SFTConfig(

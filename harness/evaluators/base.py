@@ -44,6 +44,7 @@ class EvalContext:
     Attributes:
         model: in eval mode, adapters active.
         rows: gives rows in the form the model wants (conversational where it has a template).
+        bare: the same without what stands before the policy's prompts (``tasks.preamble``): for a judge.
         split: ``test`` or ``validation``.
         beta: the algorithm's, for scaled margins; None where it has none.
         reference: log-probabilities of the held-out pairs under the model before training, as
@@ -83,6 +84,7 @@ class EvalContext:
     frozen: Any = None
     chat: bool | None = None
     sampled_prompts: int | None = None
+    bare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
     progress: Callable[[str, int, int], None] | None = None
     memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 

@@ -91,7 +91,8 @@ class WinRate(Evaluator):
             return lambda rows, drawn: [context.task.score(r, d.text).reward for r, d in zip(rows, drawn, strict=True)]
         from harness.rewards.base import Desk
 
-        desk = Desk(None, context.tokenizer, context.rows, {}, context.device, context.frozen, context.precision)
+        rows = context.bare or context.rows
+        desk = Desk(None, context.tokenizer, rows, {}, context.device, context.frozen, context.precision)
         try:
             score = replace(judge, score_batch_size=context.batch_size).open(desk)
         except UserError as error:

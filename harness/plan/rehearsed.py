@@ -38,7 +38,9 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     layers = config.get_text_config().num_hidden_layers
     style = style_for(setup, data, tokenizer)
     data, found = usable(setup, data, tokenizer, style, cache, source)
-    scene = Scene(setup, data, tokenizer, style.rows, place, target.cuda, bool(target.fill), layers=layers)
+    scene = Scene(
+        setup, data, tokenizer, style.rows, place, target.cuda, bool(target.fill), style.bare.rows, layers=layers
+    )
 
     def rehearsed(count: int) -> Any:
         return rehearse(scene, with_layers(config, count))

@@ -36,6 +36,7 @@ def run(job: Job, journal: Journal) -> None:
         ground.rows,
         ground.place,
         ground.device == "cuda",
+        bare=ground.bare_rows,
         load=load,
         folders=folders,
     )

@@ -89,7 +89,7 @@ def score(setup: Setup, reward: Any, scene: Any, tracker: Any) -> None:
 
     settings = setup.eval
     place = scene.place
-    desk = Desk(None, scene.tokenizer, scene.rows, {}, place.device, place.frozen, place.precision)
+    desk = Desk(None, scene.tokenizer, scene.bare or scene.rows, {}, place.device, place.frozen, place.precision)
     judge = replace(reward.without_weights() if scene.fake else reward, score_batch_size=settings.batch_size)
     asked = judge.open(desk)
     tracker.own(desk.roles.get("reward", ()), "reward")

@@ -44,6 +44,7 @@ class Scene:
         tokenizer: as the trial uses it.
         rows: gives rows in the form the model wants.
         place: where its tensors are, and in which numbers.
+        bare: the same as ``rows`` without what stands before the policy's prompts; None: nothing does.
         cuda: whether the trial would run on a GPU.
         fill: rows as long as ``train.max_length`` allows, in place of the data's longest.
         load: loads the base, 4-bit where it is given a quantization; None takes tensors without data.
@@ -58,6 +59,7 @@ class Scene:
     place: Place
     cuda: bool = False
     fill: bool = False
+    bare: judging.Rows | None = None
     load: Callable[[Any | None], Any] | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     layers: int | None = None
@@ -232,6 +234,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         task=setup.task,
         data=scene.heaviest,
         rows=scene.rows,
+        bare=scene.bare,
         reward=setup.reward.without_weights() if scene.fake and setup.reward is not None else setup.reward,
         train=replace(train, optimizer="adamw_torch_fused" if stands_in else name),
         seed=setup.seed,

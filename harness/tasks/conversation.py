@@ -8,13 +8,14 @@ and the completion of a text row always ends with one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from harness.tasks.preamble import SYSTEM, Preamble
+
 SIDES = ("chosen", "rejected")
 TEXT_FIELDS = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "completion": "assistant"}
-SYSTEM = ("system", "developer")
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -31,17 +32,24 @@ class Style:
     Attributes:
         chat: rendered with a chat template; text rows as one user turn.
         folds_system: the template refuses a system message, so that it stands at the head of the first user turn.
+        preamble: what stands before every prompt of the policy; None: nothing.
     """
 
     chat: bool = False
     folds_system: bool = False
+    preamble: Preamble | None = None
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows as messages where ``chat``, else unchanged copies."""
-        if not self.chat:
-            return [dict(row) for row in rows]
-        made = [as_messages(row) for row in rows]
+        """Rows as messages where ``chat``, else copies, each prompt with what stands before it."""
+        made = [as_messages(row) if self.chat else dict(row) for row in rows]
+        if self.preamble is not None:
+            made = [{**row, "prompt": self.preamble.before(row["prompt"])} for row in made]
         return [{**row, "prompt": folded(row["prompt"])} for row in made] if self.folds_system else made
+
+    @property
+    def bare(self) -> Style:
+        """The same without a preamble: for what is not the policy's to read or to be judged by."""
+        return replace(self, preamble=None)
 
 
 def style_of(tokenizer: Any, *, conversational: bool, wanted: bool) -> Style:

@@ -21,12 +21,14 @@ from harness.models.adapters import Adapter
 from harness.models.precision import precision_problems
 from harness.rewards.base import Reward
 from harness.tasks.base import Task
+from harness.tasks.preamble import Prompt
 
 GROUPS: dict[str, type] = {
     "algo": Algorithm,
     "adapter": Adapter,
     "model": Model,
     "task": Task,
+    "prompt": Prompt,
     "reward": Reward,
     "train": Train,
     "eval": Eval,
@@ -41,6 +43,7 @@ class Setup:
     """The components of one trial, built and checked.
 
     Attributes:
+        prompt: what stands before every prompt of the policy.
         reward: bound to the task; None where the algorithm takes none.
         unused: knobs that this trial ignores, such as ``rank`` under full fine-tuning.
         plain: the composed configuration it came from, for the worker to build again.
@@ -50,6 +53,7 @@ class Setup:
     adapter: Adapter
     model: Model
     task: Task
+    prompt: Prompt
     reward: Reward | None
     train: Train
     eval: Eval
@@ -82,12 +86,12 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
 
     built: dict[str, Any] = {}
     train_node = nodes["train"] or {}
-    for name in ("model", "algo", "adapter", "task", "reward", "eval"):
+    for name in ("model", "algo", "adapter", "task", "prompt", "reward", "eval"):
         if name in ("reward", "eval") and (node := nodes[name]) is not None:
             nodes[name] = {k: train_node.get(k) if v is None and k in LENGTHS else v for k, v in node.items()}
         if nodes[name] is None:
-            built[name] = None
-            if name != "reward":
+            built[name] = Prompt() if name == "prompt" else None
+            if name not in ("reward", "prompt"):
                 errors.append(UserError("a choice is required", key=name, value=None, fix=f"see conf/{name}/"))
             continue
         try:
@@ -123,6 +127,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     elif built["eval"].at:
         unused.append("eval.at")
         built["eval"] = replace(built["eval"], at=())
+    errors += _prompt_problems(built["prompt"], built["task"])
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
         if reward is None:
@@ -144,6 +149,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         adapter=adapter,
         model=built["model"],
         task=built["task"],
+        prompt=built["prompt"],
         reward=reward,
         train=built["train"],
         eval=built["eval"],
@@ -214,6 +220,14 @@ def _keeping_problems(train: Train, settings: Eval) -> list[UserError]:
         fix = "eval.split=test, or train.keep=last"
         found.append(UserError(words, key="eval.split", value="validation", fix=fix))
     return found
+
+
+def _prompt_problems(prompt: Prompt, task: Task) -> list[UserError]:
+    """One system message, from one place."""
+    if prompt.system is None or getattr(task, "system_prompt", None) is None:
+        return []
+    words = "prompt.system and task.system_prompt are both set"
+    return [UserError(words, key="prompt.system", value=prompt.system, fix="task.system_prompt=null")]
 
 
 def _class_default(node: dict[str, Any] | None, field: str, plugins: tuple[str, ...]) -> Any:

@@ -56,6 +56,10 @@ class Ground:
         """Rows in the form the model wants."""
         return self.style.rows(rows)
 
+    def bare_rows(self, rows: Any) -> list[dict[str, Any]]:
+        """The same without what stands before the policy's prompts."""
+        return self.style.bare.rows(rows)
+
     @property
     def chat(self) -> bool:
         """Whether rows are rendered with a chat template."""
@@ -109,7 +113,7 @@ class Ground:
                 base_key=self.base_key,
                 data=self.data,
                 tokenizer=self.tokenizer,
-                rows=self.rows,
+                rows=self.bare_rows,
                 device=self.device,
                 precision=self.precision,
                 dtype=str(self.place.stored_for(spec.adapter.trains_base)),
@@ -154,6 +158,7 @@ class Ground:
             beta=setup.algo.beta,
             reference=reference,
             max_leaked=setup.eval.max_leaked,
+            bare=self.bare_rows,
             chat=self.chat and setup.model.chat_template == "auto",
             sampled_prompts=None if setup.model.embedded else SAMPLED_PROMPTS,
             progress=self.progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.contract import check_contract
 from harness.tasks.conversation import Style, is_conversational, style_of
 from harness.tasks.ids import Found, Limits, look
+from harness.tasks.preamble import preamble_of
 from harness.tasks.reading.files import fingerprint_of
 from harness.tasks.reading.kept import keeping
 from harness.tasks.reading.replay import KEY as REPLAY_KEY
@@ -169,7 +170,16 @@ def _load_keyed(keyed: _Keyed) -> TaskData:
 
 
 def style_for(setup: Setup, data: TaskData, tokenizer: Any) -> Style:
-    """How the trial's rows are rendered: messages always by a template, a plain one if need be."""
+    """How the trial's rows are rendered: messages always by a template, a plain one if need be.
+
+    Raises:
+        UserError: the examples of ``prompt.shots`` are not there.
+    """
     some = data.train_pairs or data.train_unpaired or data.train_prompts or data.retention
     wanted = setup.model.chat_template == "auto"
-    return style_of(tokenizer, conversational=is_conversational(some), wanted=wanted)
+    style = style_of(tokenizer, conversational=is_conversational(some), wanted=wanted)
+    task = setup.task
+    before = preamble_of(
+        setup.prompt, data, allow_skipped=task.allow_skipped, chat=style.chat, embedded=type(task).embedded
+    )
+    return replace(style, preamble=before)

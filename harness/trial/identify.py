@@ -47,6 +47,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         "data": dataset,
         "base": base,
         "device": device or compute_device(str((setup.plain.get("runner") or {}).get("device", "auto"))),
+        **{f"content of prompt.{k}": v for k, v in setup.prompt.contents().items()},
         **({"content of train.replay": digest_of(rows)} if (rows := load_replay(setup)) else {}),
         **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
         **{f"curve.{k}": str(v) for k, v in curve_config(setup).items()},
@@ -97,6 +98,8 @@ def training_config(setup: Setup) -> dict[str, Any]:
         "model": {"name": setup.model.name, **_plain_fields(setup.model)},
         "task": {"name": type(setup.task).__name__.lower(), **_plain_fields(setup.task)},
     }
+    if setup.prompt:
+        config["prompt"] = _plain_fields(setup.prompt)
     if setup.algo.trains:
         config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
         if setup.train.keep == "best":

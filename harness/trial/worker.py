@@ -103,6 +103,7 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "precision": ground.precision,
             "device": ground.device,
             "chat": ground.chat,
+            **({"before every prompt": asdict(ground.style.preamble)} if ground.style.preamble is not None else {}),
             "quantization": None if quantization is None else quantization.to_dict(),
             "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
         }
@@ -159,6 +160,7 @@ def train(
                 task=setup.task,
                 data=ground.data,
                 rows=ground.rows,
+                bare=ground.bare_rows,
                 reward=setup.reward,
                 train=setup.train,
                 seed=setup.seed,

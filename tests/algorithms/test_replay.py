@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from harness.algorithms.arguments import tokenized_completions
 from harness.algorithms.dpo import DPO
 from harness.algorithms.kto import KTO
 from harness.algorithms.orpo import ORPO
-from harness.algorithms.replay import Replayed, mixed
+from harness.algorithms.replay import Replayed, with_replayed
 from harness.algorithms.sft import SFT
 from harness.algorithms.trainers import ready_trainer
 from harness.base.errors import UserError, UserErrors
@@ -85,10 +86,11 @@ def test_micro_batches_of_a_step_take_different_rows(job):
 
 
 def test_sft_mixes_so_many_rows_that_they_are_the_share(job):
-    rows = [{"prompt": str(i), "completion": "1"} for i in range(30)]
-    found = mixed(rows, KEPT, 0.25, seed=0)
-    assert found[:30] == rows and len(found) == 40 and all(row in KEPT for row in found[30:])
-    assert mixed(rows, (), 0.25, seed=0) == rows
+    rows = tokenized_completions(job, [{"prompt": str(i), "completion": "1"} for i in range(30)])
+    found = list(with_replayed(replaying(job), rows))
+    kept = list(tokenized_completions(job, KEPT))
+    assert found[:30] == list(rows) and len(found) == 40 and all(row in kept for row in found[30:])
+    assert with_replayed(job, rows) is rows
     trainer = SFT().trainer(replaying(job, share=0.5)).trainer
     assert len(trainer.train_dataset) == 2 * len(PAIRS)
 

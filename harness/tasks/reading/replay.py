@@ -16,17 +16,18 @@ from harness.tasks.reading.rows import layout_of, pair, unpaired
 KEY = "train.replay.path"
 
 
-def replay_rows(path: str, *, allow_skipped: float) -> Sequence[Row]:
+def replay_rows(path: str, *, allow_skipped: float, key: str = KEY) -> Sequence[Row]:
     """The ``prompt, completion`` rows of a file: chosen of pairs, desirable of labelled ones, else all.
 
     Args:
         path: as ``task=preferences`` reads it; a label is not needed.
         allow_skipped: share of the rows that may be unusable.
+        key: names the file in messages.
 
     Raises:
         UserError: the file cannot be read, or holds no such rows.
     """
-    found = recognised(read_table(path, key=KEY), {})
+    found = recognised(read_table(path, key=key), {})
     table = found.table
     if {"prompt", "completion"} <= set(table.columns) and "label" not in table.columns:
         rows = [{**row, "label": True} if isinstance(row, dict) else row for row in table.rows]
@@ -38,5 +39,5 @@ def replay_rows(path: str, *, allow_skipped: float) -> Sequence[Row]:
         return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in checked]
     kept = [{"prompt": row["prompt"], "completion": row["completion"]} for row in checked if row["label"]]
     if not kept:
-        raise UserError("holds no desirable completion", key=KEY, value=path, fix="name a file that does")
+        raise UserError("holds no desirable completion", key=key, value=path, fix="name a file that does")
     return kept
