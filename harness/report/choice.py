@@ -12,7 +12,7 @@ from harness.base import formatting
 from harness.base.stats import Comparison, Verdict
 from harness.report.intervals import interval
 from harness.report.recipes import Recipe
-from harness.report.yardsticks import Mark, Yardstick
+from harness.report.yardsticks import BEST_PROMPT, THE_BASE, Mark, Yardstick
 
 ALIKE = 1.05
 """Factor within which two memories or two times are the same."""
@@ -90,12 +90,15 @@ def sentences(
         length: likewise.
         mark: how a recipe's name is written.
     """
+    if base is not None and base.words == BEST_PROMPT:
+        found = [r for r in found if r.trained] or found
     best = _shown_best(found, base)
     estimate = best.estimate(metric)
     said = [y.says(best, mark) for y in (base, length) if y is not None]
     above = is_above(best, metric, base)
     if not above:
-        said.append(f"Keep the base: no recipe has a higher {words}.")
+        kept = "the base" if base is None or base.words == THE_BASE else f"the base, and {base.words}"
+        said.append(f"Keep {kept}: no recipe has a higher {words}.")
     first = "Best" if base is None or base.beaten_by(best.label) else "Highest"
     said.append(f"{first} {words}: {mark(best.label)} with {interval(estimate)}.")
     if len(found) > 1:

@@ -27,6 +27,8 @@ COLUMNS = {
 }
 CLUSTER = "cluster"
 """Column of results per example: examples of one prompt share it."""
+UNTRAINED = "none"
+"""The algorithm that leaves the base as it is."""
 VERDICT = "vs. best"
 WIDEST_VERDICT = 18  # "needs more seeds", with the number below it
 DROPPED_FIRST = (HOURS, "tokens/s", "Δ true reward", "correct", "pref. acc.", "KL", "train s", "peak MB")
@@ -49,6 +51,11 @@ class Recipe:
 
     label: str
     frame: pd.DataFrame
+
+    @property
+    def trained(self) -> bool:
+        """Whether it trains: ``algo=none`` does not."""
+        return "algo" not in self.frame or str(self.frame["algo"].iloc[0]) != UNTRAINED
 
     def values(self, metric: str) -> list[float]:
         """One per seed that has it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -12,10 +12,7 @@ from harness.base.stats import Comparison
 from harness.report import choice, recipes, yardsticks
 from harness.report.leaderboard import quality_name, rankable, ranked
 from harness.report.recipes import Recipe
-from harness.report.yardsticks import Yardstick
-
-Load = Callable[[pd.DataFrame, str | None], recipes.Examples]
-"""Results per example of some trials: (their rows, name of the table) -> trial id -> table."""
+from harness.report.yardsticks import Load, Yardstick
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class Standings:
         verdicts: of every two recipes that were compared, by their labels.
         front: labels of recipes that no other beats on quality, memory and time together.
         ranked_by: whether the metric was chosen, and is not the usual one.
-        base: the base before training, by the metric that ranks; None where it has no such figure.
+        base: the base before training, by the metric that ranks, under the best prompt where trials have several; None
+            where it has no such figure.
         length: length alone, by preference accuracy.
     """
 
@@ -63,9 +61,11 @@ def find(frame: pd.DataFrame, load: Load | None = None, rank_by: str | None = No
     rows, table = pd.concat([r.frame for r in best]), recipes.table_of(metric)
     examples = load(rows, table) if load else {}
     verdicts = recipes.compared(found, metric, examples)
-    own = None if table is None else table.replace("eval_", "baseline_", 1)
-    before = next(iter(load(best[0].frame.head(1), own).values()), None) if load and own else None
-    base = yardsticks.base_of(ordered, best, metric, examples, before)
+    base = yardsticks.prompt_of(ordered, best, metric, examples, load)
+    if base is None:
+        own = None if table is None else table.replace("eval_", "baseline_", 1)
+        before = next(iter(load(best[0].frame.head(1), own).values()), None) if load and own else None
+        base = yardsticks.base_of(ordered, best, metric, examples, before)
     pairs = examples
     if metric != yardsticks.PREFERENCE:
         best = best[:1]

@@ -1,4 +1,4 @@
-"""What a recipe must beat before it is recommended: the base it was trained from, and length alone. Pure."""
+"""What a recipe must beat before it is recommended: the base, under the best prompt of several, and length. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import pandas as pd
 from harness.base import formatting, stats
 from harness.base.stats import Comparison, Verdict
 from harness.report.intervals import LENGTH, gap_of, interval, length_rule, shared_value
-from harness.report.recipes import Examples, Recipe, aligned, clusters_of, column_of
+from harness.report.leaderboard import finished, known
+from harness.report.recipes import UNTRAINED, Examples, Recipe, aligned, clusters_of, column_of, table_of
 
 PREFERENCE = "eval/preference_accuracy"
+THE_BASE, BEST_PROMPT = "the base", "the best prompt"
+PROMPT = "params.prompt."
+Load = Callable[[pd.DataFrame, str | None], Examples]
+"""Results per example of some trials: (their rows, name of the table) -> trial id -> table."""
 Mark = Callable[[str], str]
 """How a recipe's name is written: in markdown, or plainly."""
 
@@ -91,7 +96,55 @@ def base_of(
     value = shared_value(frame, metric.replace("eval/", "baseline/", 1))
     if value is None or not found:
         return None
-    return Yardstick("the base", metric, value, _compared(found, metric, examples, base, column_of(metric), value))
+    return Yardstick(THE_BASE, metric, value, _compared(found, metric, examples, base, column_of(metric), value))
+
+
+def prompt_of(
+    frame: pd.DataFrame, found: Sequence[Recipe], metric: str, examples: Examples, load: Load | None
+) -> Yardstick | None:
+    """The base under the best of the prompts that stand before the trials' own; None where they have one in common.
+
+    Of each prompt it takes the trials that were not trained (``algo=none``), else what trained ones had before.
+
+    Args:
+        frame: all trials, with their labels.
+        found: recipes to compare; those that were not trained are left out.
+        metric: that ranks.
+        examples: of the recipes' trials.
+        load: gives results per example of others.
+    """
+    best: tuple[float, pd.DataFrame, str] | None = None
+    groups = _by_prompt(finished(frame))
+    for rows in groups:
+        untrained = pd.DataFrame(rows[rows["algo"] == UNTRAINED])
+        figures = {
+            "eval": float(pd.Series(values).mean()) if (values := known(untrained, metric)) else None,
+            "baseline": shared_value(rows, metric.replace("eval/", "baseline/", 1)),
+        }
+        side, value = next(((s, v) for s, v in figures.items() if v is not None), ("", None))
+        if value is not None and (best is None or value > best[0]):
+            best = value, untrained if side == "eval" else rows, side
+    trained = [r for r in found if r.trained]
+    if len(groups) < 2 or best is None or not trained:
+        return None
+    value, rows, side = best
+    table, first = table_of(metric), pd.DataFrame(rows.head(1))
+    held = None
+    if load and table:
+        held = next(iter(load(first, table.replace("eval_", f"{side}_", 1)).values()), None)
+    label = formatting.without_seed(str(first["label"].iloc[0]))
+    note = label if side == "eval" else f"that of {label}"
+    verdicts = _compared(trained, metric, examples, held, column_of(metric), value)
+    return Yardstick(BEST_PROMPT, metric, value, verdicts, note)
+
+
+def _by_prompt(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The trials of each prompt (``params.prompt``); all together where none says any."""
+    columns = [c for c in rows if str(c).startswith(PROMPT)]
+    if not columns:
+        return [rows]
+    keys = rows[columns].astype("str").agg("\n".join, axis=1)
+    return [pd.DataFrame(group) for _, group in rows.groupby(keys, sort=False)]
 
 
 def length_of(frame: pd.DataFrame, found: Sequence[Recipe], examples: Examples) -> Yardstick | None:

@@ -14,6 +14,7 @@ from harness.report.html import page
 from harness.report.intervals import LENGTH, length_rule
 from harness.report.recipes import compared, recipes
 from harness.report.sections import uses
+from harness.report.standings import find
 from tests.report.test_report import trials
 
 METRIC = "eval/true_reward"
@@ -111,6 +112,38 @@ def test_recipes_of_one_seed_whose_rows_lie_below_the_base_are_named_without_a_v
 
     words = said(one("best", 0.9, 0.01), one("b", 0.2, 0.01), one("c", 0.1, 0.01), one("wide", 0.3, 0.2), base=0.4)
     assert "On the held-out rows of one seed, **b**, **c** are below the base." in words and "wide" not in words
+
+
+def of_prompts(*trained: float, untrained: dict[str, float], base: float) -> str:
+    """Sentences on recipes of one prompt beside bases of several, all by true reward."""
+    shots = {"params.prompt.shots": "0", "baseline/true_reward": base}
+    rows = [{**row, **shots} for row in seeds("dpo", list(trained))]
+    for number, reward in untrained.items():
+        row = seeds("none", [reward])[0] | {"trial_id": f"none-{number}", "baseline/true_reward": reward}
+        rows.append(row | {"params.prompt.shots": number})
+    standing = find(trials(*rows))
+    return " ".join(
+        choice.sentences(standing.recipes, METRIC, standing.verdicts, "reward", standing.base, standing.length)
+    )
+
+
+def test_training_has_to_beat_the_best_prompt_and_not_the_base_under_its_own():
+    words = of_prompts(0.5, 0.52, 0.51, untrained={"0": 0.2, "4": 0.45}, base=0.2)
+    assert words.startswith("**dpo** is shown to beat the best prompt (0.450, none"), words
+    assert "Best reward: **dpo**" in words
+    lost = of_prompts(0.4, 0.42, 0.41, untrained={"0": 0.2, "4": 0.45}, base=0.2)
+    assert "is worse than the best prompt (0.450" in lost
+    assert "Keep the base, and the best prompt: no recipe has a higher reward. Highest reward: **dpo" in lost
+
+
+def test_of_a_prompt_without_an_untrained_row_the_base_of_its_trials_counts():
+    words = of_prompts(0.5, 0.52, 0.51, untrained={"4": 0.1}, base=0.2)
+    assert words.startswith("**dpo** is shown to beat the best prompt (0.200, that of dpo"), words
+
+
+def test_one_prompt_is_the_base_as_ever():
+    words = of_prompts(0.5, 0.52, 0.51, untrained={}, base=0.2)
+    assert words.startswith("**dpo** is shown to beat the base (0.200)"), words
 
 
 def test_the_seed_that_is_offered_is_the_one_that_stands_first_in_the_table():

@@ -167,8 +167,7 @@ def test_wrong_settings_are_named(fields, words):
 
 
 def test_a_system_message_comes_from_one_place():
-    config = plain_config(
-        "task=problems", "task.path=x.jsonl", "task.system_prompt=Add.", "prompt.system=Sum.", "algo=none"
-    )
+    config = dict(plain_config("algo=none", "prompt.system=Sum."))
+    config["task"] = {"_target_": "harness.tasks.problems.Problems", "path": "x.jsonl", "system_prompt": "Add."}
     with pytest.raises(UserErrors, match=r"task\.system_prompt"):
         assemble(config)
