@@ -152,6 +152,7 @@ class Algorithm(ABC):
         beta: strength of the pull towards the reference; its meaning differs between algorithms, so compare
             them on drift and never at equal beta. None where the algorithm has no such knob.
         presets: hyper-parameters per preset and adapter: ``presets.tiny.lora.learning_rate``.
+        search: what ``python -m harness tune`` may turn, by key (``sweep.search``); empty: learning rate and beta.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -165,6 +166,7 @@ class Algorithm(ABC):
 
     beta: float | None = None
     presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
 
     @property
     def uses_reference(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.algorithms.base import TrainJob
 from harness.algorithms.sft import IGNORED, labelled
+from harness.base.errors import UserError
 
 
 class Replayed:
@@ -32,6 +33,10 @@ class Replayed:
         self._size = max(1, math.ceil(job.train.micro_batch_size * self.share))
         self._limit, self._pad, self._seed = job.train.max_length, job.tokenizer.pad_token_id, job.seed
         self._rows = [dict(row) for row in tokenized_completions(job, list(job.replay), bare=True)]
+        if not self._rows:
+            rule = f"the prompts of all its rows fill train.max_length ({self._limit} tokens)"
+            fix = "a larger train.max_length, or shorter rows"
+            raise UserError(rule, key="train.replay.path", value=job.train.replay.path, fix=fix)
         self._order: tuple[int, list[int]] = (-1, [])
 
     def batch(self, number: int) -> dict[str, Tensor]:

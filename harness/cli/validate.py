@@ -197,10 +197,10 @@ def _evaluate(sender: Any, text: str, name: str) -> None:
 
 
 def options_of(root: Path) -> Iterator[tuple[str, str]]:
-    """(group, option) of every YAML below a configuration folder, the top-level file left out."""
+    """(group, option) of every YAML below a configuration folder; the top-level file and Hydra's own are left out."""
     for file in sorted(root.rglob("*.yaml")):
         group = file.relative_to(root).parent.as_posix()
-        if group == ".":
+        if group == "." or group.startswith("hydra/"):
             continue
         head, _, tail = group.partition("/")
         yield head, f"{tail}/{file.stem}" if tail else file.stem

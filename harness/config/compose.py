@@ -135,6 +135,9 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -
     """
     import hydra
 
+    from harness.config import listed
+
+    listed.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
     sys.argv = [shown[0], *renamed.arguments(arguments)]
@@ -212,7 +215,7 @@ def _like(wrong: str) -> str:
     for file in conf_dir().rglob("*.yaml"):
         parts, content = file.relative_to(conf_dir()).parts, yaml.safe_load(file.read_text(encoding="utf-8"))
         group = parts[0] if len(parts) > 1 else ""
-        if group not in ("experiment", "rules", "evaluator") and isinstance(content, dict):
+        if group not in ("experiment", "rules", "evaluator", "hydra") and isinstance(content, dict):
             names = [str(name) for name in content if str(name).isidentifier()]
             known |= {group, *(f"{group}.{name}" for name in names)} if group else set(names)
     end = wrong.rpartition(".")[2]

@@ -11,6 +11,7 @@ from typing import Any
 from harness.base.errors import UserError, UserErrors
 from harness.base.records import Trial
 from harness.config.compose import as_user_error, build, compose, hydra_config
+from harness.config.listed import LISTED, listed
 from harness.runner.run_trial import Runner
 from harness.store.mlflow_store import SweepRun, Tracking
 from harness.store.result import write_json
@@ -117,7 +118,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         invalid=tuple(invalid),
         runner=runner,
         tracking=tracking,
-        expanded=sweeper == BASIC_SWEEPER,
+        expanded=sweeper in (BASIC_SWEEPER, LISTED),
         own_process=launcher == BASIC_LAUNCHER,
     )
     if wrong:
@@ -156,6 +157,12 @@ def write_manifest(sweep: Sweep, run: SweepRun | None, expected: Mapping[str, Ma
     )
 
 
+def arms_of(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[list[str]]:
+    """The combinations of a cross product, as overrides, without building anything."""
+    with hydra_config(config_dirs):
+        return _expand(overrides, True)[0]
+
+
 def _expand(
     overrides: Sequence[str], multirun: bool
 ) -> tuple[list[list[str]], dict[str, Any] | None, str | None, str | None]:
@@ -175,6 +182,11 @@ def _expand(
     probe = compose(fixed, with_hydra=True)
     sweeper, launcher = probe["hydra"]["sweeper"], probe["hydra"]["launcher"]
     probe.pop("hydra")
+    if sweeper["_target_"] == LISTED:
+        if swept := [o.input_line for o in parsed if o.is_sweep_override() and o.input_line]:
+            rule = "makes a choice, and hydra/sweeper=listed takes the points of a file as they are"
+            raise UserError(rule, key=swept[0], fix="write the choices into the file, a line each")
+        return listed(str(sweeper["file"]), fixed), probe, sweeper["_target_"], launcher["_target_"]
     if sweeper["_target_"] != BASIC_SWEEPER:
         return [fixed], probe, sweeper["_target_"], launcher["_target_"]
     from_config = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]

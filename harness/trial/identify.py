@@ -91,7 +91,7 @@ def training_config(setup: Setup) -> dict[str, Any]:
     adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
     quantization = {k: v for k, v in adapter.items() if k in ("quant_type", "double_quantization")}
     config: dict[str, Any] = {
-        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("presets",))},
+        "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("presets", "search"))},
         "adapter": adapter
         if setup.algo.trains
         else {"name": "none", "quantized": setup.adapter.quantized, **quantization},

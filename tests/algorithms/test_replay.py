@@ -95,6 +95,12 @@ def test_sft_mixes_so_many_rows_that_they_are_the_share(job):
     assert len(trainer.train_dataset) == 2 * len(PAIRS)
 
 
+def test_rows_that_leave_no_room_for_a_completion_are_refused(job):
+    with pytest.raises(UserError, match="fill train.max_length") as refused:
+        DPO().trainer(replaying(job, max_length=2))
+    assert refused.value.key == "train.replay.path"
+
+
 # -- rows from a file ----------------------------------------------------------------------------------
 
 

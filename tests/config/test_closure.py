@@ -47,7 +47,7 @@ def shipped() -> list[str]:
     targets = {
         match.rpartition(".")[0]
         for file in conf_dir().rglob("*.yaml")
-        for match in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), flags=re.MULTILINE)
+        for match in re.findall(r"^\s*_target_:\s*(harness\S+)", file.read_text(), flags=re.MULTILINE)
     }
     return sorted(
         t

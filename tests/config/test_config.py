@@ -24,6 +24,7 @@ NO_KEY_NEEDED = {
     "SFT.beta": "imitation has no such knob",
     "Untrained.beta": "nothing is trained",
     "Untrained.presets": "nothing is trained",
+    "Untrained.search": "nothing is trained",
 }
 
 
