@@ -60,6 +60,10 @@ class UserError(Exception):
         return _restore, (self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)
 
 
+class Stopped(Exception):
+    """A trial has lost on the way (``runner.stop_losing``): it ends with the outcome ``stopped``."""
+
+
 class Diverged(Exception):
     """Weights, logits or losses are no longer finite: no number that follows would mean anything."""
 

@@ -23,6 +23,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
     DIVERGED = "diverged"
+    STOPPED = "stopped"
     UNFIT = "unfit"
 
     @property

@@ -38,7 +38,7 @@ NO_NUMBER: Mapping[str, str] = {
 }
 """Modules and packages of the house that a trial reaches and that cannot change what it computes -> why not."""
 
-ELSEWHERE = ("harness.evaluators", "harness.stages", "harness.trial.curve")
+ELSEWHERE = ("harness.evaluators", "harness.stages", "harness.trial.curve.points")
 """What the story of a trial reaches and other keys hold: evaluators, and what those trials bring along that need it:
 stages by their components, and the curve where it was asked for."""
 STORY = "harness.trial.worker"

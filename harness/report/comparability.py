@@ -10,6 +10,7 @@ import pandas as pd
 from harness.base import formatting
 from harness.config import fingerprint
 from harness.report.leaderboard import finished, value_of
+from harness.report.recipes import recipe_labels, with_stopped_seeds
 
 ALIKE = {
     "dataset_digest": "data",
@@ -43,7 +44,7 @@ def differences(frame: pd.DataFrame) -> list[str]:
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
     said += filter(None, [_unlike("reference", [(_name(r), _reference(r)) for r in rows])])
     said += filter(None, [_unlike("base of Δ alone, eval/ is not touched", [(_name(r), _baseline(r)) for r in rows])])
-    return said + _tokens(rows) + _truncated(rows)
+    return said + _tokens(rows) + _truncated(rows) + _stopped(frame)
 
 
 def _twins(rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
@@ -125,6 +126,17 @@ def _truncated(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
         return []
     worst = max(cut.values())
     return [f"up to {worst:.0%} of the held-out pairs were cut at the length limit, in {_listed(list(cut))}."]
+
+
+def _stopped(frame: pd.DataFrame) -> list[str]:
+    """Recipes that stand in no comparison, since a seed of theirs was stopped on the way."""
+    lost = with_stopped_seeds(frame.assign(recipe=recipe_labels(frame)))
+    if not lost:
+        return []
+    return [
+        "stopped on the way, and therefore not compared (the seeds that went on would be the lucky ones): "
+        f"{_listed(lost)}."
+    ]
 
 
 def _name(row: Mapping[Any, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.base import formatting, stats
+from harness.base.records import Outcome
 from harness.base.stats import Comparison, Interval, Verdict
 from harness.report.intervals import LEGEND, SHORT_LEGEND, gap_of, interval, is_share, known, measured, short_interval
 from harness.report.leaderboard import FRONT, HOURS, Price, finished, hours_of, told_apart, training_s
@@ -113,9 +114,12 @@ class Recipe:
 def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
     """The recipes of the finished trials, those with the highest mean of ``metric`` first.
 
-    Of trials that share a seed the last counts; of those whose seed is not known, each.
+    Of trials that share a seed the last counts; of those whose seed is not known, each. A recipe of which a seed was
+    stopped (``runner.stop_losing``) is left out: those that went on are its lucky ones.
     """
-    named = finished(frame.assign(recipe=recipe_labels(frame))).sort_values("seed", kind="stable")
+    labelled = frame.assign(recipe=recipe_labels(frame))
+    named = finished(pd.DataFrame(labelled[~labelled["recipe"].isin(with_stopped_seeds(labelled))]))
+    named = named.sort_values("seed", kind="stable")
     repeated = named.duplicated(["recipe", "seed"], keep="last") & named["seed"].notna()
     kept = named[~repeated]
     found = [Recipe(str(label), pd.DataFrame(rows)) for label, rows in kept.groupby("recipe", sort=False)]
@@ -125,6 +129,11 @@ def recipes(frame: pd.DataFrame, metric: str | None = None) -> list[Recipe]:
         return float("inf") if mean is None else -mean, recipe.label
 
     return sorted(found, key=key)
+
+
+def with_stopped_seeds(labelled: pd.DataFrame) -> list[str]:
+    """The recipes (column ``recipe``) of which a trial was stopped for losing, in order."""
+    return list(dict.fromkeys(labelled.loc[labelled["outcome"] == Outcome.STOPPED, "recipe"]))
 
 
 def averages(found: Sequence[Recipe]) -> pd.DataFrame:

@@ -32,8 +32,8 @@ class Decision:
     why: str
 
 
-def decide_mode(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> Decision:
-    """Decide between reusing, evaluating, continuing and training."""
+def decide_mode(folder: Path, trial: Trial, setup: Setup, *, resume: bool, stop_losing: bool = False) -> Decision:
+    """Decide between reusing, evaluating, continuing and training; a trial that had lost stays so (``stop_losing``)."""
     result = result_of(folder)
     if result is None:
         return Decision("train", False, False, "first attempt")
@@ -48,6 +48,8 @@ def decide_mode(folder: Path, trial: Trial, setup: Setup, *, resume: bool) -> De
         if same_training and (not setup.algo.trains or (folder / "artifacts" / "model").is_dir()):
             return Decision("evaluate", True, False, f"evaluates without training; changed: {changed}")
         return Decision("train", False, False, f"trains again; changed: {changed}")
+    if same_training and stop_losing and result.outcome is Outcome.STOPPED:
+        return Decision("reuse", False, False, f"{result.outcome} before in this sweep: {result.reason}")
     if same_training and kept_policy(folder) is not None and _trained_once(folder):
         return Decision("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
     if same_training and any((folder / "checkpoints").glob("checkpoint-*")):

@@ -45,6 +45,8 @@ class Runner:
         predict: predict each trial's peak memory before the first one starts (seconds per distinct recipe, cached).
         memory_snapshot: record every allocation on CUDA while training, as ``artifacts/memory_snapshot.pickle`` for
             https://pytorch.org/memory_viz; it slows training down.
+        stop_losing: stop a trial whose interval at a share of its budget (``eval.at``) lies wholly below that of the
+            best finished trial of the sweep at that share, on validation rows; its outcome is ``stopped``.
         skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
     """
 
@@ -60,6 +62,7 @@ class Runner:
     preflight: bool = False
     predict: bool = True
     skip_unfit: bool = False
+    stop_losing: bool = False
     memory_snapshot: bool = False
 
 
@@ -92,15 +95,16 @@ def run_trial(
     display = Display(f"{position} {trial.trial_id}".strip())
     with FileLock(folder / ".lock"):
         close_open_attempt(folder)
-        decided = decide_mode(folder, trial, setup, resume=bool(setup.plain.get("resume", True)))
+        again = bool(setup.plain.get("resume", True))
+        decided = decide_mode(folder, trial, setup, resume=again, stop_losing=runner.stop_losing)
         if decided.mode == "reuse":
             result = result_of(folder)
             assert result is not None
-            display.finish(f"reused: {decided.why}")
+            display.finish(f"reused: {decided.why}" if result.outcome.succeeded else decided.why)
             if projector is not None:
                 projector.follow(folder)
                 projector.flush()
-            return Outcome.REUSED, result
+            return Outcome.REUSED if result.outcome.succeeded else result.outcome, result
         if decided.why != "first attempt":
             display.say(f"{display.label} · {decided.why}")
         return _attempt(setup, trial, runner, projector, folder, decided, display, expected)
@@ -214,6 +218,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
         threads=runner.threads,
         memory_limit_mb=runner.memory_limit_mb,
         snapshot=runner.memory_snapshot,
+        stop_losing=runner.stop_losing,
         environment=environment,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import Diverged
+from harness.base.errors import Diverged, Stopped
 from harness.base.records import SCHEMA_VERSION, Event, Outcome, TrialResult
 from harness.config import fingerprint
 from harness.store import journal
@@ -55,6 +55,8 @@ def decide(
         text = f"{failure['error']}: {failure['message']}".strip()
         if failure["error"] == Diverged.__name__:
             return Outcome.DIVERGED, failure["message"]
+        if failure["error"] == Stopped.__name__:
+            return Outcome.STOPPED, failure["message"]
         return (Outcome.OOM if failure.get("oom") else Outcome.FAILED), text
     if exit_code is None:
         return Outcome.INTERRUPTED, "the runner ended without saying how"

@@ -106,6 +106,9 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         else:
             seen.add(trial.trial_id)
             points.append(Point(combination, setup, trial))
+    if runner.stop_losing and (blind := [p for p in points if p.setup.algo.trains and not p.setup.eval.at]):
+        rule = f"stops a trial by its curve, and {blind[0].trial.trial_id} has none"
+        wrong.append(UserError(rule, key="runner.stop_losing", value=True, fix="eval.at=[0.25,0.5]"))
     names = {str(c["sweep"]) for _, c in composed if isinstance(c, dict)}
     if len(names) > 1:
         rule = "a sweep has one name"

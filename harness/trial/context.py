@@ -48,6 +48,7 @@ class Ground:
     place: Place
     resume: bool
     snapshot: bool = False
+    stop_losing: bool = False
     world: World = World()
     found: Found = field(default_factory=Found)
     progress: Callable[[str, int, int], None] | None = None
@@ -249,6 +250,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         place=place,
         resume=job.resume_checkpoint,
         snapshot=job.snapshot,
+        stop_losing=job.stop_losing,
         world=job.world,
         found=found,
         progress=progress,

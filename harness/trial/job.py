@@ -24,6 +24,7 @@ class Job:
         threads: torch's threads; None leaves its default.
         memory_limit_mb: cap on what the process may allocate beyond its start, in MB.
         snapshot: record CUDA's allocations while training, as an artifact.
+        stop_losing: end training where a point of the curve says that the trial has lost.
         environment: variables for the child; it has the forkserver's, not the runner's.
         world: which of the trial's processes is asked.
     """
@@ -37,6 +38,7 @@ class Job:
     threads: int | None = None
     memory_limit_mb: int | None = None
     snapshot: bool = False
+    stop_losing: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     world: World = World()
 

@@ -27,10 +27,10 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
-from harness.trial.best import forget
 from harness.trial.checks import check_data
 from harness.trial.context import Ground, note_stage, prepare_ground
-from harness.trial.curve import Curve
+from harness.trial.curve.best import forget
+from harness.trial.curve.points import Curve
 from harness.trial.data import load_replay
 from harness.trial.heap import give_back
 from harness.trial.job import Job

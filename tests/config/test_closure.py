@@ -64,7 +64,7 @@ def test_every_module_that_a_trial_reaches_is_in_a_closure_or_named_with_its_rea
     covered = {
         *closure.of_training(shipped()),
         *closure.closure(shipped()),
-        *closure.closure(["harness.trial.curve"]),
+        *closure.closure(["harness.trial.curve.points"]),
         *(
             name
             for stage in ("sft", "reward_model", "reference")
@@ -205,8 +205,8 @@ def test_each_kind_of_module_counts_where_it_can_change_a_value(module, keys):
 def test_the_code_of_the_curve_counts_where_a_curve_was_asked_for_alone():
     plain, curved = training_code(setup()), training_code(setup("eval.at=[0.5]"))
     taken = {
-        "harness.trial.curve",
-        "harness.trial.undisturbed",
+        "harness.trial.curve.points",
+        "harness.trial.curve.undisturbed",
         "harness.evaluators.curve",
         "harness.evaluators.scoring",
     }

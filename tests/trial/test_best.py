@@ -14,8 +14,10 @@ from harness.base.errors import UserErrors
 from harness.evaluators.base import Evaluation
 from harness.runner.child import tell_story
 from harness.store.journal import Journal, read
-from harness.trial import best, checks, curve
-from harness.trial.best import Snapshots, best_of
+from harness.trial import checks
+from harness.trial.curve import best
+from harness.trial.curve import points as curve
+from harness.trial.curve.best import Snapshots, best_of
 from harness.trial.identify import identify
 from harness.trial.job import Job
 from tests.inside import Told, plain_config, tell

@@ -25,11 +25,11 @@ from harness.runner.decide_mode import decide_mode
 from harness.store.journal import Journal, read
 from harness.store.points import points_of
 from harness.store.result import metrics_of, write_json
-from harness.trial import curve
 from harness.trial.checks import check_data
+from harness.trial.curve import points as curve
+from harness.trial.curve.undisturbed import undisturbed
 from harness.trial.identify import identify
 from harness.trial.job import Job
-from harness.trial.undisturbed import undisturbed
 from harness.trial.worker import seed_everything
 from tests.inside import Told, plain_config, tell
 from tests.toys import random_llama

@@ -15,17 +15,18 @@ from transformers import TrainerCallback
 
 from harness.algorithms.base import Training
 from harness.algorithms.budget_meter import Meter
-from harness.base.errors import Diverged
+from harness.base.errors import Diverged, Stopped
 from harness.evaluators.base import EvalContext, Evaluation, curve_split
 from harness.evaluators.curve import first_rows, measured
 from harness.store import journal as journals
 from harness.store.journal import Journal
 from harness.store.result import since_attempt
 from harness.telemetry.clock import PhaseClock
-from harness.trial.best import Snapshots, best_of, forget
 from harness.trial.checks import ranks_by
 from harness.trial.context import Ground
-from harness.trial.undisturbed import undisturbed
+from harness.trial.curve.best import Snapshots, best_of, forget
+from harness.trial.curve.losing import best_rival, has_lost, point_of
+from harness.trial.curve.undisturbed import undisturbed
 
 PREFIX = "curve/"
 START, END = 0.0, 1.0
@@ -83,6 +84,8 @@ class Curve(TrainerCallback):
         passed = [share for share in self.ground.setup.eval.at if share <= spent + ROUNDING]
         if passed and spent < END and not control.should_training_stop:
             self._take(max(passed), spent, state.global_step)
+            if self.ground.stop_losing:
+                self._stop_if_lost()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What came of it."""
@@ -101,6 +104,23 @@ class Curve(TrainerCallback):
         value = best["values"][self.metric]
         self.journal.write("kept", share=best["share"], step=best["step"], metric=self.metric, value=value)
         self.journal.write("metrics", values={f"{PREFIX}kept_share": best["share"]})
+
+    def _stop_if_lost(self) -> None:
+        """End the trial where the latest point says that it cannot be the best.
+
+        Raises:
+            Stopped: it has lost.
+        """
+        point, folder = self.points[-1], self.ground.folder
+        own = point_of(folder.name, point["values"], self.metric)
+        best = best_rival(folder, point["share"], self.metric) if own is not None else None
+        if own is None or best is None or not has_lost(own, best):
+            return
+        what = self.metric.removeprefix(PREFIX).replace("_", " ")
+        raise Stopped(
+            f"lost at {point['share']:g} of its budget: {what} {own}, and {best.name} had {best} there "
+            f"({self.split} split)"
+        )
 
     @property
     def metric(self) -> str:

@@ -1,0 +1,1 @@
+"""The curve of a trial: what it is worth at shares of its budget, and what is decided by that."""

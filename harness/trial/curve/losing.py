@@ -1,0 +1,96 @@
+"""Whether a trial has lost already: its point of the curve against the best that finished trials of the sweep had.
+
+A share of the budget is the same cost for every algorithm. What decides are validation rows (``curve_split``), which
+judge nothing at the end. Light: it reads journals and no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from harness.store import journal
+from harness.store.past import description, result_of, trial_folders
+from harness.store.result import since_attempt
+
+LEVEL = 0.95
+LIKE = ("curve.", "data")
+"""Beginnings of what two trials' keys must have in common, so that their points are of the same rows."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a trial had at a share of its budget.
+
+    Attributes:
+        name: the trial's.
+        mean: of the metric that ranks.
+        stderr: of the rows that it was measured on.
+        rivals: trials of which it is the best; the best of many is a lucky one.
+    """
+
+    name: str
+    mean: float
+    stderr: float
+    rivals: int = 1
+
+    def __str__(self) -> str:
+        """With its standard error."""
+        return f"{self.mean:.3f} (standard error {self.stderr:.3f})"
+
+
+def has_lost(own: Point, best: Point) -> bool:
+    """Whether the interval of ``own`` lies wholly below that of ``best``.
+
+    Neither is narrower than the other: rows that all score alike, such as zeros, have no spread and are not certain for
+    that. They are 95 % intervals for one rival, and wider for the best of many (Bonferroni). With three points, at most one of
+    100 trials that equal the best is then stopped, whatever the number of rivals.
+    """
+    width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / best.rivals) * max(own.stderr, best.stderr)
+    return own.mean + width < best.mean - width
+
+
+def best_rival(folder: Path, share: float, metric: str) -> Point | None:
+    """The best point at ``share`` of the finished trials of a sweep that looked at the same rows; None without one.
+
+    Args:
+        folder: of the trial that asks, among those of its sweep.
+        share: of the budget.
+        metric: name of the figure, such as ``curve/true_reward``.
+    """
+    wanted = _looked_at(description(folder))
+    found = []
+    for other in trial_folders(folder.parent):
+        if other.name == folder.name or (result := result_of(other)) is None or not result.outcome.succeeded:
+            continue
+        if _looked_at(description(other)) == wanted and (point := _point(other, share, metric)) is not None:
+            found.append(point)
+    best = max(found, key=lambda point: point.mean, default=None)
+    return None if best is None else replace(best, rivals=len(found))
+
+
+def point_of(name: str, values: Mapping[str, Any], metric: str) -> Point | None:
+    """The figure of a point with its error; None where it has none."""
+    mean, stderr = (journal.number(values.get(key)) for key in (metric, f"{metric}_stderr"))
+    if mean is None or not math.isfinite(mean):
+        return None
+    return Point(name, mean, stderr if stderr is not None and math.isfinite(stderr) else 0.0)
+
+
+def _point(folder: Path, share: float, metric: str) -> Point | None:
+    points = [e.data for e in _on_record(folder) if e.kind == "point" and e.data["share"] == share]
+    return point_of(folder.name, points[-1]["values"], metric) if points else None
+
+
+def _on_record(folder: Path) -> Sequence[Any]:
+    """What the worker wrote in the attempts that the latest one goes on from."""
+    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    return since_attempt(journal.read(folder / "worker.jsonl"), chain)
+
+
+def _looked_at(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in (about.get("why") or {}).items() if k.startswith(LIKE[0]) or k == LIKE[1]}
