@@ -53,8 +53,8 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 
 def _needs_checking(setup: Any) -> bool:
-    """The embedded model at its own size is known to be well, under an adapter that the package brings."""
-    if not setup.model.embedded or not type(setup.adapter).__module__.startswith("harness."):
+    """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
+    if setup.prompt or not setup.model.embedded or not type(setup.adapter).__module__.startswith("harness."):
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -71,7 +71,7 @@ def _main(sender: Any, plains: list[str]) -> None:
     answers = []
     for text in plains:
         plain = json.loads(text)
-        key = json.dumps([plain[k] for k in ("model", "task", "adapter", "train")], sort_keys=True)
+        key = json.dumps(_read(plain), sort_keys=True)
         if key not in cache:
             try:
                 cache[key] = find_problems(plain)
@@ -83,6 +83,13 @@ def _main(sender: Any, plains: list[str]) -> None:
     sender.send(answers)
     sender.close()
     os._exit(0)
+
+
+def _read(plain: dict[str, Any]) -> list[Any]:
+    """What of a configuration ``find_problems`` reads."""
+    lengths = [(plain.get("eval") or {}).get(k) for k in ("max_length", "max_completion_length")]
+    groups = [plain.get(k) for k in ("model", "task", "prompt", "adapter", "train")]
+    return [*groups, lengths, (plain.get("algo") or {}).get("_target_")]
 
 
 def find_problems(plain: dict[str, Any]) -> list[UserError]:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError, UserErrors
+from harness.config import identity
 from harness.config.compose import build
+from harness.plan import predict
+from harness.sweep import deep_checks
 from harness.tasks.base import TaskData
 from harness.tasks.conversation import Style
 from harness.tasks.preamble import Preamble, Prompt, preamble_of
@@ -133,6 +136,26 @@ def test_nothing_before_a_prompt_is_no_preamble_and_no_part_of_a_trial():
     assert found.config["prompt"] == {"shots": 1}
     plain = identify(setup, check_data(setup))
     assert found.trial_id != plain.trial_id and found.digests["dataset"] == plain.digests["dataset"]
+
+
+def test_predictions_and_checks_are_of_the_prompt_too(tmp_path):
+    """Longer rows take more memory, and may not fit into the context."""
+    path = write_jsonl(tmp_path / "shots.jsonl", [SHOT])
+    prompts = [(), ("prompt.shots=1",), ("prompt.system=Add.",), (f"prompt.shots={path}",)]
+    plains = [plain_config("algo=dpo", *words) for words in prompts]
+    setups = [assemble(plain) for plain in plains]
+    assert len({identity.digest(predict.inputs(s, predict.Target(False))) for s in setups}) == 4
+    before = predict.inputs(setups[3], predict.Target(False))
+    write_jsonl(path, [{"prompt": "1+1=", "completion": "two"}])
+    assert predict.inputs(setups[3], predict.Target(False)) != before
+    assert len({str(deep_checks._read(plain)) for plain in plains}) == 4
+    assert [deep_checks._needs_checking(s) for s in setups[1:]] == [True] * 3
+
+
+def test_one_kind_of_algorithm_is_checked_as_another_is_not():
+    plains = [plain_config(*words) for words in (("algo=dpo",), ("algo=grpo",), ("algo=dpo", "eval.max_length=32"))]
+    assert len({str(deep_checks._read(plain)) for plain in plains}) == 3
+    assert deep_checks._read(plain_config("algo=dpo", "beta=0.3")) == deep_checks._read(plains[0])
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def has_lost(own: Point, best: Point) -> bool:
     """Whether the interval of ``own`` lies wholly below that of ``best``.
 
     Neither is narrower than the other: rows that all score alike, such as zeros, have no spread and are not certain for
-    that. They are 95 % intervals for one rival, and wider for the best of many (Bonferroni). With three points, at most one of
-    100 trials that equal the best is then stopped, whatever the number of rivals.
+    that. They are 95 % intervals for one rival, and wider for the best of many (Bonferroni). With three points, at most
+    one of 100 trials that equal the best is then stopped, whatever the number of rivals.
     """
     width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / best.rivals) * max(own.stderr, best.stderr)
     return own.mean + width < best.mean - width
