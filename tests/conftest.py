@@ -47,8 +47,54 @@ LONGEST = (
 )
 
 
+NIGHTLY = (
+    "agrees_at_two_sizes[llama-110m-",
+    "agrees_at_two_sizes[llama-10m-ipo-",
+    "agrees_at_two_sizes[llama-10m-grpo-full",
+    "agrees_at_two_sizes[llama-10m-kto-full",
+    "a_few_layers_tell_the_peaks_of_all[grpo-qlora-True",
+    "grows_by_what_was_counted[ipo-",
+    "grows_by_what_was_counted[kto-",
+    "grows_by_what_was_counted[dpo-lora",
+    "grows_by_what_was_counted[grpo-lora",
+    "grows_by_what_was_counted[grpo-full",
+    "grows_by_what_was_counted[ppo-qlora",
+    "grows_by_what_was_counted[ppo-lora",
+    "by_stochastic_rounding[ppo]",
+    "weights_move_as_they_do_in_32_bits[ipo-",
+    "weights_move_as_they_do_in_32_bits[kto-full",
+    "weights_move_as_they_do_in_32_bits[kto-lora",
+    "weights_move_as_they_do_in_32_bits[grpo-full",
+    "weights_move_as_they_do_in_32_bits[grpo-qlora",
+    "weights_move_as_they_do_in_32_bits[ppo-full",
+    "weights_move_as_they_do_in_32_bits[ppo-qlora",
+    "ties_exactly_from_memory_and_from_disk[ipo-",
+    "ties_exactly_from_memory_and_from_disk[kto-",
+    "ties_exactly_from_memory_and_from_disk[grpo-",
+    "ties_exactly_from_memory_and_from_disk[ppo-full",
+    "ties_exactly_from_memory_and_from_disk[ppo-qlora-auto",
+    "is_refused_before_anything_runs_and_dpo_runs_alone[gpt_neox",
+    "trains_nothing_when_it_is_named_again[full-none",
+    "run_four_trials_under_one_parent[joblib",
+    "takes_two_small_steps_and_is_judged[kto-qlora",
+    "takes_two_small_steps_and_is_judged[dpo-lora",
+    "losses_are_those_of_a_reference_at_hand[ipo-",
+    "losses_are_those_of_a_reference_at_hand[kto-full",
+    "false_alarms_stay_below_5_of_100_for_every_metric_and_size_of_sweep[200 examples",
+    "loss_keeps_its_scale_however_a_rollout_is_cut[vespo",
+    "loss_keeps_its_scale_however_a_rollout_is_cut[luspo",
+    "test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened",
+    "test_the_script_that_ci_runs_sweeps_reports_and_gates",
+)
+"""Slow tests beside one of the same kind, or that take two minutes: with them all, CI would need more than it has."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest begin first, so that no worker is left with one of them at the end."""
+    for item in items:
+        if any(name in item.nodeid for name in NIGHTLY):
+            item.add_marker(pytest.mark.nightly)
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
