@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from annotated_types import Ge, Gt
 
@@ -69,6 +70,7 @@ class Contest:
 
     Attributes:
         words: what tells it from the others, such as ``algo=dpo``.
+        space: what is turned, in words.
         search: what asks for its points.
         points: tried so far, as overrides, with the trial's id.
     """
@@ -86,18 +88,28 @@ def main(argv: list[str]) -> int:
         UserError: the budget, the space or the sweep is wrong.
     """
     from harness.cli.launch import _parse
-    from harness.report.tuned import write_page
     from harness.sweep.expand import named
 
     options = _parse(argv)
     if options.help:
         print(__doc__)
         return 0
-    budget, words = _budget(named(options.overrides))
-    folders = [options.config_dir] if options.config_dir else []
+    overrides = named(options.overrides)
+    try:
+        return _tune(overrides, [options.config_dir] if options.config_dir else [])
+    except KeyboardInterrupt:
+        flags = ["--config-dir", options.config_dir] if options.config_dir else []
+        print(f"resume:  {shlex.join(['python', '-m', 'harness', 'tune', '-m', *flags, *overrides])}")
+        raise
+
+
+def _tune(overrides: Sequence[str], folders: Sequence[str]) -> int:
+    from harness.report.tuned import write_page
+
+    budget, words = _budget(overrides)
     flags = [word for folder in folders for word in ("--config-dir", folder)]
     common, contests, place = _contests(words, budget, folders)
-    scores: dict[str, float | None] = {}
+    scores: dict[str, Score] = {}
     metric = ""
     for number, size in enumerate(budget.rounds, 1):
         asked = [contest.search.ask(size) for contest in contests]
@@ -235,8 +247,22 @@ def _ids(
     return [next((i for words, i in known if set(job) <= words), "") for job in jobs]
 
 
-def _scores(folder: Path) -> tuple[str, dict[str, float | None]]:
-    """The metric that ranks, and what each trial of a sweep has of it; None where it did not finish."""
+class Score(NamedTuple):
+    """What a trial of the search is worth.
+
+    Attributes:
+        value: of a trial that did not finish that of the base, which one would have kept; None where that is unknown.
+        finished: whether it can win.
+    """
+
+    value: float | None
+    finished: bool
+
+
+def _scores(folder: Path) -> tuple[str, dict[str, Score]]:
+    """The metric that ranks, and what each trial of a sweep has of it."""
+    from harness.base.records import Outcome
+    from harness.report.intervals import value_of
     from harness.report.leaderboard import quality_name
     from harness.store import results
 
@@ -245,23 +271,26 @@ def _scores(folder: Path) -> tuple[str, dict[str, float | None]]:
     if metric is None:
         raise UserError("no trial finished with a figure to choose by", key="tune", value=str(folder))
     floor = metric.replace("eval/", "baseline/", 1)
-    found: dict[str, float | None] = {}
+    found: dict[str, Score] = {}
     for row in frame.to_dict("records"):
-        value = row.get(metric) if row["outcome"] == "finished" else row.get(floor)
-        found[str(row["trial_id"])] = None if value is None or value != value else float(value)
+        done = row["outcome"] == Outcome.FINISHED and value_of(row, metric) is not None
+        found[str(row["trial_id"])] = Score(value_of(row, metric if done else floor), done)
     return metric, found
 
 
-def _told(scores: dict[str, float | None], trial_id: str) -> float:
-    """A trial's score; of one that did not finish that of the base, which one would have kept, or the lowest known."""
-    value = scores.get(trial_id)
-    return value if value is not None else min((v for v in scores.values() if v is not None), default=0.0)
+def _told(scores: Mapping[str, Score], trial_id: str) -> float:
+    """A trial's score, or the lowest that is known."""
+    score = scores.get(trial_id)
+    if score is not None and score.value is not None:
+        return score.value
+    return min((s.value for s in scores.values() if s.value is not None), default=0.0)
 
 
-def _arm(contest: Contest, scores: dict[str, float | None]) -> Arm:
+def _arm(contest: Contest, scores: Mapping[str, Score]) -> Arm:
+    """What came of a contest; a trial that did not finish wins nothing."""
     from harness.report.tuned import Arm
 
-    told = [(_told(scores, i), scores.get(i) is not None, job) for job, i in contest.points]
+    told = [(_told(scores, i), i in scores and scores[i].finished, job) for job, i in contest.points]
     best = max((t for t in told if t[1]), key=lambda t: t[0], default=None)
     own = set(contest.words)
     words = " ".join(contest.words)

@@ -60,6 +60,19 @@ def test_its_help_says_what_it_does(capsys):
     assert "budget.trials=8" in capsys.readouterr().out
 
 
+def test_a_trial_that_did_not_finish_counts_as_the_base_and_wins_nothing():
+    from harness.cli.tune import Contest, Score, _arm, _told
+
+    scores = {"a": Score(0.1, True), "b": Score(0.4, False), "c": Score(None, False), "d": Score(0.2, True)}
+    assert [_told(scores, i) for i in ("a", "b", "c", "d", "unknown")] == [0.1, 0.4, 0.1, 0.2, 0.1]
+    points: list[tuple[tuple[str, ...], str]] = [(("algo=dpo", f"beta={i}"), i) for i in ("a", "b", "c", "d")]
+    arm = _arm(Contest(("algo=dpo",), ("beta",), None, points), scores)  # type: ignore[arg-type]
+    assert (arm.scores, arm.winner, arm.turned) == ((0.1, 0.4, 0.1, 0.2), 0.2, ("beta=d",))
+    assert arm.overrides == ("algo=dpo", "beta=d")
+    lost = _arm(Contest(("algo=dpo",), (), None, points[1:3]), scores)  # type: ignore[arg-type]
+    assert lost.winner is None and lost.turned == ()
+
+
 @pytest.mark.slow
 def test_a_tuning_names_winners_and_goes_on_where_it_was(sandbox):
     words = ("tune", "-m", "algo=dpo,simpo", "budget.trials=2", "budget.seeds=2", "sweep=t")
@@ -91,7 +104,7 @@ def test_a_tuning_names_winners_and_goes_on_where_it_was(sandbox):
     assert (sandbox.cwd / "reports" / "t" / "tuning.md").read_text() == page
 
 
-def test_a_round_is_a_list_that_can_be_run_again(tmp_path, monkeypatch):
+def test_a_round_is_a_list_that_can_be_run_again(tmp_path, monkeypatch, capsys):
     """Of a tuning that is refused late: the list of its first round lies there, a trial a line."""
     from harness.cli import tune
 
@@ -105,6 +118,7 @@ def test_a_round_is_a_list_that_can_be_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "_swept", stop)
     words = ["tune", "-m", *QUICK, "sweep=x", "algo=dpo,simpo", "beta=0.3", "budget.trials=3"]
     assert main(words) == 1
+    assert "resume:  python -m harness tune -m" in capsys.readouterr().out
     first = json.dumps(seen)
     assert [job[0] for job in seen] == ["algo=dpo"] * 3 + ["algo=simpo"] * 3
     assert all(re.fullmatch(r"train\.learning_rate=[\d.e-]+", job[1]) for job in seen)
