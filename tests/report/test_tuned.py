@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import pytest
+
 from harness.base import stats
 from harness.base.stats import Interval, Verdict
+from harness.report.figures import tuning
+from harness.report.figures.drawing import save
 from harness.report.tuned import Arm, Contested, contested
 
 SEEDS = 3
@@ -71,3 +75,16 @@ def test_many_algorithms_share_the_five_percent():
     assert len(found) == 10
     alone = contested(arms[:2], {})[0, 1].p
     assert found[0, 1].p > alone
+
+
+def test_the_plot_counts_whole_trials(tmp_path):
+    from matplotlib.figure import Figure
+
+    seen: list[Figure] = []
+    path = tmp_path / "expected_best.png"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "save", lambda drawn, place: seen.append(drawn) or save(drawn, place))
+        assert tuning.expected_best({"a": [0.1, 0.2, 0.4], "b": [0.3, 0.1, 0.2]}, "true_reward", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (axes,) = seen[0].axes
+    assert all(float(tick).is_integer() for tick in axes.get_xticks()) and len(axes.lines) == 2

@@ -18,6 +18,8 @@ def expected_best(scores: Mapping[str, Sequence[float]], words: str, path: Path)
         words: what they scored in.
         path: of the PNG.
     """
+    from matplotlib.ticker import MaxNLocator
+
     drawn = figure(3.4)
     axes = drawn.subplots()
     handles = []
@@ -28,6 +30,7 @@ def expected_best(scores: Mapping[str, Sequence[float]], words: str, path: Path)
         low, high = ([b for f in found if (b := getattr(f, side)) is not None] for side in ("low", "high"))
         axes.fill_between(trials, low, high, color=colour, alpha=0.15, linewidth=0)
         handles.append(handle(color=colour, linestyle=dash, label=name))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials of the search")
     axes.set_ylabel(f"expected best {words.replace('_', ' ')}")
     legend(drawn, handles)
