@@ -143,7 +143,7 @@ def _by_prompt(rows: pd.DataFrame) -> list[pd.DataFrame]:
     columns = [c for c in rows if str(c).startswith(PROMPT)]
     if not columns:
         return [rows]
-    keys = rows[columns].astype("str").agg("\n".join, axis=1)
+    keys = rows[columns].astype("str").fillna("").agg("\n".join, axis=1)
     return [pd.DataFrame(group) for _, group in rows.groupby(keys, sort=False)]
 
 

@@ -121,6 +121,9 @@ def of_prompts(*trained: float, untrained: dict[str, float], base: float) -> str
     for number, reward in untrained.items():
         row = seeds("none", [reward])[0] | {"trial_id": f"none-{number}", "baseline/true_reward": reward}
         rows.append(row | {"params.prompt.shots": number})
+    for row in rows:
+        if row["params.prompt.shots"] == "0":
+            del row["params.prompt.shots"]  # as trials without a prompt of their own have it
     standing = find(trials(*rows))
     return " ".join(
         choice.sentences(standing.recipes, METRIC, standing.verdicts, "reward", standing.base, standing.length)
