@@ -37,7 +37,7 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> pd.DataFrame:
     from harness.store import results
 
     flags = [word for folder in _folders(config_dir) for word in ("--config-dir", folder)]
-    return results.from_folder(swept(["-m", *flags, *overrides])[1])
+    return results.from_folder(swept(["-m", *flags, *overrides])[1].folder)
 
 
 def runs(sweep: str | None = None, *, store: str | None = None, experiment: str | None = None) -> pd.DataFrame:

@@ -46,9 +46,9 @@ def run_sweep(arguments: Sequence[str]) -> int:
     return swept(arguments)[0]
 
 
-def swept(arguments: Sequence[str]) -> tuple[int, Path]:
-    """The same, with the folder of the sweep."""
-    options = _parse(arguments)
+def swept(arguments: Sequence[str]) -> tuple[int, Sweep]:
+    """The same, with the sweep that was run."""
+    options = parse(arguments)
     overrides = named(options.overrides)
     if not any(o.lstrip("+").startswith("hydra/launcher=") for o in overrides):
         forkserver.warm_up()  # its imports take seconds; the sweep is planned meanwhile
@@ -58,7 +58,7 @@ def swept(arguments: Sequence[str]) -> tuple[int, Path]:
         forkserver.stop()
 
 
-def _run(options: Any, overrides: list[str]) -> tuple[int, Path]:
+def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
     from harness.sweep.deep_checks import check
 
     config_dirs = [options.config_dir] if options.config_dir else []
@@ -85,7 +85,7 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Path]:
     code = conclude(sweep, run, started)
     if interrupted:
         print(f"resume:  {resume_command(options, overrides)}")
-    return 1 if interrupted else code, sweep.folder
+    return 1 if interrupted else code, sweep
 
 
 def check_writable(folder: Path) -> None:
@@ -283,7 +283,12 @@ def _hydra(options: Any, overrides: Sequence[str]) -> None:
     hydra_application(job, [*flags, *overrides])  # Hydra's own parser wants all overrides in one piece
 
 
-def _parse(arguments: Sequence[str]) -> Any:
+def parse(arguments: Sequence[str]) -> Any:
+    """Hydra's options and the overrides of a command line.
+
+    Raises:
+        UserError: there is no such option.
+    """
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()

@@ -87,10 +87,10 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: the budget, the space or the sweep is wrong.
     """
-    from harness.cli.launch import _parse
+    from harness.cli.launch import parse
     from harness.sweep.expand import named
 
-    options = _parse(argv)
+    options = parse(argv)
     if options.help:
         print(__doc__)
         return 0
@@ -112,20 +112,18 @@ def _tune(overrides: Sequence[str], folders: Sequence[str]) -> int:
     scores: dict[str, Score] = {}
     metric = ""
     for number, size in enumerate(budget.rounds, 1):
-        asked = [contest.search.ask(size) for contest in contests]
-        jobs = [
-            [*contest.words, *overrides_of(point)]
-            for contest, points in zip(contests, asked, strict=True)
-            for _, point in points
+        asked = [
+            (contest, handle, (*contest.words, *overrides_of(point)))
+            for contest in contests
+            for handle, point in contest.search.ask(size)
         ]
         say(f"round {number} of {len(budget.rounds)}: {count(size, 'point')} for each of {len(contests)}")
-        _, ids = _swept([*flags, *common, "eval.split=validation"], jobs, place / f"round{number}.jsonl", folders)
+        searched = [*flags, *common, f"seed={SEED}", "eval.split=validation", *_saves_nothing(common)]
+        _, ids = _swept(searched, [job for *_, job in asked], place / f"round{number}.jsonl")
         metric, scores = _scores(place.parent)
-        told = iter(zip(jobs, ids, strict=True))
-        for contest, points in zip(contests, asked, strict=True):
-            for (handle, _), (job, trial_id) in zip(points, told, strict=False):
-                contest.points.append((tuple(job), trial_id))
-                contest.search.tell(handle, _told(scores, trial_id))
+        for (contest, handle, job), trial_id in zip(asked, ids, strict=True):
+            contest.points.append((job, trial_id))
+            contest.search.tell(handle, _told(scores, trial_id))
     arms = [_arm(contest, scores) for contest in contests]
     if lost := [arm.words for arm in arms if arm.winner is None]:
         raise UserError("of these no trial finished, so there is no winner", key="tune", value="; ".join(lost))
@@ -133,7 +131,7 @@ def _tune(overrides: Sequence[str], folders: Sequence[str]) -> int:
     common = [w for w in common if not w.startswith("sweep=")] + [f"sweep={name}"]
     jobs = [[*arm.overrides, f"seed={seed}"] for arm in arms for seed in range(SEED + 1, SEED + 1 + budget.seeds)]
     say(f"winners: {count(budget.seeds, 'seed')} of each of {len(arms)}, on the test split")
-    code, ids = _swept([*flags, *common, "eval.split=test"], jobs, place / "winners.jsonl", folders)
+    code, ids = _swept([*flags, *common, "eval.split=test"], jobs, place / "winners.jsonl")
     groups = [ids[i : i + budget.seeds] for i in range(0, len(ids), budget.seeds)]
     page, lines = write_page(
         arms,
@@ -200,7 +198,7 @@ def _contests(words: Sequence[str], budget: Budget, folders: Sequence[str]) -> t
         own = tuple(w for w in combination if w not in shared)
         search = Search(axes, budget.sampler, budget.draws)
         contests.append(Contest(own or _main(combination), tuple(map(str, axes)), search))
-    return [*(w for w in common if w not in contests[0].words), *_saves_nothing(common)], contests, folder / FOLDER
+    return [w for w in common if w not in contests[0].words], contests, folder / FOLDER
 
 
 def _main(combination: Sequence[str]) -> tuple[str, ...]:
@@ -213,9 +211,7 @@ def _saves_nothing(words: Sequence[str]) -> list[str]:
     return [] if any(w.lstrip("+").startswith("train.save=") for w in words) else ["train.save=none"]
 
 
-def _swept(
-    words: Sequence[str], jobs: Sequence[Sequence[str]], file: Path, folders: Sequence[str]
-) -> tuple[int, list[str]]:
+def _swept(words: Sequence[str], jobs: Sequence[Sequence[str]], file: Path) -> tuple[int, list[str]]:
     """Run the jobs as one sweep; its exit code, and the id of each job's trial.
 
     Raises:
@@ -223,18 +219,12 @@ def _swept(
     """
     from harness.cli.launch import swept
     from harness.store.past import result_of
-    from harness.sweep.expand import plan_sweep
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not any(w.startswith("seed=") for job in jobs for w in job):
-        jobs = [[*job, f"seed={SEED}"] for job in jobs]
     file.write_text("".join(f"{json.dumps(job)}\n" for job in jobs), encoding="utf-8")
-    words = [*words, "hydra/sweeper=listed", f"hydra.sweeper.file='{file.resolve()}'"]
-    plain = [w for w in words if w not in ("--config-dir", *folders)]
-    sweep = plan_sweep(plain, multirun=True, config_dirs=folders)
+    code, sweep = swept(["-m", *words, "hydra/sweeper=listed", f"hydra.sweeper.file='{file.resolve()}'"])
     ids = _ids(jobs, sweep.points, sweep.duplicates)
-    code, folder = swept(["-m", *words])
-    if any((found := result_of(folder / i)) is None or found.outcome.value == "interrupted" for i in ids if i):
+    if any((found := result_of(sweep.folder / i)) is None or found.outcome.value == "interrupted" for i in ids if i):
         raise KeyboardInterrupt
     return code, ids
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.base import formatting
+from harness.base.records import Outcome
 from harness.config import fingerprint
 from harness.report.leaderboard import finished, value_of
 from harness.report.recipes import recipe_labels, with_stopped_seeds
@@ -130,9 +131,9 @@ def _truncated(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
 
 def _stopped(frame: pd.DataFrame) -> list[str]:
     """Recipes that stand in no comparison, since a seed of theirs was stopped on the way."""
-    lost = with_stopped_seeds(frame.assign(recipe=recipe_labels(frame)))
-    if not lost:
+    if Outcome.STOPPED not in set(frame["outcome"]):
         return []
+    lost = with_stopped_seeds(frame.assign(recipe=recipe_labels(frame)))
     return [
         "stopped on the way, and therefore not compared (the seeds that went on would be the lucky ones): "
         f"{_listed(lost)}."

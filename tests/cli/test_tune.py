@@ -111,7 +111,7 @@ def test_a_round_is_a_list_that_can_be_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     seen: list[list[str]] = []
 
-    def stop(words, jobs, file, folders):
+    def stop(words, jobs, file):
         seen.extend([*job] for job in jobs)
         raise KeyboardInterrupt
 

@@ -27,6 +27,7 @@ from harness.store.points import points_of
 from harness.store.result import metrics_of, write_json
 from harness.trial.checks import check_data
 from harness.trial.curve import points as curve
+from harness.trial.curve.losing import points_on_record
 from harness.trial.curve.undisturbed import undisturbed
 from harness.trial.identify import identify
 from harness.trial.job import Job
@@ -310,8 +311,7 @@ def test_points_of_an_earlier_training_are_no_points_of_this_one(tmp_path):
         worker.write("point", share=share, step=1, values={})
     runner.close()
     worker.close()
-    ground: Any = SimpleNamespace(folder=tmp_path)
-    assert [p["share"] for p in curve._on_record(ground, worker)] == [0.5, 0.75]
+    assert [p["share"] for p in points_on_record(tmp_path, worker.path.name)] == [0.5, 0.75]
 
 
 # -- how much is done ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ judge nothing at the end. Light: it reads journals and no weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -18,8 +18,6 @@ from harness.store.past import description, result_of, trial_folders
 from harness.store.result import since_attempt
 
 LEVEL = 0.95
-LIKE = ("curve.", "data")
-"""Beginnings of what two trials' keys must have in common, so that their points are of the same rows."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,17 @@ def point_of(name: str, values: Mapping[str, Any], metric: str) -> Point | None:
     return Point(name, mean, stderr if stderr is not None and math.isfinite(stderr) else 0.0)
 
 
+def points_on_record(folder: Path, worker: str = "worker.jsonl") -> list[Mapping[str, Any]]:
+    """The points of a trial, of the attempts that its latest one goes on from: the events' fields, in order."""
+    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
+    return [e.data for e in since_attempt(journal.read(folder / worker), chain) if e.kind == "point"]
+
+
 def _point(folder: Path, share: float, metric: str) -> Point | None:
-    points = [e.data for e in _on_record(folder) if e.kind == "point" and e.data["share"] == share]
+    points = [point for point in points_on_record(folder) if point["share"] == share]
     return point_of(folder.name, points[-1]["values"], metric) if points else None
 
 
-def _on_record(folder: Path) -> Sequence[Any]:
-    """What the worker wrote in the attempts that the latest one goes on from."""
-    chain = journal.latest_attempt(journal.read(folder / "runner.jsonl"))
-    return since_attempt(journal.read(folder / "worker.jsonl"), chain)
-
-
 def _looked_at(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in (about.get("why") or {}).items() if k.startswith(LIKE[0]) or k == LIKE[1]}
+    """What of a trial's keys says which rows its points are of, and how they were taken."""
+    return {k: v for k, v in (about.get("why") or {}).items() if k == "data" or k.startswith("curve.")}

@@ -18,14 +18,12 @@ from harness.algorithms.budget_meter import Meter
 from harness.base.errors import Diverged, Stopped
 from harness.evaluators.base import EvalContext, Evaluation, curve_split
 from harness.evaluators.curve import first_rows, measured
-from harness.store import journal as journals
 from harness.store.journal import Journal
-from harness.store.result import since_attempt
 from harness.telemetry.clock import PhaseClock
 from harness.trial.checks import ranks_by
 from harness.trial.context import Ground
 from harness.trial.curve.best import Snapshots, best_of, forget
-from harness.trial.curve.losing import best_rival, has_lost, point_of
+from harness.trial.curve.losing import best_rival, has_lost, point_of, points_on_record
 from harness.trial.curve.undisturbed import undisturbed
 
 PREFIX = "curve/"
@@ -57,7 +55,9 @@ class Curve(TrainerCallback):
             eval_pairs=first_rows(ground.data.eval_pairs, self.split, settings.curve_pairs),
             eval_prompts=first_rows(ground.data.eval_prompts, self.split, settings.curve_prompts),
         )
-        self.points: list[Mapping[str, Any]] = _on_record(ground, journal) if ground.resume else []
+        self.points: list[Mapping[str, Any]] = (
+            points_on_record(ground.folder, journal.path.name) if ground.resume else []
+        )
         self._snapshots: Snapshots | None = None
         if not ground.resume:
             forget(ground.folder)  # of another training
@@ -181,10 +181,3 @@ class Curve(TrainerCallback):
                 yield self._context(training.trainer.ref_model)
 
         return turn
-
-
-def _on_record(ground: Ground, journal: Journal) -> list[Mapping[str, Any]]:
-    """Points of the attempts that this one goes on from."""
-    chain = journals.latest_attempt(journals.read(ground.folder / "runner.jsonl"))
-    events = since_attempt(journals.read(journal.path), chain)
-    return [event.data for event in events if event.kind == "point"]
