@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from harness.base import formatting
 from harness.base.errors import UserError
 from harness.base.world import World
 from harness.config.train import Train, sees_half
@@ -131,6 +132,10 @@ class Training:
         return held | dict(self.roles())
 
 
+FEW_STEPS = 10
+"""Below so many a preset's learning rate moves next to nothing."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One round of sampling.
@@ -238,7 +243,13 @@ class Algorithm(ABC):
         rows = self.rows_in(data)
         if self.family != "offline" or not train.batch_size or rows >= train.batch_size:
             return []
-        return [f"{self.name} has {rows:,} training rows: each step takes all of them, not {train.batch_size:,}"]
+        told = f"{self.name} has {rows:,} training rows: each step takes all of them, not {train.batch_size:,}"
+        if train.steps is None and train.epochs and (steps := math.ceil(train.epochs)) < FEW_STEPS:
+            told += (
+                f", and training is over after {formatting.count(steps, 'step')}: hardly anything is learned "
+                "(fix: a smaller train.batch_size, or more train.epochs)"
+            )
+        return [told]
 
     def rollout(self, train: Train) -> Rollout | None:
         """How an online algorithm samples; None for one that learns from given rows."""

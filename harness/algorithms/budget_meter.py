@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from harness.algorithms.trl_seam import follow
+from harness.algorithms.trl_seam import follow, never_idle
 from harness.config.train import UNKNOWN_STEPS, Train
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Meter(TrainerCallback):
         if sampler is not None:
             self._sampled = lambda: sampler.sampled_prompts
         trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        never_idle(trainer)
         if self.unit == "prompts":
             trainer.args.max_steps = self.algo.steps_for(int(self.amount or 0), self.rows, self.train)
         elif self.unit in ("tokens", "seconds"):

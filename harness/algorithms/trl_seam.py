@@ -296,6 +296,21 @@ class RolloutTrainer(GRPOTrainer):
         self.restored(Path(resume_from_checkpoint))
 
 
+def never_idle(trainer: Any) -> None:
+    """Let the only step of a training that has one be no warm-up: its learning rate would be 0.
+
+    Transformers rounds the share of warm-up steps up, and warms up from 0.
+    """
+    create = trainer.create_scheduler
+
+    def created(num_training_steps: int, optimizer: Any = None) -> Any:
+        if num_training_steps == 1:
+            trainer.args.warmup_steps = 0
+        return create(num_training_steps, optimizer)
+
+    trainer.create_scheduler = created
+
+
 def follow(trainer: Any, scheduler: Any) -> Any:
     """Let ``trainer`` step ``scheduler`` as its own."""
     trainer.lr_scheduler, trainer._created_lr_scheduler = scheduler, True

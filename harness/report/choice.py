@@ -105,7 +105,17 @@ def sentences(
         said += [_cheapest(found, verdicts, mark)] if above and best is found[0] else []
         said += [_worst(found, metric, verdicts, None if base is None else base.value, mark)]
         said += [_lost(found, metric, base.value, mark)] if base is not None else []
-    return [s for s in said if s]
+    return [s for s in [_unchanged(found, mark), *said] if s]
+
+
+def _unchanged(found: Sequence[Recipe], mark: Mark) -> str:
+    """Recipes of which no seed changed a weight: their figures are the base's."""
+    idle = [mark(r.label) for r in found if (values := r.values("params/changed")) and not any(values)]
+    if not idle:
+        return ""
+    named = ", ".join(idle[:MOST_NAMED]) + (f" and {len(idle) - MOST_NAMED} more" if len(idle) > MOST_NAMED else "")
+    what = "it is the base" if len(idle) == 1 else "they are the base"
+    return f"Training changed no weight of {named}: {what} (larger train.learning_rate, more steps)."
 
 
 def is_above(best: Recipe, metric: str, base: Yardstick | None) -> bool:

@@ -114,7 +114,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
                 max_steps=spec.steps,
                 per_device_train_batch_size=spec.batch_size,
                 learning_rate=spec.learning_rate,
-                warmup_steps=0.1,
+                warmup_steps=0.1 if spec.steps > 1 else 0,  # the share is rounded up: the only step would be idle
                 lr_scheduler_type="linear",
                 max_length=None,
                 bf16=ground.precision == "bf16",

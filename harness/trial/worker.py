@@ -142,6 +142,7 @@ def train(
     curve: Curve | None = None,
 ) -> Any:
     """Train by TRL, with points of a ``curve`` on the way; returns the trained policy, unwrapped and in eval mode."""
+    from harness.algorithms import changed
     from harness.algorithms.budget_meter import Meter
     from harness.algorithms.journal_callback import JournalCallback
 
@@ -187,10 +188,15 @@ def train(
     if checkpoint:
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
+    before = changed.Before(training.trainer.model)
     with clock.phase("train"), recorded(ground, journal):
         take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
+    share = before.changed(training.trainer.model)
+    journal.write("metrics", values={"params/changed": share})
+    if not share:
+        journal.write("note", message=changed.UNCHANGED)
     if curve is not None:
         curve.settle()
     seconds = clock.seconds()

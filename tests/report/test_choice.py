@@ -35,6 +35,21 @@ def of(*groups: list[dict[str, Any]]) -> tuple[Any, Any]:
     return found, compared(found, METRIC, {})
 
 
+# -- what did not train --------------------------------------------------------------------------------
+
+
+def test_recipes_that_changed_no_weight_are_named_first():
+    found, verdicts = of(
+        seeds("idle", [0.5, 0.5, 0.5], **{"params/changed": 0.0}),
+        seeds("one_idle", [0.8, 0.81, 0.5]),
+        seeds("good", [0.8, 0.81, 0.79], **{"params/changed": 0.9}),
+    )
+    first = choice.sentences(found, METRIC, verdicts, "reward")[0]
+    assert first.startswith("Training changed no weight of **idle**: it is the base")
+    found, verdicts = of(seeds("good", [0.8, 0.81, 0.79], **{"params/changed": 0.9}))
+    assert "no weight" not in " ".join(choice.sentences(found, METRIC, verdicts, "reward"))
+
+
 # -- the front -----------------------------------------------------------------------------------------
 
 

@@ -396,6 +396,10 @@ def test_a_batch_that_the_data_cannot_fill_is_told(assemble):
 
     assert told("algo=dpo") == ["dpo has 20 training rows: each step takes all of them, not 32"]
     assert told("algo=sft") == ["sft has 20 training rows: each step takes all of them, not 32"]
+    (few,) = told("algo=dpo", "train.epochs=3")
+    assert few.startswith("dpo has 20 training rows: each step takes all of them, not 32, and training is over after 3")
+    assert "smaller train.batch_size" in few.partition("fix: ")[2]
+    assert told("algo=dpo", "train.epochs=10") == told("algo=dpo")
     assert told("algo=kto") == told("algo=grpo") == []
 
 
