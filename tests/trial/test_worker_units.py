@@ -235,7 +235,7 @@ def test_parameters_are_counted_by_their_logical_size(tmp_path, cache, adapter):
     base = vocabulary * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64  # embeddings, two layers, last norm
     added = 2 * 4 * (4 * (64 + 64) + 3 * (64 + 128))
     found = told.under("params/")
-    assert found.pop("params/changed") > 0.5
+    assert found.pop("params/changed") > 0.1  # in a first step lora_A has no gradient, since lora_B is 0
     assert found == {
         "params/trainable": base if adapter == "full" else added,
         "params/total": base if adapter == "full" else base + added,
