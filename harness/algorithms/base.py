@@ -109,6 +109,7 @@ class Training:
         sampler: of an online algorithm.
         start: where the adapter was before the first step (``starting_point.Start``); None where nobody looked.
         matrices: of an adapter that changes its base, before the first step (``plain_lora.matrices``).
+        rows: that a pass takes, where the trainer's data set holds others; None: those of the data set.
         paid: prompt rows, completions and whether each ended by itself -> what an online algorithm pays for each
             completion; None where nothing is paid.
     """
@@ -119,6 +120,7 @@ class Training:
     sampler: Sampler | None = None
     start: Any = None
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: int | None = None
     paid: Callable[[Sequence[Mapping[str, Any]], Sequence[str], Sequence[bool]], Sequence[float]] | None = None
 
     @property
@@ -194,6 +196,15 @@ class Algorithm(ABC):
 
     def with_sharing(self, shared: bool) -> Algorithm:
         """The same with ``shares_reference`` decided; an algorithm that never shares stays."""
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether its sequences hold several rows each, and so are as long as ``train.max_length`` allows."""
+        return False
+
+    def unpacked(self) -> Algorithm:
+        """The same with a row in each sequence."""
         return self
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from harness.algorithms.packing import tokens_of
 from harness.algorithms.trl_seam import follow, never_idle
 from harness.config.train import UNKNOWN_STEPS, Train
 
@@ -53,7 +54,7 @@ class Meter(TrainerCallback):
     def attach(self, training: Training) -> None:
         """Watch a trainer, whose model is wrapped by now, and end it in time."""
         trainer, sampler = training.trainer, training.sampler
-        self.rows = len(trainer.train_dataset)
+        self.rows = training.rows or len(trainer.train_dataset)
         if sampler is not None:
             self._sampled = lambda: sampler.sampled_prompts
         trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -122,9 +123,14 @@ class Meter(TrainerCallback):
         """Before each forward pass of the policy."""
         if not (torch.is_grad_enabled() and model.training):
             return
-        mask = options.get("attention_mask")
-        ids = options.get("input_ids", arguments[0] if arguments else None)
-        self._tokens = self._tokens + (mask.sum() if mask is not None else ids.numel())
+        mask, positions = options.get("attention_mask"), options.get("position_ids")
+        if mask is not None:
+            found = mask.sum()
+        elif positions is not None:
+            found = tokens_of(positions)
+        else:
+            found = options.get("input_ids", arguments[0] if arguments else None).numel()
+        self._tokens = self._tokens + found
 
     def _follow(self, trainer: Any, optimizer: Any) -> Any:
         """A scheduler whose rate is a function of the share spent, not of the step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
@@ -24,6 +24,7 @@ class SFT(Algorithm):
     Attributes:
         anchor: weight of the KL of the policy to the base, on the trained tokens and over the whole vocabulary; 0
             holds no reference. It keeps what the rows do not speak of, at the price of a second forward pass.
+        packing: put several rows into one sequence (``algorithms.packing``). A step takes the same number of rows.
     """
 
     name: ClassVar[str] = "sft"
@@ -32,11 +33,21 @@ class SFT(Algorithm):
     keeps_dropout: ClassVar[bool] = True
 
     anchor: Annotated[float, Ge(0)] = unless_default(0.0)
+    packing: bool = unless_default(False)
 
     @property
     def uses_reference(self) -> bool:
         """Imitation needs none, but for an anchor."""
         return self.anchor > 0
+
+    @property
+    def packs(self) -> bool:
+        """As asked."""
+        return self.packing
+
+    def unpacked(self) -> SFT:
+        """A row a sequence."""
+        return replace(self, packing=False)
 
     def rows_in(self, data: Any) -> int:
         """Chosen and desirable completions."""
@@ -53,28 +64,41 @@ class SFT(Algorithm):
         from trl import SFTConfig
 
         from harness.algorithms.arguments import common_arguments, tokenized_completions
+        from harness.algorithms.packing import Collator, Packed, check_apart
         from harness.algorithms.replay import with_replayed
-        from harness.algorithms.trl_seam import imitation
+        from harness.algorithms.trl_seam import imitation, wants_one_sequence
 
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in job.data.train_pairs]
         rows += [{"prompt": r["prompt"], "completion": r["completion"]} for r in job.data.train_unpaired if r["label"]]
         limit = job.train.max_length
         encoded = with_replayed(job, tokenized_completions(job, rows))
         tokens = encoded.map(lambda row: labelled(row, limit), remove_columns=COLUMNS)
+        arguments, packed = common_arguments(job), None
+        if self.packing:
+            assert job.train.batch_size and job.train.micro_batch_size
+            sizes = {"batch_size": job.train.batch_size, "micro_batch_size": job.train.micro_batch_size}
+            packed = Packed(tokens, **sizes, limit=limit, seed=job.seed)
+            arguments |= {
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": packed.accumulation,
+                "train_sampling_strategy": "sequential",
+            }
         trainer = imitation(self.anchor, job.reference)(
             model=job.model,
-            args=SFTConfig(
-                **common_arguments(job),
-                max_length=limit,
-                packing=False,
-                dataset_kwargs={"skip_prepare_dataset": True},
-            ),
+            args=SFTConfig(**arguments, max_length=limit, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=tokens,
             processing_class=job.tokenizer,
             peft_config=job.adapter.peft_config(),
             callbacks=job.callbacks,
         )
-        return Training(trainer, job.holds)
+        if packed is None:
+            return Training(trainer, job.holds)
+        tokenizer: Any = job.tokenizer
+        collator = Collator(tokenizer.pad_token_id, flat=wants_one_sequence(trainer.model))
+        if job.probes:
+            check_apart(trainer.model, packed, collator)
+        trainer.train_dataset, trainer.data_collator = packed, collator
+        return Training(trainer, job.holds, rows=packed.rows)
 
 
 def labelled(row: dict[str, list[int]], limit: int) -> dict[str, list[int]]:

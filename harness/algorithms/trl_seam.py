@@ -191,6 +191,11 @@ def imitation(anchor: float, reference: Any) -> type[SFTTrainer]:
     )
 
 
+def wants_one_sequence(model: Any) -> bool:
+    """Whether its attention tells packed rows apart in a single sequence alone, as flash attention's kernels do."""
+    return "flash" in str(model.config._attn_implementation)
+
+
 def without_hashing() -> None:
     """Leave out the hash of all weights by which TRL names a cache of log-probabilities that is not used here."""
     dpo_trainer.hash_module = kto_trainer.hash_module = lambda _: "not used"  # type: ignore[assignment]

@@ -29,6 +29,31 @@ def expected_best(values: Sequence[float], n: int) -> float:
     return float(np.sort(np.asarray(values, dtype=float)) @ _weights(len(values), n))
 
 
+def expected_choice(scores: Sequence[float], values: Sequence[float], n: int) -> float:
+    """The mean, over all subsets of ``n`` draws, of the value of the draw that scores highest in the subset.
+
+    Of draws that score alike each is as likely to be the one.
+
+    Args:
+        scores: of independent draws, by which one is chosen; higher is better.
+        values: of the same draws.
+        n: from 1 to their number.
+    """
+    order = np.argsort(np.asarray(scores, dtype=float), kind="stable")
+    ranked, weights = np.asarray(scores, dtype=float)[order], _weights(len(scores), n)
+    _, groups = np.unique(ranked, return_inverse=True)
+    shared = np.bincount(groups, weights) / np.bincount(groups)
+    return float(np.asarray(values, dtype=float)[order] @ shared[groups])
+
+
+def distance(n: int) -> float:
+    """KL of best-of-``n`` to the policy that the draws are of, in nats: log n - (n - 1) / n.
+
+    Exact where no two draws are alike, and an upper bound elsewhere (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
+
+
 def half(draws: int) -> int:
     """The number of draws at which searches are compared: the best of all is one value, that of half is a mean."""
     return max(1, math.ceil(draws / 2))
@@ -68,7 +93,7 @@ def told_apart(one: Sequence[float], other: Sequence[float], seed: int = 0) -> t
 
 def _weights(count: int, n: int) -> Any:
     """Of each of ``count`` sorted values, the share of subsets of ``n`` whose highest it is."""
-    return np.array([math.comb(i, n - 1) for i in range(count)]) / math.comb(count, n)
+    return np.array([math.comb(i, n - 1) / math.comb(count, n) for i in range(count)])
 
 
 def _resampled(values: Sequence[float], generator: np.random.Generator) -> Any:

@@ -47,6 +47,7 @@ class Law:
 
     Attributes:
         alpha, beta: with their 95 % intervals by bootstrap; without bounds where too few draws could be fitted.
+        explained: share of the variance of the changes that it explains; below 0 where their mean says more.
         points: that it rests on.
         drawn: what the bootstrap draws: ``seeds`` or ``points``.
     """
@@ -54,6 +55,7 @@ class Law:
     form: Form
     alpha: Interval
     beta: Interval
+    explained: float
     points: int
     drawn: str
 
@@ -90,7 +92,9 @@ def fit(form: Form, observed: Sequence[Observed], *, seed: int = 0) -> Law | str
         if (found := _solved(columns[chosen], changes[chosen])) is not None:
             draws.append(found)
     alpha, beta = (_interval(best[i], [d[i] for d in draws], len(used)) for i in (0, 1))
-    return Law(form, alpha, beta, len(used), "seeds" if by_seed else "points")
+    around = float(((changes - changes.mean()) ** 2).sum())
+    explained = 1 - float(((changes - columns @ best) ** 2).sum()) / around if around else 0.0
+    return Law(form, alpha, beta, explained, len(used), "seeds" if by_seed else "points")
 
 
 def _columns(form: Form, distance: np.ndarray) -> np.ndarray:

@@ -185,6 +185,8 @@ class Eval:
             empty: not at all.
         curve_pairs: held-out pairs of such a point, the first of the split.
         curve_prompts: held-out prompts of such a point, each sampled once.
+        best_of: samples of each of these prompts before training, of which the best paid of n stand beside the curve:
+            what the reward gives without any training; 0: none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -200,6 +202,7 @@ class Eval:
     at: tuple[Annotated[float, Gt(0), Lt(1)], ...] = unless_default(())
     curve_pairs: Annotated[int, Gt(0)] = unless_default(64)
     curve_prompts: Annotated[int, Gt(0)] = unless_default(64)
+    best_of: Annotated[int, Ge(0)] = unless_default(0)
 
     @property
     def active(self) -> dict[str, Evaluator]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from harness.base import best_of
 from harness.evaluators.base import EvalContext, Evaluation
 from harness.evaluators.preference import wins
 from harness.tasks.base import Row, prompt_key
@@ -81,6 +82,45 @@ def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
     for name, values in columns.items():
         metrics |= with_stderr(name, values, prompts)
     return Evaluation(metrics, absent=absent)
+
+
+def best_of_n(context: EvalContext, paid: Paid, most: int) -> dict[int, dict[str, float]]:
+    """What choosing the best paid of n samples gives, without any training: n -> figures, means over prompts.
+
+    The policy's ``most`` samples of each prompt serve every n: a figure is the mean over all subsets of n of them.
+
+    Args:
+        context: its data holds the prompts.
+        paid: the reward that chooses, called ``proxy_reward``.
+        most: samples of each prompt.
+    """
+    from harness.evaluators.scoring import held_out_samples, with_stderr
+
+    rows, drawn = held_out_samples(context, per_prompt=most)
+    prompts = [prompt_key(row["prompt"]) for row in rows]
+    told = {"proxy_reward": paid([rows[d.row] for d in drawn], [d.text for d in drawn], [d.ended for d in drawn])}
+    if context.task.has_reward:
+        told["true_reward"] = [context.task.score(rows[d.row], d.text).reward for d in drawn]
+    own: list[list[int]] = [[] for _ in rows]
+    for place, one in enumerate(drawn):
+        own[one.row].append(place)
+    found = {}
+    for n in numbers(most):
+        found[n] = {"n": float(n), "kl_per_sequence": best_of.distance(n)}
+        for name, values in told.items():
+            chosen = [_choice(told["proxy_reward"], values, places, n) for places in own]
+            found[n] |= with_stderr(name, chosen, prompts)
+    return found
+
+
+def _choice(scores: Sequence[float], values: Sequence[float], places: Sequence[int], n: int) -> float:
+    return best_of.expected_choice([scores[i] for i in places], [values[i] for i in places], n)
+
+
+def numbers(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, … up to ``most``: two for each doubling, even steps of the distance."""
+    found = {most, *(base * 2**k for base in (1, 3) for k in range(most.bit_length()) if base * 2**k <= most)}
+    return sorted(found)
 
 
 def first_rows(rows: Mapping[str, Sequence[Row]], split: str, most: int) -> dict[str, Sequence[Row]]:

@@ -28,7 +28,7 @@ from harness.config.train import Budget, Train
 from harness.models.precision import Place
 from harness.rehearsal import judging, standins, watch
 from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
-from harness.rehearsal.rows import lengthened, longest, longest_replayed
+from harness.rehearsal.rows import as_packed, lengthened, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
 from harness.stages.reference import column_names, longest_first
@@ -123,7 +123,9 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             training = _training(scene, model, folder, tracker, fakes)
             del model
             watch.watch_owners(training, tracker)
-            _take_worst_batches(training.trainer, setup.train.max_length if scene.fill else None, fakes)
+            packs = setup.algo.packs
+            fill = setup.train.max_length if scene.fill or packs else None
+            _take_worst_batches(training.trainer, fill, fakes, as_packed if packs else lambda batch: batch)
             _sample_longest(training, setup, scene.fill, fakes)
             training.trainer.train()
             model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
@@ -205,6 +207,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     """Algorithm and knobs of one optimizer step, with as few micro-batches as show accumulation, rollouts as large."""
     algo = setup.algo
     algo = algo.with_sharing(algo.shares_reference(setup.train, data))  # which one step would not do of itself
+    algo = algo.unpacked()  # packed sequences are as long as the limit, whatever the rows (``as_packed``)
     train = setup.train
     assert train.batch_size and train.micro_batch_size
     accumulation = train.batch_size // train.micro_batch_size
@@ -283,14 +286,16 @@ class _References:
         return {name: [0.0] * len(dataset) for name in column_names(dataset)}
 
 
-def _take_worst_batches(trainer: Any, fill: int | None, fakes: FakeTensors | None) -> None:
+def _take_worst_batches(
+    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any]
+) -> None:
     """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
     load = trainer.get_train_dataloader
 
     def batches() -> list[Any]:
         with outside():
             count = trainer.args.gradient_accumulation_steps
-            real = [lengthened(batch, fill) for batch in itertools.islice(load(), count)]
+            real = [formed(lengthened(batch, fill)) for batch in itertools.islice(load(), count)]
         if not real:
             raise RuntimeError("the trainer drew no batch from the longest rows")
         return [fakes.take_in(batch) if fakes is not None else batch for batch in real]

@@ -14,7 +14,7 @@ import pandas as pd
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.report import peaks
-from harness.report.figures import curves, scatter
+from harness.report.figures import curves, overoptimization, scatter
 from harness.report.html import page
 from harness.report.leaderboard import Price, finished, known
 from harness.report.markdown import SHOWN, Material, compose
@@ -90,7 +90,7 @@ def _write(
     formats: Sequence[str],
 ) -> Written:
     found = material.standings
-    points = peaks.points(series)
+    points, chosen = peaks.points(series), peaks.chosen(series)
     drawn = {
         "quality_against_memory": lambda path: scatter.quality_against_memory(found, path),
         "quality_against_drift": lambda path: scatter.quality_against_drift(found, path),
@@ -98,6 +98,7 @@ def _write(
         "learning_curves": lambda path: curves.learning_curves(series, found, path),
         "quality_over_budget": lambda path: curves.quality_over_budget(points, found, path),
         "quality_over_drift": lambda path: curves.quality_over_drift(points, found, path),
+        "overoptimization": lambda path: overoptimization.rewards_over_distance(points, chosen, found, path),
         "memory_by_phase": lambda path: scatter.memory_by_phase(found, path),
         "memory_over_time": lambda path: curves.memory_over_time(series, found, path),
         "memory_timelines": lambda path: curves.memory_timelines(series, stretches, found, path),
@@ -113,7 +114,7 @@ def _write(
             made += [name] * draw(path)
         report, words = (
             out_dir / "report.md",
-            compose(replace(material, plots=made, points=points, rest="`results.csv`")),
+            compose(replace(material, plots=made, points=points, chosen=chosen, rest="`results.csv`")),
         )
         report.write_text(words, encoding="utf-8")
         if "html" in formats:
@@ -136,7 +137,7 @@ def _series(source: Source, standings: Standings) -> pd.DataFrame:
     shown = [*best[:MOST_SERIES], *rest[: MOST_SERIES // 4]]
     frame = pd.DataFrame(standings.frame[standings.frame["run_id"].isin(shown)])
     names = [n for n in curves.CURVES if known(frame, n)]
-    points = [n for n in peaks.SERIES if known(frame, n)]
+    points = [n for n in (*peaks.SERIES, *peaks.CHOSEN) if known(frame, n)]
     return source.series(shown, [*names, *points, *curves.MEMORY_SERIES])
 
 

@@ -59,6 +59,7 @@ class Material:
         price: of an hour of the device.
         plots: names of the plots that could be drawn.
         points: of the trials' curves (``peaks.points``); None without any.
+        chosen: of best-of-n (``peaks.chosen``).
         rest: what has the trials that are too many to be shown, in words.
     """
 
@@ -73,6 +74,7 @@ class Material:
     price: Price | None = None
     plots: Collection[str] = ()
     points: pd.DataFrame | None = None
+    chosen: pd.DataFrame = field(default_factory=pd.DataFrame)
     rest: str = "the table"
 
 
@@ -157,9 +159,10 @@ def _over_training(material: Material) -> list[str]:
     words = {
         "quality_over_budget": "Quality over the share of the training budget",
         "quality_over_drift": "Quality over the distance from the base",
+        "overoptimization": "Proxy and true reward over the distance from the base, with the law",
     }
     figures = [f"![{said}]({name}.png)" for name, said in words.items() if name in material.plots]
-    return peaks.section(material.standings.recipes, material.points, figures, SHOWN)
+    return peaks.section(material.standings.recipes, material.points, material.chosen, figures, SHOWN)
 
 
 def _warnings(lines: list[str]) -> list[str]:

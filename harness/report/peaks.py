@@ -20,6 +20,9 @@ QUALITY = {
 REWARDS = {"curve/true_reward": "true reward", "curve/proxy_reward": "proxy reward"}
 SERIES = (SHARE, SPENT, KL, *QUALITY, "curve/proxy_reward", *(f"{name}_stderr" for name in QUALITY))
 """What a report reads of a curve."""
+BEST_OF = "best_of/"
+"""Before the figures of best-of-n, which are named as the curve's; their step is n."""
+CHOSEN = tuple(f"{BEST_OF}{name.partition('/')[2]}" for name in (KL, *REWARDS))
 NOISE = 1.96
 
 
@@ -97,14 +100,45 @@ def law(recipe: Recipe, found: pd.DataFrame, reward: str) -> Law | str | None:
     if reward not in found or KL not in found:
         return None
     own = _of(recipe, found, reward, KL)
+    observed = _changes(own.assign(kl=own[KL], value=own[reward], first=own[SHARE] == 0.0))
+    return fit("rl", observed) if observed else None
+
+
+def chosen(series: pd.DataFrame) -> pd.DataFrame:
+    """A row per n of best-of-n: columns ``run_id``, ``step`` (n) and those of ``CHOSEN``; no rows without any."""
+    own: Any = series[series["name"].isin(list(CHOSEN))]
+    if own.empty:
+        return pd.DataFrame({"run_id": [], "step": []})
+    wide: Any = own.pivot_table(index=["run_id", "step"], columns="name", values="value", aggfunc="last")
+    return wide.reset_index()
+
+
+def law_of_choice(recipe: Recipe, found: pd.DataFrame, reward: str) -> Law | str | None:
+    """The law of best-of-n under a recipe's reward, or why there is none; None where it was not measured.
+
+    Args:
+        recipe: whose reward chooses.
+        found: ``chosen``.
+        reward: as the curve's is called.
+    """
+    kl, value = (f"{BEST_OF}{name.partition('/')[2]}" for name in (KL, reward))
+    if value not in found or kl not in found:
+        return None
+    own = _of(recipe, found, value, kl)
+    observed = _changes(own.assign(kl=own[kl], value=own[value], first=own["step"] == 1))
+    return fit("best_of_n", observed) if observed else None
+
+
+def _changes(own: Any) -> list[Observed]:
+    """Of columns ``run_id``, ``kl``, ``value`` and ``first``, which marks the point before any change."""
     observed = []
     for run_id, curve in own.groupby("run_id", sort=False):
-        base = curve.loc[curve[SHARE] == 0.0, reward]
+        base = curve.loc[curve["first"], "value"]
         if len(base):
-            later = curve[curve[SHARE] > 0]
-            pairs = zip(later[KL], later[reward], strict=True)
+            later = curve[~curve["first"]]
+            pairs = zip(later["kl"], later["value"], strict=True)
             observed += [Observed(str(run_id), float(kl), float(value - base.iloc[0])) for kl, value in pairs]
-    return fit("rl", observed) if observed else None
+    return observed
 
 
 def _of(recipe: Recipe, found: pd.DataFrame, *names: str) -> Any:

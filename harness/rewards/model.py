@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
+from harness.base.records import unless_default
 from harness.config import identity
 from harness.models.adapters import Adapter, Full
 from harness.rewards.base import Desk, Reward, ScoreFunction
@@ -30,6 +32,7 @@ class RewardModelSpec:
         seed: adapter initialisation and data order.
         contrast: pairs added for each given one, whose loser is the chosen completion of another prompt.
         max_length: tokens of prompt and completion; longer pairs are left out.
+        pairs: of the task's that it learns from, drawn by ``seed``; a larger number draws the same and more. None: all.
     """
 
     adapter: Adapter
@@ -39,6 +42,15 @@ class RewardModelSpec:
     contrast: float
     seed: int
     max_length: int
+    pairs: int | None = None
+
+    def drawn(self, pairs: Sequence[Row]) -> Sequence[Row]:
+        """The pairs that the stage learns from."""
+        if self.pairs is None:
+            return pairs
+        order = list(range(len(pairs)))
+        random.Random(f"pairs-{self.seed}").shuffle(order)
+        return [pairs[i] for i in order[: self.pairs]]
 
     @property
     def key(self) -> str:
@@ -59,6 +71,8 @@ class ModelReward(Reward):
         learning_rate, steps, batch_size, contrast: null takes the preset's. ``contrast`` is the number of pairs added
             for each given one, in which the chosen completion beats one that was chosen for another prompt: they
             teach to judge the answer to this prompt and not the looks of an answer (arXiv 2409.13156).
+        pairs: of the task's pairs that the stage learns from, drawn by ``seed``; null: all. Nested: 200 are the 50 and
+            150 more.
         seed: of the stage; a constant, so that the seeds of a trial share one reward model.
         max_length: tokens the reward model reads; ``null`` in YAML takes ``train.max_length``.
         score_batch_size: completions per forward pass.
@@ -73,6 +87,7 @@ class ModelReward(Reward):
     steps: Annotated[int, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] | None = None
     contrast: Annotated[float, Ge(0)] | None = None
+    pairs: Annotated[int, Gt(0)] | None = unless_default(None)
     seed: Annotated[int, Ge(0)] = 0
     max_length: Annotated[int, Gt(1)] = 1024
     score_batch_size: Annotated[int, Gt(0)] = 64
@@ -97,7 +112,12 @@ class ModelReward(Reward):
 
     def data_problems(self, data: TaskData) -> list[UserError]:
         """The stage learns from pairs."""
-        if self.path is not None or data.train_pairs:
+        if self.path is not None:
+            return []
+        if self.pairs is not None and self.pairs > len(data.train_pairs) > 0:
+            words = f"the data has {len(data.train_pairs):,} training pairs"
+            return [UserError(words, key="reward.pairs", value=self.pairs, fix=f"at most {len(data.train_pairs)}")]
+        if data.train_pairs:
             return []
         return [
             UserError(
@@ -126,7 +146,7 @@ class ModelReward(Reward):
                 value=None,
                 fix=f"set it, or add it to reward.presets.{preset}.{trained.preset}",
             )
-        spec = RewardModelSpec(adapter=trained, seed=self.seed, max_length=self.max_length, **chosen)
+        spec = RewardModelSpec(adapter=trained, seed=self.seed, max_length=self.max_length, pairs=self.pairs, **chosen)
         return replace(self, presets={}, spec=spec, **chosen)
 
     def contents(self) -> Mapping[str, str]:

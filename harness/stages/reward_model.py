@@ -90,7 +90,7 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
 
     set_seed(spec.seed)
     tokenizer = ground.tokenizer
-    pairs = ground.data.train_pairs
+    pairs = spec.drawn(ground.data.train_pairs)
     added = contrasting(pairs, round(spec.contrast * len(pairs)), spec.seed)
     chosen, rejected = _encoded(ground, [*pairs, *added])
     whole = [i for i in range(len(chosen)) if max(len(chosen[i]), len(rejected[i])) <= spec.max_length]

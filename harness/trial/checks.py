@@ -79,7 +79,9 @@ def _curve_problems(setup: Setup, data: TaskData) -> list[UserError]:
     """A curve needs rows; to choose by it, they must say which policy is better, and be none that judge it."""
     split = curve_split(data, setup.eval.split)
     if not setup.eval.at:
-        return []
+        words = "best-of-n stands beside a curve, and there is none"
+        wanted = setup.eval.best_of
+        return [UserError(words, key="eval.best_of", value=wanted, fix="eval.at=[0.25,0.5]")] if wanted else []
     if not data.eval_pairs.get(split) and not data.eval_prompts.get(split):
         words = "the data has no held-out pair or prompt for a point of the curve"
         return [UserError(words, key="eval.at", value=list(setup.eval.at), fix="eval.at=[], or data that is held out")]

@@ -16,7 +16,7 @@ from harness.trial.data import load_replay
 from harness.trial.keys import judging_code, training_code
 
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
-CURVE = ("at", "curve_pairs", "curve_prompts")
+CURVE = ("at", "curve_pairs", "curve_prompts", "best_of")
 """Settings of ``eval`` about the curve, which is recorded while training and says nothing of the final evaluation."""
 CURVE_READS = ("split", "batch_size", "max_length", "max_completion_length", "seed")
 """Other settings of ``eval`` that change a point of the curve."""

@@ -36,7 +36,7 @@ from harness.trial.heap import give_back
 from harness.trial.job import Job
 from harness.trial.keys import baseline_code
 
-NOT_THE_BASES = ("evaluators", "baseline", "at", "curve_pairs", "curve_prompts")
+NOT_THE_BASES = ("evaluators", "baseline", "at", "curve_pairs", "curve_prompts", "best_of")
 """Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
 SNAPSHOT_ENTRIES = 200_000
 """Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from harness.base.best_of import curve, expected_best, half, told_apart
+from harness.base.best_of import curve, distance, expected_best, expected_choice, half, told_apart
 
 VALUES = (0.3, -1.0, 0.7, 0.7, 0.1)
 
@@ -16,6 +16,27 @@ VALUES = (0.3, -1.0, 0.7, 0.7, 0.1)
 def test_the_expected_best_is_the_mean_over_all_subsets(n):
     subsets = [max(chosen) for chosen in itertools.combinations(VALUES, n)]
     assert expected_best(VALUES, n) == pytest.approx(sum(subsets) / len(subsets), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_the_expected_choice_is_the_value_of_the_highest_of_each_subset_and_ties_are_drawn_by_lot(n):
+    values = (10.0, 0.0, 4.0, 8.0, 1.0)
+
+    def chosen(subset: tuple[int, ...]) -> float:
+        best = [i for i in subset if VALUES[i] == max(VALUES[j] for j in subset)]
+        return sum(values[i] for i in best) / len(best)
+
+    subsets = [chosen(subset) for subset in itertools.combinations(range(5), n)]
+    assert expected_choice(VALUES, values, n) == pytest.approx(sum(subsets) / len(subsets), abs=1e-12)
+    assert expected_choice(VALUES, VALUES, n) == pytest.approx(expected_best(VALUES, n), abs=1e-12)
+
+
+def test_where_all_score_alike_choosing_is_drawing():
+    assert expected_choice([1.0] * 64, list(range(64)), 32) == pytest.approx(31.5)
+
+
+def test_the_distance_of_best_of_n():
+    assert distance(1) == 0.0 and distance(2) == pytest.approx(0.6931 - 0.5, abs=1e-4)
 
 
 def test_the_curve_rises_from_the_mean_to_the_highest_within_its_bounds():

@@ -188,6 +188,12 @@ def test_a_step_on_fakes_takes_what_the_same_step_takes_on_real_tensors(algo, ad
     assert_agree(setup_of(f"algo={algo}", f"adapter={adapter}"))
 
 
+def test_packed_sequences_are_as_long_as_the_limit_and_agree_on_both():
+    packed, plain = (setup_of("algo=sft", "adapter=lora", f"algo.packing={on}") for on in ("true", "false"))
+    assert_agree(packed)
+    assert rehearsed(packed).peaks()["train"].total > 1.1 * rehearsed(plain).peaks()["train"].total, "rows are short"
+
+
 def matrix() -> list[Any]:
     """Every algorithm, adapter and size; CI takes what is not alike."""
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.base.overoptimization import Law
+from harness.base.best_of import distance
+from harness.base.overoptimization import Law, Observed, fit
 from harness.report import peaks
-from harness.report.figures import curves
+from harness.report.figures import curves, overoptimization
 from harness.report.markdown import Material, compose
 from harness.report.standings import find
 from harness.store import results
@@ -108,10 +109,62 @@ def test_the_report_says_where_each_recipe_peaked_and_has_no_such_section_withou
     assert "## Over training" in words and "![Quality over the share of the training budget]" in words
     assert "| grpo | 3 | 50% of the budget | 0.810 | 0.410 | **0.400** |" in words
     assert "| dpo | 3 | the end | 0.510 | 0.510 | – |" in words
-    assert "### Over-optimization" in words and "| grpo | proxy reward | 0.100" in words
+    assert "### Over-optimization" in words and "| grpo | training | proxy reward | 0.100" in words
     without = compose(Material("sweep study", standings, "here"))
     empty = compose(Material("sweep study", standings, "here", points=points.head(0)))
     assert "Over training" not in without and empty == without
+
+
+NS = (1, 2, 4, 8, 16)
+
+
+def choices(frame: pd.DataFrame) -> pd.DataFrame:
+    """Best-of-n under GRPO's reward: the proxy's change is d (1 - 0.1 d), the true one's d (0.5 - 0.25 d)."""
+    found = []
+    for run in frame.loc[frame["algo"] == "grpo", "run_id"]:
+        for n in NS:
+            kl = distance(n)
+            d = kl**0.5
+            told = {"kl_per_sequence": kl, "proxy_reward": 1 + d * (1 - 0.1 * d), "true_reward": d * (0.5 - 0.25 * d)}
+            found += [(run, f"best_of/{name}", n, BEGAN, value) for name, value in told.items()]
+    return pd.DataFrame(found, columns=list(results.SERIES_COLUMNS))
+
+
+def test_best_of_n_has_its_law_beside_that_of_training():
+    frame = study()
+    found = pd.concat([series(frame), choices(frame)])
+    points, chosen = peaks.points(found), peaks.chosen(found)
+    assert len(chosen) == 3 * len(NS) and len(points) == 2 * 3 * 5, "neither is taken for the other"
+    grpo, dpo = (next(r for r in find(frame).recipes if r.label == name) for name in ("grpo", "dpo"))
+    proxy = peaks.law_of_choice(grpo, chosen, "curve/proxy_reward")
+    true = peaks.law_of_choice(grpo, chosen, "curve/true_reward")
+    assert isinstance(proxy, Law) and isinstance(true, Law) and true.form == "best_of_n" and true.points == 12
+    assert (proxy.alpha.mean, proxy.beta.mean) == (pytest.approx(1), pytest.approx(0.1))
+    assert (true.alpha.mean, true.beta.mean) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert true.explained == pytest.approx(1.0)
+    assert peaks.law_of_choice(dpo, chosen, "curve/proxy_reward") is None
+    words = compose(Material("sweep study", find(frame), "here", points=points, chosen=chosen))
+    assert "| grpo | best of n | true reward | 0.500" in words and "log n − (n − 1) / n" in words
+    assert "best of n" not in compose(Material("sweep study", find(frame), "here", points=points))
+
+
+def test_a_law_that_explains_less_than_the_mean_says_so():
+    """Changes that fall with the distance and rise at the end are no such law."""
+    fitted = fit("rl", [Observed("s", kl, change) for kl, change in [(1, 5), (4, 0), (9, 0), (16, 5), (25, 0)]])
+    assert isinstance(fitted, Law) and fitted.explained < 0.3
+
+
+def test_proxy_and_true_reward_are_drawn_by_both_ways_and_not_without_a_proxy(tmp_path: Path):
+    frame = study()
+    found, standings = pd.concat([series(frame), choices(frame)]), find(frame)
+    points, chosen = peaks.points(found), peaks.chosen(found)
+    draw = overoptimization.rewards_over_distance
+    assert draw(points, chosen, standings, tmp_path / "o.png")
+    assert (tmp_path / "o.svg").read_text().count('id="axes_') == 4
+    assert draw(points, chosen.head(0), standings, tmp_path / "t.png")
+    assert (tmp_path / "t.svg").read_text().count('id="axes_') == 2
+    nothing = points.drop(columns="curve/proxy_reward"), chosen.head(0)
+    assert not draw(*nothing, standings, tmp_path / "n.png") and not (tmp_path / "n.png").exists()
 
 
 def test_every_recipe_is_within_the_axes_however_far_the_first_one_went(tmp_path: Path, monkeypatch):

@@ -146,6 +146,22 @@ def test_the_reward_model_stage_needs_pairs():
     assert "has none" in str(error) and "reward.path" in str(error)
 
 
+def test_a_stage_draws_its_pairs_by_its_seed_and_more_of_them_are_the_same_and_more():
+    def drawn(pairs: int | None, seed: int = 0) -> list[int]:
+        reward = setup_of("algo=grpo", "reward=model", f"reward.pairs={pairs or 'null'}", f"reward.seed={seed}").reward
+        return list(reward.spec.drawn(list(range(100))))
+
+    assert drawn(None) == list(range(100))
+    assert drawn(20)[:5] == drawn(5) and len(set(drawn(20))) == 20 and drawn(5) != drawn(5, seed=1)
+
+
+def test_more_pairs_than_there_are_are_refused():
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+    (error,) = ModelReward(pairs=3).data_problems(TaskData(train_pairs=[row, row]))
+    assert error.key == "reward.pairs" and error.value == 3 and error.fix == "at most 2"
+    assert not ModelReward(pairs=2).data_problems(TaskData(train_pairs=[row, row]))
+
+
 def test_the_reward_model_follows_the_trials_adapter_unless_it_is_to_be_full():
     same = setup_of("reward=model", "adapter=lora", "rank=4").reward
     assert isinstance(same.spec.adapter, LoRA) and same.spec.adapter.rank == 4

@@ -119,6 +119,30 @@ def test_a_look_leaves_random_state_modes_trained_parameters_and_use_cache_as_th
     assert model.config.use_cache is False
 
 
+@pytest.mark.parametrize("algo", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
+def test_best_of_n_stands_beside_the_curve_and_changes_no_bit_either(tmp_path, cache, algo):
+    options = (f"algo={algo}", "adapter=lora", "reward=length", "eval=none", *AT)
+    plain = tell(tmp_path / "plain", cache, *options)
+    told = tell(tmp_path / "chosen", cache, *options, "eval.best_of=8")
+    assert points(told) == points(plain)
+    by_n = {e.data["step"]: e.data["values"] for e in told.events if "best_of/n" in e.data.get("values", {})}
+    assert list(by_n) == [1, 2, 3, 4, 6, 8]
+    paid = [values["best_of/proxy_reward"] for values in by_n.values()]
+    assert paid == sorted(paid) and paid[0] < paid[-1], "what chooses rises with the choice"
+    assert by_n[1]["best_of/kl_per_sequence"] == 0.0 and "best_of/true_reward_stderr" in by_n[8]
+    files = [p.relative_to(tmp_path / "plain") for p in (tmp_path / "plain").rglob("*.safetensors")]
+    assert files and all((tmp_path / "plain" / f).read_bytes() == (tmp_path / "chosen" / f).read_bytes() for f in files)
+
+
+def test_what_is_paid_nothing_has_no_best_of_n_and_without_a_curve_it_is_refused(tmp_path, cache):
+    told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "eval=none", *AT, "eval.best_of=4")
+    assert not [e for e in told.events if "best_of/n" in e.data.get("values", {})]
+    (why,) = [e.data["message"] for e in told.events if e.data.get("absent") == "best_of/proxy_reward"]
+    assert "is paid nothing" in why
+    with pytest.raises(UserErrors, match="eval.best_of=4: best-of-n stands beside a curve"):
+        tell(tmp_path / "none", cache, "algo=grpo", "adapter=lora", "eval=none", *WITHOUT, "eval.best_of=4")
+
+
 # -- what a point says ---------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from harness.algorithms.base import Training
 from harness.algorithms.budget_meter import Meter
 from harness.base.errors import Diverged, Stopped
 from harness.evaluators.base import EvalContext, Evaluation, curve_split
-from harness.evaluators.curve import first_rows, measured
+from harness.evaluators.curve import UNPAID, best_of_n, first_rows, measured
 from harness.store.journal import Journal
 from harness.telemetry.clock import PhaseClock
 from harness.trial.checks import ranks_by
@@ -26,7 +26,7 @@ from harness.trial.curve.best import Snapshots, best_of, forget
 from harness.trial.curve.losing import best_rival, has_lost, point_of, points_on_record
 from harness.trial.curve.undisturbed import undisturbed
 
-PREFIX = "curve/"
+PREFIX, BEST_OF = "curve/", "best_of/"
 START, END = 0.0, 1.0
 """Shares at which every curve has a point: the base, and what training ends with."""
 ROUNDING = 1e-9
@@ -76,6 +76,7 @@ class Curve(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The base, on the same rows; nothing where training goes on from a checkpoint."""
         if state.global_step == 0:
+            self._best_of_n(self.ground.setup.eval.best_of)
             self._take(START, START, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -156,6 +157,21 @@ class Curve(TrainerCallback):
                 self.journal.write("note", message=f"{PREFIX}{name}: {why}", absent=f"{PREFIX}{name}")
         for why in absent.values():
             self.journal.write("note", message=f"curve: no point at {share:g} of the budget: {why}")
+
+    def _best_of_n(self, most: int) -> None:
+        """What the reward gives where it only chooses among samples of the base; nothing where that is on record."""
+        if not most or self.points:
+            return
+        paid, prompts = self._training.paid, self.data.eval_prompts.get(self.split)
+        if paid is None or not prompts:
+            why = UNPAID if paid is None else f"no held-out prompts in split {self.split}"
+            self.journal.write("note", message=f"{BEST_OF}proxy_reward: {why}", absent=f"{BEST_OF}proxy_reward")
+            return
+        policy = self._training.trainer.model
+        with self._meter.paused(), self.clock.phase("evaluate"), undisturbed(policy):
+            found = best_of_n(self._context(policy), paid, most)
+        for n, values in found.items():
+            self.journal.write("series", step=n, values={f"{BEST_OF}{name}": value for name, value in values.items()})
 
     def _looked_at(self, policy: Any, share: float) -> EvalContext:
         """The rows of a point under ``policy``; at the start there is no preference yet."""
