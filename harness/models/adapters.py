@@ -74,6 +74,11 @@ class Adapter(ABC):
         return self.off_is_base and self.starts_at_base
 
     @property
+    def names_modules(self) -> bool:
+        """Whether it names modules of the model, which may not be there, or may be none to adapt."""
+        return False
+
+    @property
     def cannot_merge(self) -> str | None:
         """Why the adapter cannot be added to the base's weights, so that a plain model is left; None where it can."""
         return None
@@ -176,6 +181,11 @@ class LoRA(Adapter):
     def off_is_base(self) -> bool:
         """Not where the start takes the base apart."""
         return self.init not in TAKES_APART
+
+    @property
+    def names_modules(self) -> bool:
+        """By ``targets``."""
+        return self.targets != "all-linear"
 
     def problems(self, train: Train) -> list[UserError]:
         """Starts that do not go with the rest."""

@@ -63,6 +63,11 @@ class IA3(Adapter):
     targets: tuple[str, ...] | None = None
     feedforward: tuple[str, ...] | None = None
 
+    @property
+    def names_modules(self) -> bool:
+        """By ``targets``."""
+        return self.targets is not None
+
     def problems(self, train: Train) -> list[UserError]:
         """Both or neither, and the second among the first."""
         if self.targets is None and self.feedforward is None:
@@ -167,6 +172,11 @@ class AnyPeft(Adapter):
     def starts_at_base(self) -> bool:
         """As told."""
         return self.base_at_start
+
+    @property
+    def names_modules(self) -> bool:
+        """In peft's words, which are not read here."""
+        return True
 
     @property
     def cannot_merge(self) -> str | None:

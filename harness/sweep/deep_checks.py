@@ -54,7 +54,8 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
-    if setup.prompt or not setup.model.embedded or not type(setup.adapter).__module__.startswith("harness."):
+    own = not type(setup.adapter).__module__.startswith("harness.") or setup.adapter.names_modules
+    if setup.prompt or not setup.model.embedded or own:
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -247,13 +248,25 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         rule = "no linear layer of the model has such a name, so there is nothing to adapt"
         return [UserError(rule, key=key, value=value, fix=TARGETS)]
     try:
-        found = told = trainable_in(adapter.wrapped_empty(model))
+        wrapped = adapter.wrapped_empty(model)
+        found = told = trainable_in(wrapped)
         if type(adapter).expected_trainable is not Adapter.expected_trainable:
             told = adapter.expected_trainable(model)
     except Exception as error:  # peft's, about a stranger's architecture, or the adapter's own
         rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         return [UserError(rule, key=key, value=value, fix=TARGETS)]
+    if setup.algo.trains and adapts_head(wrapped):
+        rule = "adapts the output head, whose weights every loss here reads past the adapter: it would not be trained"
+        fix = "leave the head out of the targets, or train it whole: modules_to_save of an adapter=peft adapter.config"
+        return [UserError(rule, key=key, value=value, fix=fix)]
     if found != told:
         rule = f"expected_trainable() says {told:,} parameters of this model, and peft makes {found:,} trainable"
         return [UserError(rule, key="adapter", value=adapter.name, fix="count what peft_config() adapts")]
     return []
+
+
+def adapts_head(wrapped: Any) -> bool:
+    """Whether peft put an adapter onto the output head of a model: TRL multiplies by the head's own weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(wrapped.get_base_model().get_output_embeddings(), BaseTunerLayer)

@@ -19,6 +19,7 @@ from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
+from harness.models import coverage
 from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
 from harness.models.plain_lora import change_of, on_base
@@ -183,6 +184,8 @@ def train(
         start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}
         journal.write("training", reference=training.reference, quantized=setup.adapter.quantized, **start)
         count_parameters(training.trainer.model, expected, journal)
+        if setup.plain["adapter"].get("targets") == coverage.ALL and (told := coverage.note(training.trainer.model)):
+            journal.write("note", message=told)
         account_for_roles(training, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:

@@ -94,3 +94,23 @@ def test_an_adapter_that_counts_by_itself_is_held_against_peft(compose, monkeypa
     )
     deep_checks._target_problems(setup, config)
     assert len(asked) == 1  # of peft's own count, once is enough
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (("adapter=lora", "adapter.targets=[q_proj,lm_head]"), "adapter.targets"),
+        (("adapter=peft", "adapter.config={peft_type: LORA, r: 4, target_modules: [lm_head]}"), "adapter"),
+    ],
+)
+def test_an_adapter_on_the_output_head_is_refused_before_anything_is_built(compose, options, key):
+    setup = assemble(compose(*options))
+    assert deep_checks._needs_checking(setup), "the embedded model too, where modules are named"
+    (error,) = deep_checks._target_problems(setup, setup.model.configuration(None))
+    assert error.key == key and "output head" in error.rule and "modules_to_save" in (error.fix or "")
+
+
+def test_a_head_that_is_trained_whole_is_no_adapter_on_it(compose):
+    config = "adapter.config={peft_type: LORA, r: 4, target_modules: [q_proj], modules_to_save: [lm_head]}"
+    setup = assemble(compose("adapter=peft", config))
+    assert deep_checks._target_problems(setup, setup.model.configuration(None)) == []
