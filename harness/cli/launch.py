@@ -31,7 +31,7 @@ from harness.store.mlflow_sync import Projector
 from harness.store.past import result_of, trial_folders
 from harness.store.result import SHARED
 from harness.sweep.expand import Sweep, named, plan_sweep, write_manifest
-from harness.tasks.audit import few_prompts
+from harness.tasks.audit import few_prompts, one_answer
 from harness.trial.data import cache_of, load_data
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _noted(setup: Setup) -> list[str]:
     data = load_data(setup.task, cache_of(setup))
     return [
         *(setup.algo.notes(data, setup.train) if setup.algo.trains else ()),
-        *(few_prompts(data, setup.eval.split) if setup.eval.active else ()),
+        *(line for told in (few_prompts, one_answer) if setup.eval.active for line in told(data, setup.eval.split)),
     ]
 
 

@@ -18,6 +18,8 @@ from harness.tasks.reading.copies import copies, tight_key
 
 FEW_PROMPTS = 30
 """Different held-out prompts below which intervals are so wide that it is said."""
+COMMON, SHOWN = 0.2, 40
+"""Share of held-out prompts with one answer from which it is said; characters of an answer."""
 LISTED = 50
 """Leaks that the card lists."""
 
@@ -64,6 +66,7 @@ def audit(data: TaskData) -> Audit:
     leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
     labelled = data.train_pairs or data.train_unpaired
     facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired), **_agreement(labelled)}
+    facts |= _answers(data)
     return Audit(facts, leaks, leaked)
 
 
@@ -163,6 +166,35 @@ def _agreement(rows: Sequence[Row]) -> dict[str, str]:
             else f"{'always, and by chance too' if kappa is None else f'Cohen κ {kappa:.2f}'} over {len(both):,} rows"
         )
     return facts
+
+
+def _answers(data: TaskData) -> dict[str, str]:
+    """What a policy that always says the same would be right for, where rows know their answers."""
+    found = {split: _commonest(rows) for split, rows in data.eval_prompts.items()}
+    return {
+        f"commonest answer, {split}": f"{formatting.printable(answer, SHOWN)!r}, {_share(count, n)}"
+        for split, (answer, count, n) in found.items()
+        if count > 1
+    }
+
+
+def _commonest(rows: Sequence[Row]) -> tuple[str, int, int]:
+    """The answer that most rows have, how many have it, and of how many."""
+    answers = Counter(str(row["answer"]) for row in rows if row.get("answer") is not None)
+    answer, count = answers.most_common(1)[0] if answers else ("", 0)
+    return answer, count, sum(answers.values())
+
+
+def one_answer(data: TaskData, split: str) -> list[str]:
+    """A line where one answer is right for so many held-out prompts that training by reward will find it."""
+    answer, count, n = _commonest(data.eval_prompts.get(split) or ())
+    if n < FEW_PROMPTS or count < COMMON * n:
+        return []
+    shown = formatting.printable(answer, SHOWN)
+    return [
+        f"{count / n:.0%} of the {n:,} held-out prompts have one answer, {shown!r}: a policy that says nothing else is "
+        "right as often, and training by a reward finds that first"
+    ]
 
 
 def _share(count: int, n: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.errors import UserError, UserErrors
 from harness.tasks.arithmetic import Arithmetic
-from harness.tasks.audit import audit, card, few_prompts
+from harness.tasks.audit import audit, card, few_prompts, one_answer
 from harness.tasks.base import TaskData
 from harness.tasks.preferences import Preferences
 from harness.tasks.reading.copies import tight_key
@@ -88,6 +88,20 @@ def test_pairs_are_counted():
     assert facts["preferences that occur both ways"] == "1"
     labels = [{"prompt": "a", "completion": "b", "label": i < 3} for i in range(4)]
     assert audit(TaskData(train_unpaired=labels)).facts["desirable completions"] == "3 (75.0%)"
+
+
+def test_an_answer_that_is_right_for_many_prompts_is_told_with_its_share():
+    """Of family relationships a third are sons: GRPO gained 0.12 by saying so always (experiments/real_math)."""
+    answers = ["son"] * 32 + [f"cousin {i}" for i in range(68)]
+    rows = [{"prompt": f"who is {i}?", "answer": answer} for i, answer in enumerate(answers)]
+    found = TaskData(eval_prompts={"test": rows, "validation": rows[32:]})
+    facts = audit(found).facts
+    assert facts["commonest answer, test"] == "'son', 32 (32.0%)" and "commonest answer, validation" not in facts
+    (said,) = one_answer(found, "test")
+    assert said.startswith("32% of the 100 held-out prompts have one answer, 'son'")
+    assert one_answer(found, "validation") == []
+    few = TaskData(eval_prompts={"test": [{"prompt": "a"}, {"prompt": "b", "answer": "1"}]})
+    assert one_answer(few, "test") == [] and not any("commonest" in fact for fact in audit(few).facts)
 
 
 def test_no_rows_are_no_error():
