@@ -184,8 +184,8 @@ def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
         varying = _telling([str(c) for c in settings if settings[c].nunique(dropna=False) > 1])[:3]
         for place, values in zip(group, settings[varying].itertuples(index=False), strict=True):
             told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str)}
-            suffix = " ".join(f"{c.removesuffix('.name').rpartition('.')[2]}={v}" for c, v in told.items())
-            found[place] = f"{name} {suffix}".rstrip()
+            words = [f"{c.removesuffix('.name').rpartition('.')[2]}={v}" for c, v in told.items()]
+            found[place] = " ".join([name, *dict.fromkeys(words)])  # a stage repeats what its component says
         if len({found[place] for place in group}) < len(group):
             for place in group:
                 found[place] = str(frame["trial_id"].iloc[place])

@@ -10,6 +10,7 @@ import pytest
 
 from harness.base.stats import Verdict
 from harness.report import recipes
+from harness.report.leaderboard import told_apart
 from tests.report.test_report import cells, trials
 
 METRIC = "eval/true_reward"
@@ -125,6 +126,13 @@ def test_a_long_name_and_an_open_verdict_fit_100_columns():
     shown = recipes.render_terminal(found, recipes.compared(found, METRIC, {}))
     assert max(map(len, shown.splitlines())) <= 100
     assert "needs more seeds" in shown and "a-plugin-with-a-name-lora" in shown and "vs. best" in shown
+
+
+def test_a_setting_that_a_stage_repeats_is_named_once():
+    rows = [
+        {"trial_id": f"grpo-s0-0000000{n}", "params.reward.pairs": n, "params.reward.spec.pairs": n} for n in (5, 9)
+    ]
+    assert told_apart(["grpo", "grpo"], pd.DataFrame(rows)) == ["grpo pairs=5", "grpo pairs=9"]
 
 
 def test_recipes_with_other_seeds_and_one_name_are_told_apart():
