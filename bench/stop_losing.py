@@ -16,12 +16,12 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.store.past import result_of, trial_folders
-from harness.trial.curve.losing import Point, has_lost, point_of, points_on_record
+from harness.trial.curve.losing import Point, best_among, has_lost, point_of, points_on_record
 
 FINAL, ON_THE_WAY = "eval/true_reward", "curve/true_reward"
 NOT_ASKED = (0.0, 1.0)
@@ -94,11 +94,8 @@ def replayed(trials: Sequence[Recorded], chance: random.Random) -> dict[str, Any
 
 def loses(trial: Recorded, share: float, finished: Sequence[Recorded]) -> bool:
     """Whether the harness would stop it here."""
-    rivals = [rival.points[share] for rival in finished if share in rival.points]
-    if not rivals:
-        return False
-    best = max(rivals, key=lambda point: point.mean)
-    return has_lost(trial.points[share], replace(best, rivals=len(rivals)))
+    best = best_among([rival.points[share] for rival in finished if share in rival.points])
+    return best is not None and has_lost(trial.points[share], best)
 
 
 def best_recipe(trials: Sequence[Recorded]) -> str | None:

@@ -6,6 +6,7 @@ adapter on its attention alone, under the same words (``all-linear``) and with a
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from typing import Any
@@ -30,7 +31,7 @@ def note(policy: Any) -> str | None:
         short = _short(name)
         if name in own or id(weight) in ends or weight.ndim < 2 or short.endswith("bias") or "conv" in short:
             continue
-        values = _values(weight)
+        values = values_in(weight)
         if WRAPPED in name:
             reached += values
         elif re.search(r"\.\d+\.", name):  # of a repeated layer
@@ -51,7 +52,7 @@ def _short(name: str) -> str:
     return re.split(r"\.\d+\.", name, maxsplit=1)[-1].removesuffix(".weight")
 
 
-def _values(parameter: Any) -> int:
-    """Logical number: a 4-bit parameter packs two into a byte."""
+def values_in(parameter: Any) -> int:
+    """Logical number of values: a 4-bit parameter packs two into a byte."""
     state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
+    return parameter.numel() if state is None else math.prod(state.shape)

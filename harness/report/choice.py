@@ -113,9 +113,8 @@ def _unchanged(found: Sequence[Recipe], mark: Mark) -> str:
     idle = [mark(r.label) for r in found if (values := r.values("params/changed")) and not any(values)]
     if not idle:
         return ""
-    named = ", ".join(idle[:MOST_NAMED]) + (f" and {len(idle) - MOST_NAMED} more" if len(idle) > MOST_NAMED else "")
     what = "it is the base" if len(idle) == 1 else "they are the base"
-    return f"Training changed no weight of {named}: {what} (larger train.learning_rate, more steps)."
+    return f"Training changed no weight of {_named(idle)}: {what} (larger train.learning_rate, more steps)."
 
 
 def is_above(best: Recipe, metric: str, base: Yardstick | None) -> bool:
@@ -160,8 +159,13 @@ def _lost(found: Sequence[Recipe], metric: str, base: float, mark: Mark) -> str:
     below = [mark(r.label) for r, e in single if e is not None and e.high is not None and e.high < base]
     if not below:
         return ""
-    named = ", ".join(below[:MOST_NAMED]) + (f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else "")
-    return f"On the held-out rows of one seed, {named} {'is' if len(below) == 1 else 'are'} below the base."
+    return f"On the held-out rows of one seed, {_named(below)} {'is' if len(below) == 1 else 'are'} below the base."
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _worst(found: Sequence[Recipe], metric: str, verdicts: Verdicts, base: float | None, mark: Mark) -> str:

@@ -257,7 +257,7 @@ def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
 def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
     """Log the counts; the trainable one must be what was expected of the adapter."""
     trainable = trainable_in(policy)
-    total = sum(_elements(p) for p in policy.parameters())
+    total = sum(coverage.values_in(p) for p in policy.parameters())
     journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
     if trainable != expected:
         raise RuntimeError(f"{trainable:,} parameters are trainable, and {expected:,} were expected of the adapter")
@@ -323,9 +323,3 @@ def free_memory(device: str) -> None:
     if device == "cuda":
         torch.cuda.empty_cache()
     give_back()
-
-
-def _elements(parameter: Any) -> int:
-    """Logical number of values: a 4-bit parameter packs two into a byte."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

@@ -7,7 +7,7 @@ judge nothing at the end. Light: it reads journals and no weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -69,8 +69,13 @@ def best_rival(folder: Path, share: float, metric: str) -> Point | None:
             continue
         if _looked_at(description(other)) == wanted and (point := _point(other, share, metric)) is not None:
             found.append(point)
-    best = max(found, key=lambda point: point.mean, default=None)
-    return None if best is None else replace(best, rivals=len(found))
+    return best_among(found)
+
+
+def best_among(points: Sequence[Point]) -> Point | None:
+    """The highest of rivals, which knows how many they are; None without any."""
+    best = max(points, key=lambda point: point.mean, default=None)
+    return None if best is None else replace(best, rivals=len(points))
 
 
 def point_of(name: str, values: Mapping[str, Any], metric: str) -> Point | None:
