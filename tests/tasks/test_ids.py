@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.tasks.base import TaskData
+from harness.tasks.base import Row, TaskData
 from harness.tasks.conversation import style_of
 from harness.tasks.ids import EMPTY, EQUAL, FILLS, NOTHING, Found, Limits, look
 from tests.tasks.test_renderings import CHATML, MISTRAL, QUESTION, shipped, tokenizer_of
@@ -84,6 +84,21 @@ def test_one_prompt_of_three_hundred_beyond_the_limit_is_left_out_and_counted_by
     assert found.dropped == {"train_pairs": {FILLS: [299]}} and found.problems(0.05) == []
     (error,) = audit(rows[-5:], chatml(), Limits(100, 0, 100, 10, None, None)).problems(0.05)
     assert error.key == "task.allow_skipped" and "a larger train.max_length" in str(error.fix)
+
+
+def test_a_long_row_that_falls_into_a_small_split_counts_among_the_rows_of_all_splits():
+    long, narrow = pair(prompt=[{"role": "user", "content": "漢字" * 40}]), Limits(100, 0, 100, 10, None, None)
+
+    def problems(test: list[Row]) -> list[str]:
+        data = TaskData(train_pairs=[pair()] * 50, eval_pairs={"validation": [pair()] * 6, "test": test})
+        style = style_of(chatml(), conversational=True, wanted=True)
+        return [str(e) for e in look(data, chatml(), style, narrow, [5]).problems(0.05)]
+
+    assert problems([*[pair()] * 5, long]) == []  # one of 62, and of six
+    (told,) = problems([*[pair()] * 2, long, long, long])  # three of 61, and of five: no chance
+    assert "3 of 5 held-out pairs, test cannot be used" in told
+    (told,) = problems([long])  # nothing is left to judge by
+    assert "1 of 1 held-out pairs, test cannot be used" in told
 
 
 def test_the_data_card_names_every_reason_for_which_rows_are_left_out():
