@@ -90,13 +90,13 @@ def test_a_long_row_that_falls_into_a_small_split_counts_among_the_rows_of_all_s
     long, narrow = pair(prompt=[{"role": "user", "content": "漢字" * 40}]), Limits(100, 0, 100, 10, None, None)
 
     def problems(test: list[Row]) -> list[str]:
-        data = TaskData(train_pairs=[pair()] * 50, eval_pairs={"validation": [pair()] * 6, "test": test})
+        data = TaskData(train_pairs=[pair()] * 80, eval_pairs={"validation": [pair()] * 6, "test": test})
         style = style_of(chatml(), conversational=True, wanted=True)
         return [str(e) for e in look(data, chatml(), style, narrow, [5]).problems(0.05)]
 
-    assert problems([*[pair()] * 5, long]) == []  # one of 62, and of six
-    (told,) = problems([*[pair()] * 2, long, long, long])  # three of 61, and of five: no chance
-    assert "3 of 5 held-out pairs, test cannot be used" in told
+    assert problems([*[pair()] * 5, long]) == []  # one of 92, and of six
+    (told,) = problems([pair(), *[long] * 4])  # four of 91, and of five: no chance
+    assert "4 of 5 held-out pairs, test cannot be used" in told
     (told,) = problems([long])  # nothing is left to judge by
     assert "1 of 1 held-out pairs, test cannot be used" in told
 
