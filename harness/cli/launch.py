@@ -205,10 +205,10 @@ def _expected(sweep: Sweep) -> dict[str, Expected]:
     for problem in dict.fromkeys(str(e) for e in found.values() if isinstance(e, UserError)):
         say(f"note: no prediction of memory: {problem}")
     known = {trial_id: e for trial_id, e in found.items() if not isinstance(e, UserError)}
-    if in_4_bits := [trial_id for trial_id, e in known.items() if e.baseline == "quantized"]:
-        few = ", ".join(in_4_bits[:3]) + (f" and {len(in_4_bits) - 3} more" if len(in_4_bits) > 3 else "")
-        where = known[in_4_bits[0]].where
-        say(f"note: the base is judged in 4 bits for {few}: unquantized it is predicted not to fit {where}")
+    if quantized := [trial_id for trial_id, e in known.items() if e.baseline == "quantized"]:
+        few = ", ".join(quantized[:3]) + (f" and {len(quantized) - 3} more" if len(quantized) > 3 else "")
+        where = known[quantized[0]].where
+        say(f"note: the base is judged quantized for {few}: unquantized it is predicted not to fit {where}")
     return known
 
 

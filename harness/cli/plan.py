@@ -22,7 +22,7 @@ from harness.trial.assemble import Setup, assemble, with_baseline
 AUTO = "the longest of the data; filled to train.max_length where a real model meets the embedded task"
 OF_BASE = ("load", "baseline")
 """Phases that the base as deployed sets the peak of."""
-IN_4_BITS = "the base is judged in 4 bits: unquantized it would not fit (eval.baseline=auto)"
+QUANTIZED = "the base is judged quantized: whole it would not fit (eval.baseline=auto)"
 
 
 def main(argv: list[str]) -> int:
@@ -92,19 +92,19 @@ def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dir
 
 
 def _changed(point: Point, label: str, found: Prediction, gpu: Gpu, target: Target, config_dirs: Sequence[str]) -> Row:
-    """The row of a trial that does not fit: with its base judged in 4 bits, and with what else to change."""
+    """The row of a trial that does not fit: with its base judged quantized, and with what else to change."""
     baseline = None if gpu.fits(max(found.totals.get(p, 0.0) for p in OF_BASE)) else "quantized"
-    light = _judged_in_4_bits(point.setup, target) if baseline else None
+    light = _judged_quantized(point.setup, target) if baseline else None
     if light is not None and gpu.fits(light.peak):
-        return Row(label, light, note=IN_4_BITS)
+        return Row(label, light, note=QUANTIZED)
     again = _recomposed(point, config_dirs, None if light is None else baseline)
     say(f"{label} does not fit: looking for changes that make it")
     ways, nearest = fixes(again([]), light or found, gpu, target, again, say)
-    return Row(label, light or found, fixes=ways, nearest=nearest, note="" if light is None else IN_4_BITS)
+    return Row(label, light or found, fixes=ways, nearest=nearest, note="" if light is None else QUANTIZED)
 
 
-def _judged_in_4_bits(setup: Setup, target: Target) -> Prediction | None:
-    """The prediction with the base judged in 4 bits, where ``eval.baseline=auto`` may come to that."""
+def _judged_quantized(setup: Setup, target: Target) -> Prediction | None:
+    """The prediction with the base judged quantized, where ``eval.baseline=auto`` may come to that."""
     chosen = with_baseline(setup, "quantized")
     again = None if chosen is setup or not setup.adapter.quantized else predict([chosen], target, say)[0]
     return again if isinstance(again, Prediction) else None

@@ -27,14 +27,15 @@ class Merging:
 
     Attributes:
         base: loads the base anew, not quantized, stored in the dtype that the trial computes in; in eval mode.
-        reload: loads a whole model from its folder in 4 bits, as the policy's own base was; None where that one is not
-            quantized.
+        reload: loads a whole model from its folder, quantized as the policy's own base was; None where that one is not.
+        bits: of a weight of the base; None where it is not quantized.
         refusal: why the adapter cannot be merged; None where it can.
     """
 
     base: Callable[[], PreTrainedModel]
     reload: Callable[[Path], PreTrainedModel] | None = None
     refusal: str | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True)

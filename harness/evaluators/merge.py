@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 MB = 1e6
 WAYS = {
     "merged": "merged into the base",
-    "merged_dequantized": "merged into the base that its 4-bit weights stand for",
+    "merged_dequantized": "merged into the base that its quantized weights stand for",
     "merged_4bit": "merged into that base and quantized to 4 bits again",
+    "merged_8bit": "merged into that base and quantized to 8 bits again",
 }
 """What a policy can be deployed as, without its adapter."""
 
@@ -32,8 +33,8 @@ class Merge(Evaluator):
     """The policy with its adapter against the same merged: what it says, what it prefers, its size and its speed.
 
     The adapter is merged into the base in the dtype that the trial computes in (bf16 on most GPUs, 32 bits on a CPU).
-    One that was trained on a 4-bit base is also merged into the values that those weights stand for, and that quantized
-    to 4 bits again. Each merged copy is held beside the policy, one after the other; the policy stays as it is.
+    One that was trained on a quantized base is also merged into the values that those weights stand for, and the sum
+    quantized again. Each merged copy is held beside the policy, one after the other; the policy stays as it is.
 
     Attributes:
         speed_tokens: sampled for each prompt when speed is measured; 0 measures none.
@@ -195,11 +196,12 @@ def copies(context: EvalContext, merging: Merging, scratch: Path, found: Found) 
         _let_go(context.device)
     if merging.reload is None or "merged_dequantized_kl_per_token" in found.absent:
         return
+    again = f"merged_{merging.bits}bit"
     if not (whole / "written").is_file():
-        found.absent["merged_4bit_kl_per_token"] = f"the merged policy cannot be written below {scratch.parent}"
+        found.absent[f"{again}_kl_per_token"] = f"the merged policy cannot be written below {scratch.parent}"
         return
-    found.notes.append(f"merged_4bit: the adapter {WAYS['merged_4bit']}")
-    yield "merged_4bit", merging.reload(whole)
+    found.notes.append(f"{again}: the adapter {WAYS[again]}")
+    yield again, merging.reload(whole)
     _let_go(context.device)
 
 

@@ -1,4 +1,4 @@
-"""What is trained: all weights, low-rank adapters, or low-rank adapters on 4-bit weights.
+"""What is trained: all weights, low-rank adapters, or low-rank adapters on quantized weights.
 
 Import-light: peft and bitsandbytes are imported when an adapter is used.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from harness.config.train import Train
 
 
+BLOCK = 64
+"""Weights that share a scale in 4-bit format."""
 TAKES_APART = ("pissa", "olora", "loftq")
 """Starts of LoRA that change the base's weights: what is left of them is no base."""
 
@@ -46,6 +48,7 @@ class Adapter(ABC):
     rank = None
     dropout = 0.0
     paged_optimizer = False
+    bits = None
 
     def __init_subclass__(cls, **kwargs: Any):
         """An adapter written when ``preset`` was called ``recipe`` works for one release."""
@@ -77,6 +80,11 @@ class Adapter(ABC):
     def names_modules(self) -> bool:
         """Whether it names modules of the model, which may not be there, or may be none to adapt."""
         return False
+
+    @property
+    def width_multiple(self) -> int:
+        """On a CPU, what the widths of the layers that it quantizes must be multiples of."""
+        return 1
 
     @property
     def cannot_merge(self) -> str | None:
@@ -227,7 +235,7 @@ def _start_problems(adapter: LoRA, train: Train) -> list[UserError]:
     if init == "loftq" and not gpu_visible():
         wrong("adapter.init", init, "needs CUDA: peft quantizes the base there", "adapter.init=pissa, or adapter=qlora")
     if init in TAKES_APART and adapter.quantized:
-        words = f"takes the base's weights apart, and those of {adapter.name} are 4-bit codes"
+        words = f"takes the base's weights apart, and those of {adapter.name} are codes of a few bits"
         wrong("adapter.init", init, words, "adapter=lora, or adapter.init=default")
     if init in TAKES_APART and adapter.dora:
         words = "is converted to plain LoRA when it is saved, which cannot hold dora's lengths"
@@ -244,11 +252,12 @@ def _start_problems(adapter: LoRA, train: Train) -> list[UserError]:
 
 @dataclass(frozen=True)
 class QLoRA(LoRA):
-    """LoRA on a frozen NF4 base (Dettmers et al. 2023, arXiv 2305.14314).
+    """LoRA on a frozen NF4 base (Dettmers et al. 2023, arXiv 2305.14314), or on one of 8 bits.
 
     Attributes:
-        quant_type: ``nf4`` (normal-float) or ``fp4``.
-        double_quantization: quantize the block scales too; saves about 0.4 bit per parameter.
+        bits: 4; or 8, a scale for each row, activations as they are (``models.eight_bit``).
+        quant_type: ``nf4`` (normal-float) or ``fp4``; of 4 bits.
+        double_quantization: quantize the block scales too; saves about 0.4 bit per parameter; of 4 bits.
         paged_optimizer: 8-bit AdamW whose state pages to host memory, where CUDA exists; on a CPU plain AdamW.
     """
 
@@ -259,11 +268,30 @@ class QLoRA(LoRA):
     quant_type: Literal["nf4", "fp4"] = "nf4"
     double_quantization: bool = True
     paged_optimizer: bool = True
+    bits: Literal[4, 8] = unless_default(4)
+
+    @property
+    def width_multiple(self) -> int:
+        """Weights that share a scale: bitsandbytes on a CPU gives wrong numbers for widths between."""
+        return BLOCK if self.bits == 4 else 1
+
+    def problems(self, train: Train) -> list[UserError]:
+        """Those of LoRA, and knobs of one kind of quantization beside another."""
+        found, rule = super().problems(train), "is read by adapter.bits=4 alone"
+        if self.bits != 4 and self.quant_type != QLoRA.quant_type:
+            fix = f"adapter.quant_type={QLoRA.quant_type}"
+            found.append(UserError(rule, key="adapter.quant_type", value=self.quant_type, fix=fix))
+        if self.bits != 4 and not self.double_quantization:
+            fix = "adapter.double_quantization=true"
+            found.append(UserError(rule, key="adapter.double_quantization", value=False, fix=fix))
+        return found
 
     def quantization(self, compute_dtype: torch.dtype) -> Any:
-        """4-bit loading with the computation in ``compute_dtype``."""
+        """Loading in ``bits`` with the computation in ``compute_dtype``."""
         from transformers import BitsAndBytesConfig
 
+        if self.bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True, bnb_4bit_compute_dtype=compute_dtype)
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.quant_type,

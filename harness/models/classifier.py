@@ -85,7 +85,7 @@ def with_score(causal: Any) -> Any:
     setattr(shell, shell.base_model_prefix, causal.base_model)
     text = config.get_text_config()
     shell.score = Head(text.hidden_size, bias=False, device=causal.device)
-    for name in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(causal, name):
             setattr(shell, name, getattr(causal, name))
     return shell

@@ -27,7 +27,7 @@ def load_pretrained(
         raise UserError(
             wrong, key="model.path", value=path, fix="see that all files of the model are there and its own"
         )
-    return trainable_in_4_bit(loaded) if quantization is not None else loaded.to(device)
+    return trainable(loaded, quantization) if quantization is not None else loaded.to(device)
 
 
 def _with_report(path: str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -60,12 +60,20 @@ def attention_option(attention: str | None) -> dict[str, Any]:
     return {} if attention is None else {"attn_implementation": attention}
 
 
-def trainable_in_4_bit(model: Any) -> Any:
-    """Keep bitsandbytes from repacking 4-bit weights for inference.
+def trainable(model: Any, quantization: Any) -> Any:
+    """Keep bitsandbytes from computing in eval mode what it does not compute in training.
 
-    On a CPU with AVX512-BF16 its first forward in eval mode does so for good, and the kernel used from then on
-    has no gradient: training would go on silently with most of it missing.
+    4-bit weights: on a CPU with AVX512-BF16 the first forward in eval mode repacks them for good, and the kernel used
+    from then on has no gradient: training would go on silently with most of it missing. 8-bit weights: see
+    ``eight_bit``.
     """
+    if quantization.load_in_8bit:
+        from bitsandbytes.nn import Linear8bitLt
+
+        from harness.models.eight_bit import Linear8bit
+
+        for module in [m for m in model.modules() if isinstance(m, Linear8bitLt)]:
+            Linear8bit.of(module, quantization.bnb_4bit_compute_dtype)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -1,4 +1,4 @@
-"""An adapter added to the weights of a base, and 4-bit weights written out. Torch and peft are imported when called."""
+"""An adapter added to the weights of a base, and quantized weights written out. Heavy imports happen when called."""
 
 from __future__ import annotations
 
@@ -34,36 +34,45 @@ def merged(base: Any, adapter: Path) -> Any:
 
 
 def write_out(quantized: Any, base: Any) -> Any:
-    """``base`` with the values that the 4-bit weights of ``quantized`` stand for; ``base`` itself is changed.
+    """``base`` with the values that the quantized weights of ``quantized`` stand for; ``base`` itself is changed.
 
     Args:
         quantized: the same model with layers of bitsandbytes', below an adapter or not.
         base: the model with whole weights, on the same device.
 
     Raises:
-        ValueError: ``quantized`` has no 4-bit weight.
+        ValueError: ``quantized`` has no quantized weight.
     """
     import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
     from transformers.pytorch_utils import Conv1D
 
     written = 0
     with torch.no_grad():
         for name, module in quantized.named_modules():
-            if not isinstance(module, Linear4bit):
+            if (values := _values(module)) is None:
                 continue
-            weight: Any = module.weight
-            values = dequantize_4bit(weight.data, weight.quant_state)
             layer = base.get_submodule(name.removesuffix(".base_layer"))  # as peft calls what it wraps
             layer.weight.copy_(values.T if isinstance(layer, Conv1D) else values)
             written += 1
     if not written:
-        raise ValueError("no weight of the model is quantized to 4 bits")
+        raise ValueError("no weight of the model is quantized")
     return base
 
 
+def _values(module: Any) -> Any | None:
+    """The weights (out, in) that the codes of a layer stand for; None of one that has no codes."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    from harness.models.eight_bit import Linear8bit, unpacked
+
+    if isinstance(module, Linear4bit):
+        weight: Any = module.weight
+        return dequantize_4bit(weight.data, weight.quant_state)
+    return unpacked(module) if isinstance(module, Linear8bit) else None
+
+
 def weight_bytes(model: Any) -> int:
-    """Bytes of the weights as they are saved: tied ones once, buffers and the constants of 4-bit weights included."""
+    """Bytes of the weights as they are saved: tied ones once, buffers and the constants of quantization included."""
     found = {(v.data_ptr(), v.numel()): v.numel() * v.element_size() for v in model.state_dict().values()}
     return sum(found.values())

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.models.base import Model, longest_in
-from harness.models.loading import attention_option, character_tokenizer, trainable_in_4_bit
+from harness.models.loading import attention_option, character_tokenizer, trainable
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class Shape(Model):
             **({} if quantization is None else {"quantization_config": quantization}),
             **attention_option(self.attention),
         )
-        return loaded if quantization is None else trainable_in_4_bit(loaded)
+        return loaded if quantization is None else trainable(loaded, quantization)
 
     def _weights(self, bare: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Values for every parameter: scales are 1, biases 0, all else runs through one block of normal numbers.

@@ -130,7 +130,7 @@ def predict(
 
 
 def lighter(setup: Setup, prediction: Prediction, fits: Callable[[Prediction], bool]) -> Setup | None:
-    """The trial with its base judged in 4 bits, where the deployed base is what does not fit; None elsewhere.
+    """The trial with its base judged quantized, where the deployed base is what does not fit; None elsewhere.
 
     Args:
         setup: a trial.

@@ -1,6 +1,7 @@
 """Stand-ins with the memory of the real thing, where that cannot run on fake tensors. Imports torch.
 
-- 4-bit weights: bitsandbytes' ``Params4bit`` quantizes when it is made, so packed bytes of the same size stand in.
+- 4-bit weights: bitsandbytes' ``Params4bit`` quantizes when it is made, so packed bytes of the same size stand in;
+  layers of 8-bit weights are our own, without values.
 - 8-bit AdamW: its kernels work on CUDA alone; its two states of a byte each, with their scales, stand in.
 - Sampling: its first token is sampled for real, and its last one after a cache of the full length.
 """
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from transformers.quantizers import AutoHfQuantizer
 
 from harness.base.replacing import replaced
+from harness.models.adapters import BLOCK
+from harness.models.eight_bit import Linear8bit
 
-BLOCK, SCALES_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one of theirs (arXiv 2305.14314; bitsandbytes' defaults)."""
+SCALES_BLOCK = 256
+"""Scales that share one of theirs (arXiv 2305.14314; bitsandbytes' default)."""
 OPTIMIZER_BLOCK, LEAST_QUANTIZED, LEAST_PAGED = 256, 4096, 100_000
 """Of 8-bit AdamW: values that share a scale, and the sizes below which a state stays in 32 bits, or on the device."""
 
@@ -54,6 +57,19 @@ class Linear4bit(bnb.nn.Linear4bit):
         return _Product4bit.apply(x.to(self.compute_dtype), self.weight, shape, bias).to(x.dtype)
 
 
+class EightBit(Linear8bit):
+    """Our layer of 8 bits, its codes no ``Int8Params``, which cannot be made of tensors without data."""
+
+    def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype):
+        """Take the shape of ``layer``; its bias stays."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.state, self.index = bnb.MatmulLtState(), None
+        self.state.has_fp16_weights = False
+        self.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.int8), requires_grad=False)
+        self.coded(torch.empty(layer.out_features), compute_dtype)
+
+
 class _Product4bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, shape: tuple[int, int], bias: Tensor | None) -> Tensor:
@@ -84,15 +100,16 @@ def four_bit_bytes(values: int, *, double: bool) -> dict[str, int]:
 
 
 def quantize(model: Any, compute_dtype: torch.dtype, quantization: Any) -> Any:
-    """Put 4-bit layers in the place of all linear layers but the output head, as transformers does when loading."""
-    head = model.get_output_embeddings()
+    """Put quantized layers in the place of all linear layers but the output head, as transformers does when loading."""
+    head, eight = model.get_output_embeddings(), quantization.load_in_8bit
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
-                setattr(parent, name, Linear4bit(child, compute_dtype, quantization))
+                made = EightBit(child, compute_dtype) if eight else Linear4bit(child, compute_dtype, quantization)
+                setattr(parent, name, made)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.is_loaded_in_4bit = model.is_quantized = True
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit, model.is_quantized = not eight, eight, True
     model.quantization_method = quantization.quant_method
     model.hf_quantizer = AutoHfQuantizer.from_config(quantization)
     model.config.quantization_config = quantization
@@ -100,8 +117,9 @@ def quantize(model: Any, compute_dtype: torch.dtype, quantization: Any) -> Any:
 
 
 def largest(model: Any) -> int:
-    """Values of the largest 4-bit layer."""
-    return max((m.in_features * m.out_features for m in model.modules() if isinstance(m, Linear4bit)), default=0)
+    """Values of the largest quantized layer."""
+    layers = (m for m in model.modules() if isinstance(m, Linear4bit | Linear8bit))
+    return max((m.in_features * m.out_features for m in layers), default=0)
 
 
 class EightBitAdamW(torch.optim.Optimizer):

@@ -95,13 +95,18 @@ def _reference(row: Mapping[Any, Any]) -> str | None:
         return "none (beta 0)" if value_of(row, "beta") == 0 else None
     if not isinstance(kind, str) or kind not in ("base", "own", "shared"):
         return None
-    return "the base in 4 bits" if row.get("reference_quantized") == "True" else "the base"
+    return f"the base {_in_bits(row)}" if row.get("reference_quantized") == "True" else "the base"
 
 
 def _baseline(row: Mapping[Any, Any]) -> str | None:
     """Which base the row's Δ are against, in words; None where nothing is known."""
-    words = {"deployed": "as deployed", "quantized": "in 4 bits", "none": "none"}
+    words = {"deployed": "as deployed", "quantized": _in_bits(row), "none": "none"}
     return words.get(str(row.get("params.eval.baseline")))
+
+
+def _in_bits(row: Mapping[Any, Any]) -> str:
+    """How a quantized base is stored; adapters know 4 bits, unless they say otherwise."""
+    return f"in {row.get('params.adapter.bits', 4)} bits"
 
 
 def _tokens(rows: Sequence[Mapping[Any, Any]]) -> list[str]:

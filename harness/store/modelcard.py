@@ -15,8 +15,9 @@ FOLDERS = ("model", "merged")
 TOLD = ("true_reward", "correct", "preference_accuracy", "likelihood_accuracy", "win_rate", "kl_per_sequence")
 MERGED = {
     "merged": "the base",
-    "merged_dequantized": "the base that its 4-bit weights stand for",
+    "merged_dequantized": "the base that its quantized weights stand for",
     "merged_4bit": "the same, in 4 bits again",
+    "merged_8bit": "the same, in 8 bits again",
 }
 """What the evaluator ``merge`` calls the ways of merging, and what an adapter is merged into."""
 KNOBS = ("learning_rate", "steps", "epochs", "batch_size", "micro_batch_size", "max_length", "scheduler", "optimizer")

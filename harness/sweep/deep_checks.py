@@ -28,8 +28,6 @@ TEMPLATE_S = 10.0
 TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
 TRIED = 20
 """Rows of which the template must render one."""
-BLOCK = 64
-"""Weights that share a scale in 4-bit format; bitsandbytes on a CPU gives wrong numbers for widths between."""
 
 
 def check(sweep: Sweep) -> dict[str, UserErrors]:
@@ -231,15 +229,16 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     except UserError as error:
         return [error]
     shapes = adapter.adapted_shapes(model)
-    narrow = sorted({d_in for d_in, _ in shapes or () if d_in % BLOCK})
+    narrow = sorted({d_in for d_in, _ in shapes or () if d_in % adapter.width_multiple})
     on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
     if adapter.quantized and narrow and on_cpu:
         return [
             UserError(
-                f"4-bit layers on a CPU must have widths that are multiples of {BLOCK}, and the model has {narrow}",
+                f"4-bit layers on a CPU must have widths that are multiples of {adapter.width_multiple}, and the model "
+                f"has {narrow}",
                 key="adapter",
                 value=adapter.name,
-                fix="adapter=lora for such a model, or a GPU",
+                fix="adapter.bits=8 or adapter=lora for such a model, or a GPU",
             )
         ]
     targets = setup.plain["adapter"].get("targets")

@@ -85,7 +85,7 @@ def settle(ground: Ground, model: Any, journal: Journal) -> None:
 
 def _keep_merged(ground: Ground, model: Any, journal: Journal) -> None:
     if ground.setup.adapter.quantized:
-        message = "train.save=full: 4-bit weights are not merged (it would cost precision); the adapter is kept"
+        message = "train.save=full: quantized weights are not merged (it would cost precision); the adapter is kept"
         journal.write("note", message=message)
     elif (reason := ground.setup.adapter.cannot_merge) is not None:
         journal.write("note", message=f"train.save=full: {reason}; the adapter is kept")

@@ -168,7 +168,7 @@ class Ground:
         )
 
     def merging(self) -> Merging:
-        """The base that the trained adapter can be merged into, and the way back to 4 bits where it came from there."""
+        """The base that the trained adapter can be merged into, and the way back to the bits that it came from."""
         setup, place = self.setup, self.place
         quantization = setup.adapter.quantization(place.unpacked)
 
@@ -181,7 +181,8 @@ class Ground:
                 str(folder), dtype=dtype, device=self.device, quantization=quantization, attention=attention
             ).eval()
 
-        return Merging(base, None if quantization is None else reload, setup.adapter.cannot_merge)
+        adapter = setup.adapter
+        return Merging(base, None if quantization is None else reload, adapter.cannot_merge, adapter.bits)
 
     def before_training(self, model: Any) -> Callable[[], AbstractContextManager[EvalContext]]:
         """The way back from the trained ``model``: its adapter off, or the base's own weights, loaded for the while."""

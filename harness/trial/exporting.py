@@ -162,12 +162,12 @@ def _merged(policy: Kept, model: Model, adapter: Adapter, say: Callable[[str], o
     into = "the base"
     quantization = adapter.quantization(getattr(torch, computed))
     if quantization is not None:
-        say("writing out its 4-bit weights")
+        say("writing out its quantized weights")
         place = device if device == "cpu" or torch.cuda.is_available() else "cpu"
         quantized = model.load(source, dtype=getattr(torch, stored), device=place, quantization=quantization)
         write_out(quantized, base)
         del quantized
-        into = "the values that the 4-bit weights of its base stand for"
+        into = f"the values that the {adapter.bits}-bit weights of its base stand for"
     say("merging the adapter")
     try:
         whole = merged(base, policy.model)

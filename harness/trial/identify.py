@@ -89,7 +89,7 @@ def curve_config(setup: Setup) -> dict[str, Any]:
 def training_config(setup: Setup) -> dict[str, Any]:
     """The effective configuration of training; knobs that the trial does not use are left out."""
     adapter = {"name": setup.adapter.name, **_plain_fields(setup.adapter)}
-    quantization = {k: v for k, v in adapter.items() if k in ("quant_type", "double_quantization")}
+    quantization = {k: v for k, v in adapter.items() if k in ("bits", "quant_type", "double_quantization")}
     config: dict[str, Any] = {
         "algo": {"name": setup.algo.name, **_plain_fields(setup.algo, leave_out=("presets", "search"))},
         "adapter": adapter

@@ -330,8 +330,15 @@ FOUR_BITS = BitsAndBytesConfig(
 )
 
 
+EIGHT_BITS = BitsAndBytesConfig(load_in_8bit=True, bnb_4bit_compute_dtype=torch.float32)
+
+
 @pytest.fixture
 def on_4_bits(tmp_path: Path) -> EvalContext:
+    return on_bits(tmp_path, 4, FOUR_BITS)
+
+
+def on_bits(tmp_path: Path, bits: int, quantized: BitsAndBytesConfig) -> EvalContext:
     """64 wide: bitsandbytes' 4-bit kernels for CPUs are right only for rows that are a multiple of 64 values."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -348,8 +355,8 @@ def on_4_bits(tmp_path: Path) -> EvalContext:
         return load_pretrained(str(folder), quantization=quantization, **options).eval()
 
     base = tmp_path / "base"
-    merging = Merging(lambda: load(base, None), lambda folder: load(folder, FOUR_BITS))
-    return context_of(policy_on(load(base, FOUR_BITS), size=0.1), merging, load(base, FOUR_BITS))
+    merging = Merging(lambda: load(base, None), lambda folder: load(folder, quantized), bits=bits)
+    return context_of(policy_on(load(base, quantized), size=0.1), merging, load(base, quantized))
 
 
 def test_4_bit_weights_are_written_out_as_the_layers_multiply_by_them(on_4_bits):
@@ -372,6 +379,14 @@ def test_an_adapter_belongs_to_the_4_bit_weights_that_it_was_trained_on(on_4_bit
     assert found.metrics["merged_4bit_mb"] < found.metrics["merged_dequantized_mb"] == found.metrics["merged_mb"]
     assert not found.absent and [note.partition(":")[0] for note in found.notes] == list(kl)
     assert set(found.examples["merge"]) >= {f"{way}_preference_accuracy_change" for way in kl}
+
+
+def test_an_adapter_on_8_bits_merges_into_what_they_stand_for_and_back(tmp_path):
+    found = QUIET.evaluate(on_bits(tmp_path, 8, EIGHT_BITS))
+    kl = {way: found.metrics[f"{way}_kl_per_token"] for way in ("merged", "merged_dequantized", "merged_8bit")}
+    assert kl["merged_dequantized"] < 1e-6 and kl["merged"] > 10 * kl["merged_dequantized"]
+    assert kl["merged_8bit"] > 10 * kl["merged_dequantized"]
+    assert found.metrics["merged_8bit_mb"] < found.metrics["merged_dequantized_mb"]
 
 
 def test_the_policy_on_4_bits_stays_as_it_was_and_switches_adapters(on_4_bits):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
 from harness.base.errors import UserError
+from harness.config.train import Train
 from harness.models import HF, Shape
 from harness.models.adapters import Adapter, Full, LoRA, QLoRA, lora_parameters, target_shapes
 
@@ -352,3 +353,65 @@ def test_a_shape_in_bfloat16_holds_bfloat16_weights_and_leaves_the_default_dtype
 def test_an_impossible_shape_is_a_user_error():
     with pytest.raises(UserError, match="transformers cannot make this configuration"):
         Shape(architecture="no-such-thing", config=SIZES).configuration()
+
+
+# -- 8-bit bases ---------------------------------------------------------------------------------------
+
+EIGHT = QLoRA(rank=4, bits=8)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_formula_holds_on_an_8_bit_base(saved, architecture):
+    model = load_4bit(saved[architecture], EIGHT)
+    expected = EIGHT.expected_trainable(model)
+    assert expected == 2 * 4 * LINEAR[architecture]
+    assert trainable(wrap(EIGHT, model)) == expected
+
+
+def test_8_bit_codes_are_off_by_half_a_step_of_their_row_at_most(saved):
+    from bitsandbytes.nn import Linear8bitLt
+
+    from harness.models.eight_bit import Linear8bit, unpacked
+
+    exact, coded = build("llama"), load_4bit(saved["llama"], EIGHT)
+    layers = {n: m for n, m in coded.named_modules() if isinstance(m, Linear8bitLt)}
+    assert len(layers) == 2 * 7 and "lm_head" not in layers
+    for name, layer in layers.items():
+        assert isinstance(layer, Linear8bit) and layer.weight.dtype is torch.int8
+        before = exact.get_submodule(name).weight
+        step = before.abs().amax(dim=1, keepdim=True) / 127
+        # bitsandbytes rounds to 16 bits on the way
+        assert 0 < ((unpacked(layer) - before).abs() / step).max() < 0.6
+
+
+def test_a_row_on_an_8_bit_base_is_worth_the_same_in_training_and_evaluation_alone_and_among_outliers():
+    """LLM.int8 as bitsandbytes has it on a CPU: eval mode is 0.3 nats a token from training on SmolLM2."""
+    shape, ids = Shape(config={**SIZES, "hidden_size": 64}), torch.tensor([[4, 5, 6, 7], [8, 9, 4, 5]])
+    model = shape.load(None, dtype=torch.float32, device="cpu", quantization=EIGHT.quantization(torch.float32))
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    rows = torch.randn(6, 64)
+    rows[0] *= 100  # outliers, which LLM.int8 multiplies by themselves, and their columns in all other rows
+    with torch.no_grad():
+        torch.testing.assert_close(layer(rows)[1:], layer(rows[1:]), atol=1e-6, rtol=1e-6)
+        trained, evaluated = model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+        torch.testing.assert_close(evaluated, trained, atol=0, rtol=0)
+        torch.testing.assert_close(model(input_ids=ids[1:]).logits, evaluated[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_through_8_bit_weights_is_that_of_what_they_stand_for():
+    from harness.models.eight_bit import unpacked
+
+    shape = Shape(config={**SIZES, "hidden_size": 64})
+    model = shape.load(None, dtype=torch.float32, device="cpu", quantization=EIGHT.quantization(torch.float32))
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    x = torch.randn(2, 3, 64, requires_grad=True)
+    layer(x).square().sum().backward()
+    found, x.grad = x.grad, None
+    (x @ unpacked(layer).T).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_knobs_of_4_bits_are_refused_beside_8():
+    found = QLoRA(bits=8, quant_type="fp4", double_quantization=False).problems(Train())
+    assert [e.key for e in found] == ["adapter.quant_type", "adapter.double_quantization"]
+    assert all("adapter.bits=4 alone" in e.rule for e in found) and not EIGHT.problems(Train())

@@ -183,9 +183,11 @@ def assert_agree(setup: Setup) -> None:
         assert fake[phase].total == pytest.approx(real[phase].total, rel=0.02), phase
 
 
-@pytest.mark.parametrize(("algo", "adapter"), [("dpo", "full"), ("kto", "qlora"), ("grpo", "lora")])
+@pytest.mark.parametrize(
+    ("algo", "adapter"), [("dpo", "full"), ("kto", "qlora"), ("grpo", "lora"), ("orpo", "qlora adapter.bits=8")]
+)
 def test_a_step_on_fakes_takes_what_the_same_step_takes_on_real_tensors(algo, adapter):
-    assert_agree(setup_of(f"algo={algo}", f"adapter={adapter}"))
+    assert_agree(setup_of(f"algo={algo}", *f"adapter={adapter}".split()))
 
 
 def test_packed_sequences_are_as_long_as_the_limit_and_agree_on_both():
