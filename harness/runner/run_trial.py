@@ -47,7 +47,9 @@ class Runner:
             https://pytorch.org/memory_viz; it slows training down.
         stop_losing: stop a trial whose interval at a share of its budget (``eval.at``) lies wholly below that of the
             best finished trial of the sweep at that share, on validation rows; its outcome is ``stopped``.
-        skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``.
+        skip_unfit: do not start a trial that is predicted not to fit; its outcome is ``unfit``. ``auto``: one that is
+            predicted to need more than twice what there is, which no error of a prediction explains, and which would
+            take the memory of all that runs beside it before it fails.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -61,7 +63,7 @@ class Runner:
     memory_limit_mb: Annotated[int, Gt(0)] | None = None
     preflight: bool = False
     predict: bool = True
-    skip_unfit: bool = False
+    skip_unfit: Literal["auto"] | bool = "auto"
     stop_losing: bool = False
     memory_snapshot: bool = False
 
@@ -133,8 +135,8 @@ def _attempt(
         book.write("metrics", values=expected.metrics)
     if projector is not None:
         projector.follow(folder)
-    if expected is not None and decided.mode == "train" and runner.skip_unfit and not expected.fits:
-        result = close_books(book, folder, [], None, Outcome.UNFIT, expected.why_unfit)
+    if expected is not None and decided.mode == "train" and _skips(runner, expected):
+        result = close_books(book, folder, [], None, Outcome.UNFIT, _why_unfit(runner, expected))
         return _ended(display, projector, Outcome.UNFIT, result), result
     levels, done = device_levels(), None
     if runner.preflight and decided.mode == "train" and not decided.from_checkpoint:
@@ -179,6 +181,16 @@ def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Atten
         levels=levels,
     )
     return replace(done, reason=f"in preflight, one step of the longest rows: {done.reason}" if done.reason else None)
+
+
+def _skips(runner: Runner, expected: Expected) -> bool:
+    """Whether a trial is not started, by what it was predicted to need."""
+    return expected.hopeless if runner.skip_unfit == "auto" else runner.skip_unfit and not expected.fits
+
+
+def _why_unfit(runner: Runner, expected: Expected) -> str:
+    hint = " (runner.skip_unfit=false starts it all the same)" if runner.skip_unfit == "auto" else ""
+    return expected.why_unfit + hint
 
 
 def _told(done: Attended, expected: Expected | None, runner: Runner) -> str | None:

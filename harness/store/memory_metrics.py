@@ -16,6 +16,8 @@ TORCH = "torch"
 """The lens of what torch's allocator held, as the worker reports it at the end of each phase."""
 PEAKS = ("host_peak_mb", "allocated_peak_mb", "reserved_peak_mb")
 """What the worker tells of a stretch of a phase (``telemetry.clock``)."""
+HOPELESS = 2.0
+"""Times what there is. No prediction was more than 20 % above what a trial took (docs/memory.md)."""
 MOST_STRETCHES = 2_000
 """That are kept in a table: a rollout makes two."""
 
@@ -44,6 +46,11 @@ class Expected:
     def fits(self) -> bool:
         """Whether it should."""
         return self.limit is None or self.needed <= self.limit
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it needs so much more than there is that no error of the prediction explains it."""
+        return self.limit is not None and self.needed > HOPELESS * self.limit
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -428,6 +428,16 @@ def test_a_trial_that_cannot_fit_is_not_started_where_that_is_asked_for(trial_of
     capsys.readouterr()
 
 
+def test_a_trial_that_needs_more_than_twice_what_there_is_is_not_started_unless_asked_for(trial_of, capsys):
+    setup, trial, group = trial_of()
+    hopeless = replace(BIG, limit=4.9e9)
+    assert not BIG.hopeless and hopeless.hopeless and not replace(BIG, limit=None).hopeless
+    outcome, result = run_trial(setup, trial, group, None, expected=hopeless)
+    assert outcome is Outcome.UNFIT and "runner.skip_unfit=false starts it all the same" in result.reason
+    assert run_trial(setup, trial, replace(group, skip_unfit=False), None, expected=hopeless)[0] is Outcome.FAILED
+    capsys.readouterr()
+
+
 def test_one_that_fits_is_started(trial_of, capsys):
     setup, trial, group = trial_of()
     fits = replace(BIG, limit=11e9)
