@@ -26,7 +26,7 @@ from harness.report.leaderboard import (
     render_markdown,
     succeeded,
 )
-from harness.report.sections import forgetting, lenses, peaks, provenance, uses
+from harness.report.sections import forgetting, lenses, merging, peaks, provenance, uses
 from harness.report.sections.evaluation import evaluations
 from harness.report.standings import Standings, find
 
@@ -126,6 +126,7 @@ def compose(material: Material) -> str:
         _phases(rows, kind, "Time by phase (s)", formatting.seconds, TIME_COLUMNS),
         *forgetting.section(frame, found.recipes, SHOWN),
         *evaluations(rows, several),
+        *merging.section(rows, kind),
         plot("reliability", "Confidence against how often it was right", "no reliability in this source"),
         *_samples(material),
         *uses.absent(frame),

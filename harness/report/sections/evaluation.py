@@ -9,6 +9,7 @@ import pandas as pd
 from harness.base import formatting
 from harness.report.intervals import LEGEND, interval, known, measured, shared, value_of
 from harness.report.leaderboard import BASE_LABEL
+from harness.report.sections import merging
 
 SHOWN_ABOVE = {"preference_accuracy", "true_reward", "correct", "length_only_accuracy", "preference_pairs"}
 GROUPS = {
@@ -29,6 +30,7 @@ def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
     """
     tails = [c.removeprefix("eval/") for c in frame.columns if c.startswith("eval/")]
     tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
+    tails = [t for t in tails if not t.startswith(merging.NAMES)]
     tails = [t for t in tails if known(frame, f"eval/{t}")]
     tails = [t for t in tails if not t.endswith("truncated") or any(known(frame, f"eval/{t}"))]
     tasks = [t for t in tails if "/" in t]
