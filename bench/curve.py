@@ -1,43 +1,48 @@
-"""What points on the way cost of the training time, and that they change nothing: trials with and without, in turn."""
+"""What points on the way cost of the training time, in the trials of a sweep with `eval.at`.
 
-import json
-import os
+    python bench/curve.py outputs/algo_matrix
+
+A share compares two stretches of one process: points, and what is between them. That they change nothing of the result
+is a test (``tests/trial/test_curve.py``).
+"""
+
 import statistics
+import sys
+from collections import defaultdict
 from pathlib import Path
 
-from common import harness, workdir
+from harness.store.journal import read
+from harness.store.memory_metrics import phase_rows
+from harness.store.past import result_of, trial_folders
 
-ALGORITHMS = ("dpo", "kto", "grpo", "ppo")
-AT, LIMIT, PAIRS = "eval.at=[0.1,0.25,0.5,0.75]", 0.10, 3
-
-
-def trial(name: str, overrides: list[str], cwd: Path, cache: Path) -> dict[str, float]:
-    """The metrics of one trial."""
-    harness([*overrides, f"sweep={name}", "eval.evaluators.lm_eval=null", "runner.predict=false"], cwd, cache)
-    return json.loads(next((cwd / "outputs" / name).glob("*/result.json")).read_text())["metrics"]
+LIMIT = 0.10
+TRAINING = ("train", "rollout")
 
 
-def judged(metrics: dict[str, float]) -> dict[str, float]:
-    """What does not depend on the clock, and is in a trial without a curve too."""
-    return {k: v for k, v in metrics.items() if k.startswith("eval/") and not k.endswith("_per_s")}
+def share(folder: Path) -> float | None:
+    """Seconds of points on the way by seconds of training, rollouts included; None without a training."""
+    rows = phase_rows(read(folder / "worker.jsonl"))
+    last = max((i for i, row in enumerate(rows) if row["phase"] in TRAINING), default=None)
+    if last is None:
+        return None
+    spent = {
+        name: sum(r["seconds"] for r in rows[: last + 1] if r["phase"] == name) for name in ("evaluate", *TRAINING)
+    }
+    return spent["evaluate"] / sum(spent[name] for name in TRAINING)
 
 
 def main() -> None:
-    cwd = workdir()
-    cache = Path(os.environ.get("HARNESS_CACHE", cwd / "cache"))
-    for algo in ALGORITHMS:
-        shares = []
-        for i in range(PAIRS):
-            found = {}
-            for side in ("with", "without")[:: -1 if i % 2 else 1]:
-                overrides = [f"algo={algo}", *([AT] if side == "with" else [])]
-                found[side] = trial(f"{algo}-{side}-{i}", overrides, cwd, cache)
-            assert judged(found["with"]) == judged(found["without"]), "the curve changed what a trial is worth"
-            spent = found["with"]["time/evaluate_s"] - found["without"]["time/evaluate_s"]
-            shares.append(spent / found["without"]["time/train_s"])
-        share = statistics.median(shares)
-        told = "ok" if share <= LIMIT else "MISSED"
-        print(f"curve, {algo}: {share:.1%} of training (limit {LIMIT:.0%}) {told}  [{PAIRS} pairs]", flush=True)
+    shares = defaultdict(list)
+    for folder in trial_folders(Path(sys.argv[1])):
+        result = result_of(folder)
+        if result is not None and result.outcome.succeeded and (found := share(folder)) is not None:
+            shares[result.config["algo"]["name"]].append(found)
+    for algo, found in shares.items():
+        middle = statistics.median(found)
+        told = "ok" if middle <= LIMIT else "MISSED"
+        print(
+            f"{algo}: {middle:.1%} of training, at most {max(found):.1%} (limit {LIMIT:.0%}) {told}  [{len(found)} trials]"
+        )
 
 
 if __name__ == "__main__":
