@@ -39,10 +39,8 @@ def main() -> None:
             shares[result.config["algo"]["name"]].append(found)
     for algo, found in shares.items():
         middle = statistics.median(found)
-        told = "ok" if middle <= LIMIT else "MISSED"
-        print(
-            f"{algo}: {middle:.1%} of training, at most {max(found):.1%} (limit {LIMIT:.0%}) {told}  [{len(found)} trials]"
-        )
+        told = f"(limit {LIMIT:.0%}) {'ok' if middle <= LIMIT else 'MISSED'}"
+        print(f"{algo}: {middle:.1%} of training, at most {max(found):.1%} {told}  [{len(found)} trials]")
 
 
 if __name__ == "__main__":

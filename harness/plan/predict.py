@@ -166,6 +166,7 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "eval": {
             "names": sorted(setup.eval.active),
             "judges": _judges(setup),
+            "curve": bool(setup.eval.at),
             **{k: getattr(setup.eval, k) for k in _EVAL},
         },
         "data": None if target.fill else data.digest,

@@ -34,6 +34,7 @@ from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
 from harness.stages.reference import column_names, longest_first
 from harness.tasks.base import TaskData
 from harness.trial.assemble import Setup
+from harness.trial.curve.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             _take_worst_batches(training.trainer, fill, fakes, as_packed if packs else lambda batch: batch)
             _sample_longest(training, setup, scene.fill, fakes)
             training.trainer.train()
+            if setup.eval.at:  # a point of the curve: what training holds is there beside it
+                with undisturbed(training.trainer.model):
+                    judge(training.trainer.model, "evaluate", *judged)
             model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
             del training
             gc.collect()  # of the cycles that a trainer is made of

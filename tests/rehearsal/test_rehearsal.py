@@ -298,6 +298,22 @@ def test_what_merging_costs_is_measured_on_a_merged_copy_beside_the_policy():
         assert judged(f"adapter={adapter}", *quiet, "eval.evaluators.behaviour=null", *asked).owners["reference"] == 0
 
 
+def test_points_on_the_way_are_taken_beside_all_that_training_holds():
+    quiet = ("eval.evaluators.win_rate=null", "eval.evaluators.behaviour=null")
+    before, after = (judged("adapter=full", "algo=dpo", *quiet, f"eval.at=[{at}]") for at in ("", "0.5"))
+    assert before.owners["optimizer"] == 0
+    assert after.owners["optimizer"] == pytest.approx(2 * after.owners["weights"], rel=0.01)
+    assert after.owners["reference"] == pytest.approx(after.owners["weights"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_points_on_the_way_take_on_fakes_what_they_take_on_real_tensors():
+    with hydra_config():
+        shown = [o for o in SMALL if o != "eval=none"]
+        setup = assemble(compose([*shown, *JUDGED, "algo=grpo", "adapter=lora", "eval.at=[0.5]"]))
+    assert_agree(setup)
+
+
 def test_merging_an_adapter_takes_one_layers_difference_and_no_second_base():
     level = rehearsed(setup_of("algo=sft", "adapter=lora", "train.save=full"), layers=2).peaks()["evaluate"]
     assert 0 < level.total - level.owners["weights"] < 0.2 * level.owners["weights"]
