@@ -11,20 +11,21 @@ from harness.models.adapters import Adapter
 from harness.models.precision import optimizer_arguments
 
 
-def common_arguments(job: TrainJob) -> dict[str, Any]:
-    """Keyword arguments for any TRL config.
+def common_arguments(job: TrainJob, *, joint: bool = False) -> dict[str, Any]:
+    """Keyword arguments for any TRL config; with ``joint`` several processes split each micro-batch among them.
 
     The trainer reports to nobody and draws no progress bar: a callback journals what it logs.
     """
     train = job.train
     assert train.batch_size and train.micro_batch_size and train.learning_rate
+    micro = train.micro_batch_size // job.world.size if joint else train.micro_batch_size
     arguments: dict[str, Any] = {
         "output_dir": str(job.output_dir),
         "seed": job.seed,
         "data_seed": job.seed,
         "learning_rate": train.learning_rate,
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": job.world.accumulation(train.batch_size, train.micro_batch_size),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": job.world.accumulation(train.batch_size, micro),
         "warmup_steps": train.warmup_ratio if train.warmup_ratio < 1 else 0.99,
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,
@@ -43,6 +44,8 @@ def common_arguments(job: TrainJob) -> dict[str, Any]:
         "dataloader_pin_memory": job.device == "cuda",
         "dataloader_num_workers": 0,
     }
+    if job.world.size > 1:
+        arguments |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
     if train.checkpoint_steps:
         arguments["save_steps"] = train.checkpoint_steps
     steps = train.steps or train.budget.steps

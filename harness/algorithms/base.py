@@ -199,6 +199,16 @@ class Algorithm(ABC):
         return self
 
     @property
+    def alone(self) -> str | None:
+        """Why several processes cannot train a trial together, in words; None where they can."""
+        return "its rollouts are not spread over several" if self.family == "online" else None
+
+    @property
+    def shares_micro_batch(self) -> bool:
+        """Whether the loss looks at a micro-batch as a whole, so that several processes split it and gather."""
+        return False
+
+    @property
     def packs(self) -> bool:
         """Whether its sequences hold several rows each, and so are as long as ``train.max_length`` allows."""
         return False

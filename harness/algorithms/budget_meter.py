@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from harness.algorithms.packing import tokens_of
 from harness.algorithms.trl_seam import follow, never_idle
+from harness.base.world import World, of_leader, total
 from harness.config.train import UNKNOWN_STEPS, Train
 
 if TYPE_CHECKING:
@@ -39,17 +40,19 @@ class Meter(TrainerCallback):
     Args:
         algo: tells how many prompts its steps take.
         train: the knobs; ``train.budget`` may name one unit.
+        world: this process among those that train together; what is counted is what all of them take.
     """
 
-    def __init__(self, algo: Algorithm, train: Train):
+    def __init__(self, algo: Algorithm, train: Train, world: World | None = None):
         """Count nothing yet."""
-        self.algo, self.train = algo, train
+        self.algo, self.train, self.world = algo, train, world or World()
         self.unit, self.amount = train.budget.named or ("steps", None)
         self.rows = self.steps = 0
         self._tokens: Any = 0
         self._began: float | None = None
         self._before = 0.0
         self._sampled: Callable[[], int | None] = lambda: None
+        self._here: Any = 0  # tokens that this process has not told the others of
 
     def attach(self, training: Training) -> None:
         """Watch a trainer, whose model is wrapped by now, and end it in time."""
@@ -72,13 +75,23 @@ class Meter(TrainerCallback):
         prompts = self._sampled()
         if prompts is None:
             prompts = self.algo.prompts_seen(self.steps, self.rows, self.train)
+        tokens = int(self._tokens) + (int(self._here) if self.world.size == 1 else 0)
+        return {"steps": self.steps, "prompts": prompts, "tokens": tokens, "seconds": self._seconds()}
+
+    def _seconds(self) -> float:
+        """The leader's, as of the last step, where there are several processes."""
+        if self.world.size > 1 and self._began is not None:
+            return self._told
+        return self._before + (time.perf_counter() - self._began if self._began is not None else 0.0)
+
+    def _agree(self) -> None:
+        """Count what all processes have taken; each of them calls this at the same place."""
+        if self.world.size == 1:
+            return
+        self._tokens = int(self._tokens) + total(self.world, [int(self._here)])[0]
+        self._here = 0
         running = time.perf_counter() - self._began if self._began is not None else 0.0
-        return {
-            "steps": self.steps,
-            "prompts": prompts,
-            "tokens": int(self._tokens),
-            "seconds": self._before + running,
-        }
+        self._told = of_leader(self.world, self._before + running)
 
     @property
     def share(self) -> float:
@@ -130,13 +143,16 @@ class Meter(TrainerCallback):
             found = tokens_of(positions)
         else:
             found = options.get("input_ids", arguments[0] if arguments else None).numel()
-        self._tokens = self._tokens + found
+        self._here = self._here + found
 
     def _follow(self, trainer: Any, optimizer: Any) -> Any:
         """A scheduler whose rate is a function of the share spent, not of the step."""
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or trainer.optimizer, lambda _: rate(self.share, self.train.scheduler, self.train.warmup_ratio)
-        )
+
+        def now(_: int) -> float:
+            self._agree()
+            return rate(self.share, self.train.scheduler, self.train.warmup_ratio)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or trainer.optimizer, now)
         return follow(trainer, scheduler)
 
     # -- the trainer's events --------------------------------------------------------------------------
@@ -144,15 +160,19 @@ class Meter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock starts."""
         self.steps, self._began = state.global_step, time.perf_counter()
+        self._told = self._before
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Enough?"""
         self.steps = state.global_step
+        self._agree()
         if self.unit in ("tokens", "seconds") and self.share >= 1:
             control.should_training_stop = control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Beside the checkpoint, for ``restore``."""
+        if not self.world.leads:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / FILE).write_text(json.dumps(self.spent))
 

@@ -115,6 +115,11 @@ class DPO(Referenced):
         """Never where tokens are weighted by the other side's length: what trials share are sums over tokens."""
         return self.ld_alpha is None and super().shares_reference(train, data)
 
+    @property
+    def alone(self) -> str | None:
+        """Sorting gathers nothing from other processes."""
+        return "aot sorts the pairs of a micro-batch, and each process has its own" if "aot" in self.weights else None
+
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
         """Each knob must belong to a loss that takes it."""
         return [*super().problems(task, data, train), *self._misfits(train)]

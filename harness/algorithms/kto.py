@@ -63,6 +63,11 @@ class KTO(Algorithm):
             )
         return found
 
+    @property
+    def shares_micro_batch(self) -> bool:
+        """Its KL term is estimated within one."""
+        return True
+
     def rows_in(self, data: Any) -> int:
         """Unpaired rows; pairs give two each."""
         return len(data.train_unpaired) or 2 * len(data.train_pairs)
@@ -91,7 +96,8 @@ class KTO(Algorithm):
             replayed = replay.of(job)
 
             def rows(self, dataset: Any, arguments: Any) -> Any:
-                mismatched = rotated(dataset["completion_ids"], arguments.per_device_train_batch_size)
+                together = arguments.per_device_train_batch_size * job.world.size
+                mismatched = rotated(dataset["completion_ids"], together)
                 return dataset.add_column("KL_completion_ids", mismatched)
 
         without_hashing()
@@ -99,7 +105,7 @@ class KTO(Algorithm):
             model=job.model,
             ref_model=job.reference,
             args=KTOConfig(
-                **common_arguments(job),
+                **common_arguments(job, joint=self.shares_micro_batch),
                 beta=self.beta or 0.0,  # checked to be above zero
                 desirable_weight=self.desirable_weight,
                 undesirable_weight=self.undesirable_weight,

@@ -59,6 +59,11 @@ class SFT(Algorithm):
             return []
         return [UserError("sft needs chosen or desirable completions, and this data set has none", key="task")]
 
+    @property
+    def alone(self) -> str | None:
+        """A step's sequences are packed for one process."""
+        return "it packs the rows of a step for one process (algo.packing)" if self.packing else None
+
     def trainer(self, job: TrainJob) -> Training:
         """TRL's trainer on (prompt, completion) rows."""
         from trl import SFTConfig

@@ -62,10 +62,12 @@ class PairTrainer:
         step = trainer.state.global_step
         done = self._taken[1] if self._taken[0] == step else 0
         self._taken = step, done + 1
-        batch = self.on_device(replayed.batch(step * trainer.args.gradient_accumulation_steps + done))
+        turn = step * trainer.args.gradient_accumulation_steps + done
+        ranks = trainer.accelerator
+        batch = self.on_device(replayed.batch(turn * ranks.num_processes + ranks.process_index))
         found = model(**batch, use_cache=False, fused_lm_head=True).log_probs  # 0 where there is no label
         loss = -found.sum() / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
-        trainer._metrics["train"]["replay_loss"].append(loss.item())
+        trainer._metrics["train"]["replay_loss"].append(ranks.gather(loss.detach()).mean().item())
         return loss
 
     def rows(self, dataset: Any, arguments: Any) -> Any:

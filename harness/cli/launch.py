@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from harness.trial.assemble import Setup
 
 STOP = ".stopped"
+DRIFT = "a configuration file has changed since; name the sweep again to train what it holds now"
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -154,6 +155,9 @@ def job(config: Any) -> None:
         return
     run = None if manifest["tracking"] is None else SweepRun(**manifest["tracking"])
     known = manifest["trials"]
+    if manifest.get("planned") and trial.trial_id not in known:  # Hydra composes each job anew, when its turn comes
+        say(f"error: {trial.trial_id} is none of the trials that {plain['sweep']} was planned with: {DRIFT}")
+        return
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
     try:

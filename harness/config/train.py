@@ -159,12 +159,15 @@ def sees_half(train: Train, rows: int) -> bool:
 
 
 def fill_from_preset(
-    train: Mapping[str, Any], table: Mapping[str, Mapping[str, Mapping[str, Any]]], adapter: str
+    train: Mapping[str, Any],
+    table: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    adapter: str,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The training knobs with nulls filled from ``table[train.preset][adapter]``.
 
     A ``steps`` set by the user silences the preset's ``epochs`` and the other way round, a ``budget`` both; a
-    micro-batch that neither names is the whole batch.
+    micro-batch that neither names is all that one of ``processes`` takes of a batch.
     """
     filled = dict(train)
     column = table.get(train["preset"], {}).get(adapter, {})
@@ -176,11 +179,12 @@ def fill_from_preset(
         if filled.get(key) is None:
             filled[key] = value
     batch, micro = filled.get("batch_size"), filled.get("micro_batch_size")
+    share = batch // processes if isinstance(batch, int) and batch % processes == 0 else batch
     if micro is None:
-        filled["micro_batch_size"] = batch
-    elif train.get("micro_batch_size") is None and isinstance(batch, int) and batch > 0 and isinstance(micro, int):
+        filled["micro_batch_size"] = share
+    elif train.get("micro_batch_size") is None and isinstance(share, int) and share > 0 and isinstance(micro, int):
         # the preset's, which suits its own batch: the largest that divides the user's
-        filled["micro_batch_size"] = next(size for size in range(min(micro, batch), 0, -1) if batch % size == 0)
+        filled["micro_batch_size"] = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
     return filled
 
 

@@ -11,8 +11,10 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NoReturn
 
 from harness.base.errors import UserError
 from harness.store.journal import Journal
@@ -27,31 +29,45 @@ OUT_OF_MEMORY = re.compile(
 
 def main(job: Job) -> None:
     """Entry point of the process. Exits 0 after a finished trial and 1 after a journalled error."""
+    journal = settle_in(job)
+    leave(journal, 0 if told(job, journal) else 1)
+
+
+def settle_in(job: Job) -> Journal:
+    """Make the process one that the runner can end with all its children, and that ends with the runner."""
     folder = Path(job.folder)
     journal = Journal(folder / job.journal)
     journal.write("start", pid=os.getpid())
-    os.setpgid(0, 0)  # so that the runner can end this process with all its children
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
-    _watch_parent()
+    watch_parent()
     _redirect_output(folder / "worker.log")
     os.environ.update(job.environment)
+    return journal
+
+
+def told(job: Job, journal: Journal, before: Callable[[Job], None] = lambda _: None) -> bool:
+    """Run what the process is there for; False after an error, which is journalled. ``before`` comes last before it."""
     try:
         _limit_memory(job.memory_limit_mb)
         hold_freed_memory()
         _check_preload(journal)
         _set_threads(job.threads)
+        before(job)
         tell_story(job, journal)
     except BaseException as error:
         traceback.print_exc()
         journal.write("error", **describe(error))
-        journal.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        return False
+    return True
+
+
+def leave(journal: Journal, code: int) -> NoReturn:
+    """End the process: atexit hooks of the libraries have nothing to add, and some hang."""
     journal.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # atexit hooks of the libraries have nothing to add, and some hang
+    os._exit(code)
 
 
 def tell_story(job: Job, journal: Journal) -> None:
@@ -90,7 +106,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _watch_parent() -> None:
+def watch_parent() -> None:
     """End this process group when the runner is gone: a second net below ``guard.py``, which may be killed itself.
 
     PR_SET_PDEATHSIG would watch the forkserver, which outlives the runner for as long as this process lives.

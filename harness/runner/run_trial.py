@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from harness.base.records import Outcome, Trial, TrialResult
+from harness.base.world import World
 from harness.runner.books import close_books, close_open_attempt, open_book
 from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.display import Display
@@ -232,6 +233,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
         snapshot=runner.memory_snapshot,
         stop_losing=runner.stop_losing,
         environment=environment,
+        world=World(0, setup.parallel.processes),
     )
 
 

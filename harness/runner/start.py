@@ -1,7 +1,7 @@
 """How a trial's processes begin and end: the one place that knows how many there are and what starts them.
 
-Here a trial is one child of the forkserver. A trial of several ranks is another ``start``, which gives back the same
-handle and sends each rank a job with its ``World``; nobody else asks how many processes there are.
+A trial is one child of the forkserver. That of several ranks trains nothing itself: it is the agent of its children
+(``ranks``). Nobody else asks how many processes there are.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class Started(Protocol):
 
 
 def start(job: Job, *, name: str) -> Started:
-    """Begin a trial's processes; each runs ``child.main``."""
-    from harness.runner.child import main
+    """Begin a trial's processes."""
+    if job.world.size > 1 and job.mode == "train":
+        from harness.runner.ranks import main
+    else:
+        from harness.runner.child import main
 
     return forkserver.start(main, job, name=name)
 

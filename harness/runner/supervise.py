@@ -12,6 +12,7 @@ from harness.base.records import Event, Outcome
 from harness.runner.display import Display
 from harness.runner.forkserver import LOST
 from harness.runner.start import end, start
+from harness.runner.whereabouts import who_is_late
 from harness.store.journal import Journal, Tail
 from harness.store.result import decide
 from harness.telemetry.sampler import MemorySampler, MemorySummary
@@ -65,6 +66,7 @@ def attend(
     process = start(job, name=name)
     watch = _Watch(book, tail, display, began)
     interrupted = timed_out = False
+    late: str | None = None
     raised: BaseException | None = None
     sampler = MemorySampler(
         process.pid,
@@ -80,6 +82,7 @@ def attend(
                 watch.look(sampler)
                 if timeout_s is not None and time.time() - began > timeout_s:
                     timed_out = True
+                    late = who_is_late(job) if job.world.size > 1 else None
                     end(process)
     except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
         raised, interrupted = error, True
@@ -94,6 +97,8 @@ def attend(
         interrupted=interrupted,
         killed_for_memory=_kernel_kills() > kills_before,
     )
+    if late is not None and outcome is Outcome.TIMEOUT:
+        reason = f"{reason}: {late}"
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
         reason = f"the runner failed: {type(raised).__name__}: {raised}"
     return Attended(outcome, reason, watch.events, sampler.summary(), raised)

@@ -27,6 +27,10 @@ NO_DELTA = (
 )  # of the data, not of the model
 
 
+LOST_RANK = "LostRank"
+"""Error of a trial of several processes, one of which was killed."""
+
+
 def decide(
     exit_code: int | None,
     events: Sequence[Event],
@@ -57,7 +61,8 @@ def decide(
             return Outcome.DIVERGED, failure["message"]
         if failure["error"] == Stopped.__name__:
             return Outcome.STOPPED, failure["message"]
-        return (Outcome.OOM if failure.get("oom") else Outcome.FAILED), text
+        full = failure.get("oom") or (failure["error"] == LOST_RANK and killed_for_memory)
+        return (Outcome.OOM if full else Outcome.FAILED), text
     if exit_code is None:
         return Outcome.INTERRUPTED, "the runner ended without saying how"
     if exit_code == -9 and killed_for_memory:

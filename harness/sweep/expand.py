@@ -153,6 +153,7 @@ def write_manifest(sweep: Sweep, run: SweepRun | None, expected: Mapping[str, Ma
         {
             "sweep": sweep.name,
             "trials": [p.trial.trial_id for p in sweep.points],
+            "planned": sweep.expanded,  # no other trials belong to it
             "invalid": [{"overrides": list(o), "errors": str(e)} for o, e in sweep.invalid],
             "tracking": None if run is None else vars(run),
             "expected": dict(expected or {}),

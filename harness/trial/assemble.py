@@ -14,6 +14,7 @@ from harness.algorithms.base import Algorithm
 from harness.base.errors import UserError, UserErrors
 from harness.config import renamed
 from harness.config.compose import build
+from harness.config.parallel import Parallel
 from harness.config.train import Train, fill_from_preset, train_problems, with_lengths
 from harness.evaluators.base import Eval
 from harness.models import Model
@@ -47,6 +48,7 @@ class Setup:
         reward: bound to the task; None where the algorithm takes none.
         unused: knobs that this trial ignores, such as ``rank`` under full fine-tuning.
         plain: the composed configuration it came from, for the worker to build again.
+        parallel: the processes that train it.
     """
 
     algo: Algorithm
@@ -61,6 +63,7 @@ class Setup:
     sweep: str
     unused: tuple[str, ...]
     plain: Mapping[str, Any]
+    parallel: Parallel = Parallel()
 
     @property
     def rank(self) -> int | None:
@@ -84,6 +87,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         default = _class_default(nodes[group], knob, plugins)
         _inject(nodes[group], knob, plain.get(knob), group, errors, unused, default)
 
+    parallel = _parallel(plain.get("parallel"), errors)
     built: dict[str, Any] = {}
     train_node = nodes["train"] or {}
     for name in ("model", "algo", "adapter", "task", "prompt", "reward", "eval"):
@@ -103,7 +107,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     algo: Any = built.get("algo")
     adapter: Any = built.get("adapter")
     if algo is not None and adapter is not None:
-        train_node = fill_from_preset(train_node, algo.presets, adapter.preset)
+        split = 1 if algo.shares_micro_batch else parallel.processes
+        train_node = fill_from_preset(train_node, algo.presets, adapter.preset, split)
     try:
         built["train"] = build(train_node, path="train", plugins=plugins, base=Train)
     except UserErrors as found:
@@ -123,10 +128,20 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         errors += train_problems(built["train"], algo.name)
         errors += precision_problems(built["model"], adapter, built["train"])
         errors += _keeping_problems(built["train"], built["eval"])
+        errors += parallel.problems(built["train"], joint=algo.shares_micro_batch)
+        if parallel.processes > 1 and algo.alone is not None:
+            words = f"{algo.name} trains in one process: {algo.alone}"
+            errors.append(
+                UserError(words, key="parallel.processes", value=parallel.processes, fix="parallel.processes=1")
+            )
         adapter = _without_dropout(algo, adapter, unused)
-    elif built["eval"].at:
-        unused.append("eval.at")
-        built["eval"] = replace(built["eval"], at=())
+    else:
+        if built["eval"].at:
+            unused.append("eval.at")
+            built["eval"] = replace(built["eval"], at=())
+        if parallel != Parallel():
+            unused.append("parallel")
+            parallel = Parallel()
     errors += _prompt_problems(built["prompt"], built["task"])
     reward = built["reward"] if algo.family == "online" else None
     if algo.family == "online":
@@ -157,6 +172,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         sweep=str(plain["sweep"]),
         unused=tuple(unused),
         plain=plain,
+        parallel=parallel,
     )
 
 
@@ -207,6 +223,16 @@ def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Ad
         return adapter
     unused.append("adapter.dropout")
     return replace(adapter, dropout=0.0)  # type: ignore[call-arg]
+
+
+def _parallel(node: Mapping[str, Any] | None, errors: list[UserError]) -> Parallel:
+    """The trial's processes; one where what is asked for is wrong."""
+    target = f"{Parallel.__module__}.{Parallel.__name__}"
+    try:
+        return build({"_target_": target, **(node or {})}, path="parallel", base=Parallel)
+    except UserErrors as found:
+        errors += found.errors
+        return Parallel()
 
 
 def _keeping_problems(train: Train, settings: Eval) -> list[UserError]:

@@ -28,6 +28,7 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.assemble import Setup
 from harness.trial.data import style_for, usable
 from harness.trial.job import Job
+from harness.trial.ranks import CacheOfRanks
 
 SAMPLED_PROMPTS = 32
 """Held-out prompts whose completions a real model samples where nothing scores them: a minute each on two cores."""
@@ -228,7 +229,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
     place = placement(setup, job.device)
     stored = str(place.dtype).removeprefix("torch.")
     journal.write("device", device=place.device, precision=place.precision, dtype=stored, **device_record(place.device))
-    cache = Cache(Path(job.cache_dir))
+    cache = CacheOfRanks(Path(job.cache_dir), job.world)
     progress = progress_into(journal)
     prepared = setup.model.prepare(cache, setup.task, threads=torch.get_num_threads(), progress=progress)
     if prepared.entry is not None and prepared.stage is not None:
@@ -291,7 +292,7 @@ def device_record(device: str) -> dict[str, Any]:
     """Name and identity of the device, so that the sampler can find it."""
     if device == "cpu":
         return {"name": identity.processor(), "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {"name": properties.name, "uuid": str(getattr(properties, "uuid", "")) or None}
 
 

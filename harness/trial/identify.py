@@ -102,6 +102,8 @@ def training_config(setup: Setup) -> dict[str, Any]:
         config["prompt"] = _plain_fields(setup.prompt)
     if setup.algo.trains:
         config["train"] = {**_plain_fields(setup.train), "seed": setup.seed}
+        if setup.parallel.processes > 1:
+            config["parallel"] = _plain_fields(setup.parallel)
         if setup.train.keep == "best":
             config["curve"] = curve_config(setup)  # it decides which policy is kept
     if setup.reward is not None:

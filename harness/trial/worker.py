@@ -17,6 +17,7 @@ import torch
 
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
+from harness.base.world import sharing_cores
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
 from harness.models import coverage
@@ -61,10 +62,14 @@ def run(job: Job, journal: Journal) -> None:
         expected = setup.adapter.expected_trainable(model) if setup.algo.trains else 0
     with clock.phase("reference"):
         reference = reference_scores(ground, model, journal)
-        curve = Curve(ground, model, clock, journal) if setup.eval.at and job.mode == "train" else None
+        curve = None
+        if setup.eval.at and job.mode == "train" and job.world.leads:
+            curve = Curve(ground, model, clock, journal)
     if setup.algo.trains and job.mode == "train":
         with own_distribution(model, ground.tokenizer):  # a trainer writes into both its configurations
             trained = train(ground, model, expected, folders, clock, journal, curve)
+        if not job.world.leads:
+            return report_clock(clock, journal)
         model = trained
         with clock.phase("evaluate"):
             keep(ground, model, journal)
@@ -150,7 +155,7 @@ def train(
     setup = ground.setup
     with clock.phase("prepare"):
         seed_everything(setup.seed)
-        meter = Meter(setup.algo, setup.train)
+        meter = Meter(setup.algo, setup.train, ground.world)
         callback = JournalCallback(journal, meter, setup.train.learning_rate)
         training = ready_trainer(
             setup.algo,
@@ -192,7 +197,7 @@ def train(
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
     before = changed.Before(training.trainer.model)
-    with clock.phase("train"), recorded(ground, journal):
+    with clock.phase("train"), recorded(ground, journal), sharing_cores(ground.world):
         take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()

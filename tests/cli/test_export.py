@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from harness.cli import export
-from harness.models.loading import trainable_in_4_bit
+from harness.models.loading import trainable
 from harness.store import modelcard
 from harness.tasks.arithmetic import Arithmetic
 from tests.runs import Sandbox
@@ -92,7 +92,8 @@ def test_an_adapter_in_plain_peft_gives_the_recorded_ratios(box, tmp_path, adapt
     done = box.call("export", f"monday/{folder.name}", "--adapter", "--to", str(target))
     assert done.returncode == 0, done.stderr
     quantized = {"quantization_config": FOUR_BITS, "device_map": {"": "cpu"}} if adapter == "qlora" else {}
-    policy: Any = trainable_in_4_bit(AutoPeftModelForCausalLM.from_pretrained(target, **quantized)).eval()
+    policy: Any = AutoPeftModelForCausalLM.from_pretrained(target, **quantized)
+    policy = trainable(policy, FOUR_BITS).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(target)
     for side in ("chosen", "rejected"):
         said = sums(policy, tokenizer, side)
@@ -108,7 +109,7 @@ def test_a_merged_qlora_says_what_the_evaluator_said_of_it(box, tmp_path):
     (base,) = (qlora.parent / "bases").iterdir()
     options: Any = {"quantization_config": FOUR_BITS, "device_map": {"": "cpu"}}
     start, policy = AutoModelForCausalLM.from_pretrained(base, **options), AutoModelForCausalLM.from_pretrained(target)
-    start, tokenizer = trainable_in_4_bit(start), AutoTokenizer.from_pretrained(target)
+    start, tokenizer = trainable(start, FOUR_BITS), AutoTokenizer.from_pretrained(target)
     chosen, rejected = (ratios(policy.eval(), start.eval(), tokenizer, side) for side in ("chosen", "rejected"))
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     assert margins == pytest.approx(recorded(qlora, "merge", "merged_dequantized_logratio_margin"), abs=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cli.main import main
-from harness.cli.plan import IN_4_BITS, names, planned
+from harness.cli.plan import QUANTIZED, names, planned
 from harness.plan import gpus
 from harness.plan.fixes import Fix, candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
@@ -85,7 +85,7 @@ def test_where_the_base_as_deployed_is_too_large_changes_are_tried_with_it_judge
         monkeypatch.setattr(place, foreseen)
     sweep = plan_sweep(["algo=dpo", "adapter=qlora", "model=shape/llama-8b", "sweep=s"], multirun=False)
     row = planned(sweep.points, gpu_of("50GB"), Target(cuda=True))[0]
-    assert row.note == IN_4_BITS and row.prediction is not None and row.prediction.peak == 58e9
+    assert row.note == QUANTIZED and row.prediction is not None and row.prediction.peak == 58e9
     assert row.fixes[0].overrides == ("train.micro_batch_size=1",) and row.nearest is None
     small = planned(sweep.points, gpu_of("40GB"), Target(cuda=True))[0]
     assert not small.fixes and small.nearest is not None
@@ -93,7 +93,7 @@ def test_where_the_base_as_deployed_is_too_large_changes_are_tried_with_it_judge
     said = render([small], gpu_of("40GB"), cuda=True, rule="r", markdown=True)
     assert f"left to change is the GPU: {needed(40.5e9) / 1e9:.1f} GB, predicted" in said, said
     fitting = planned(sweep.points, gpu_of("80GB"), Target(cuda=True))[0]
-    assert fitting.note == IN_4_BITS and not fitting.fixes
+    assert fitting.note == QUANTIZED and not fitting.fixes
 
 
 def test_seed_rate_and_beta_share_a_prediction_and_the_reference_does_not():

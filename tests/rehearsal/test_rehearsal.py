@@ -300,7 +300,8 @@ def test_what_merging_costs_is_measured_on_a_merged_copy_beside_the_policy():
 
 def test_points_on_the_way_are_taken_beside_all_that_training_holds():
     quiet = ("eval.evaluators.win_rate=null", "eval.evaluators.behaviour=null")
-    before, after = (judged("adapter=full", "algo=dpo", *quiet, f"eval.at=[{at}]") for at in ("", "0.5"))
+    live = ("algo=dpo", "algo.share_reference=false")
+    before, after = (judged("adapter=full", *live, *quiet, f"eval.at=[{at}]") for at in ("", "0.5"))
     assert before.owners["optimizer"] == 0
     assert after.owners["optimizer"] == pytest.approx(2 * after.owners["weights"], rel=0.01)
     assert after.owners["reference"] == pytest.approx(after.owners["weights"], rel=0.01)

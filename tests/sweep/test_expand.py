@@ -7,9 +7,10 @@ import shlex
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from harness.base.errors import UserError, UserErrors
-from harness.cli.launch import resume_command
+from harness.cli.launch import job, resume_command
 from harness.cli.main import main
 from harness.store.mlflow_store import SweepRun
 from harness.sweep.expand import plan_sweep, write_manifest
@@ -238,3 +239,17 @@ def test_the_line_that_goes_on_with_an_interrupted_sweep_is_the_users_with_its_n
         "python", "-m", "harness", "-m", "--config-dir", "my conf", "algo=dpo,ipo", "task.prompt_end=a b",
         "sweep=monday",
     ]  # fmt: skip
+
+
+def test_a_trial_that_the_sweep_was_not_planned_with_is_not_run(tmp_path, monkeypatch, capsys):
+    """Someone edits a YAML for the next study while this one runs: Hydra composes each job when its turn comes."""
+    monkeypatch.chdir(tmp_path)
+    sweep = plan("algo=dpo")
+    write_manifest(sweep, None)
+    changed = OmegaConf.create({**sweep.points[0].setup.plain, "beta": 0.7})
+    job(changed)
+    said = capsys.readouterr()
+    assert "dpo-lora-b0.7-r16-s0" in said.err + said.out and "none of the trials that test was planned with" in (
+        said.err + said.out
+    )
+    assert [p.name for p in sweep.folder.iterdir()] == ["sweep.json"]

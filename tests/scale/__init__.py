@@ -1,0 +1,1 @@
+"""Trials of several processes, and sweeps beyond one host. Servers listen on loopback addresses alone."""
