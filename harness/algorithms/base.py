@@ -201,7 +201,7 @@ class Algorithm(ABC):
     @property
     def alone(self) -> str | None:
         """Why several processes cannot train a trial together, in words; None where they can."""
-        return "its rollouts are not spread over several" if self.family == "online" else None
+        return None
 
     @property
     def shares_micro_batch(self) -> bool:

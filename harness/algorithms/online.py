@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import Reference, Training, TrainJob
 from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.trl_seam import RolloutTrainer
+from harness.models.draws import drawing, uniforms
 from harness.models.generation import own_distribution, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
 from harness.tasks.conversation import prompt_ids
 
+DRAWN = "drawn.json"
 RENAMED = {"completions/mean_length": "response_tokens", "clip_ratio/region_mean": "clip_fraction"}
 """TRL's series -> ours: online algorithms share their names (docs/metrics.md)."""
 DROPPED = ("completions/", "clip_ratio/", "rewards/", "frac_reward_zero_std", "step_time")
@@ -137,6 +141,8 @@ class OnlineTrainer(RolloutTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.sampling = Sampling(self)
+        self.drawn = 0  # samples of all processes so far
+        self._noted: set[str] = set()
         self._times = {"rollout": 0.0, "update": 0.0}
 
     def training(self, reference: Reference) -> Training:
@@ -174,6 +180,7 @@ class OnlineTrainer(RolloutTrainer):
 
     def note(self, **values: float | Tensor) -> None:
         """Points of series; each is averaged until the next log."""
+        self._noted |= values.keys()
         for name, value in values.items():
             self.series[name].append(float(value))
 
@@ -181,11 +188,27 @@ class OnlineTrainer(RolloutTrainer):
         """Token ids of prompts, by the one rendering of all."""
         return prompt_ids(self.processing_class, rows)
 
-    def completed(self, *arguments: Any, **options: Any) -> Any:
-        """Completions from the policy's own distribution."""
-        # Of an adapter's model, generate calls what autocast is not wrapped around.
-        with own_distribution(self.model, self.processing_class), self.accelerator.autocast():
-            return super().sampled(*arguments, **options)
+    def completed(self, prompts: list[list[int]], *arguments: Any, **options: Any) -> Any:
+        """Completions from the policy's own distribution, by draws that belong to each of them (``models.draws``)."""
+        ranks, own = self.accelerator, len(prompts)
+        first = self.drawn + ranks.process_index * own
+        self.drawn += ranks.num_processes * own
+        tokens = self.generation_config.max_new_tokens
+        numbers = uniforms(self.args.seed, range(first, first + own), tokens)
+        with (
+            own_distribution(self.model, self.processing_class),
+            drawing(self.model, numbers, self.temperature),
+            self.accelerator.autocast(),  # of an adapter's model, generate calls what autocast is not wrapped around
+        ):
+            return super().sampled(prompts, *arguments, **options)
+
+    def saved(self, folder: Path) -> None:
+        """How many samples were drawn: those of a resumed training are the next ones."""
+        (folder / DRAWN).write_text(json.dumps(self.drawn))
+
+    def restored(self, folder: Path) -> None:
+        """Go on counting."""
+        self.drawn = json.loads((folder / DRAWN).read_text())
 
     # -- steps of the trainer --------------------------------------------------------------------------
 
@@ -240,6 +263,7 @@ class OnlineTrainer(RolloutTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's series under our names, and the seconds spent since the last log."""
         own = self.series
+        self._average(own)
         for theirs, ours in RENAMED.items():
             if theirs in own:
                 own[ours] = own.pop(theirs)
@@ -250,6 +274,15 @@ class OnlineTrainer(RolloutTrainer):
                 own[f"{part}_s"] = [seconds]
         self._times = dict.fromkeys(self._times, 0.0)
         super().log(logs, start_time)
+
+    def _average(self, own: dict[str, list[float]]) -> None:
+        """Of the series that are noted here, the means over all processes; TRL gathers its own."""
+        if self.accelerator.num_processes == 1:
+            return
+        names = sorted(name for name in self._noted if name in own)
+        means = torch.tensor([sum(own[name]) / max(1, len(own[name])) for name in names])
+        found: Any = self.accelerator.reduce(means.to(self.accelerator.device), "mean")
+        own.update({name: [value] for name, value in zip(names, found.tolist(), strict=True)})
 
 
 def number_positions(policy: Any) -> None:

@@ -296,7 +296,8 @@ class RolloutTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.saved(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        if self.accelerator.is_main_process:
+            self.saved(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

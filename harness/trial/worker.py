@@ -17,7 +17,7 @@ import torch
 
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
-from harness.base.world import sharing_cores
+from harness.base.world import sharing_cores, total
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
 from harness.models import coverage
@@ -210,8 +210,9 @@ def train(
     seconds = clock.seconds()
     spent = meter.spent
     throughput = {"throughput/train_tokens_per_s": spent["tokens"] / (seconds["train"] + seconds.get("rollout", 0.0))}
-    if training.sampler is not None and training.sampler.tokens:
-        throughput["throughput/rollout_tokens_per_s"] = training.sampler.tokens / seconds["rollout"]
+    sampled = total(ground.world, [training.sampler.tokens])[0] if training.sampler is not None else 0
+    if sampled:
+        throughput["throughput/rollout_tokens_per_s"] = sampled / seconds["rollout"]
     budget = {f"budget/{unit}": amount for unit, amount in spent.items()}
     if setup.algo.family == "offline" and training.reference in ("base", "own"):
         # each row went through the reference as it came

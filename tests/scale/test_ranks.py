@@ -18,7 +18,17 @@ from harness.trial.assemble import Setup, assemble
 from harness.trial.identify import training_config
 from tests.runs import Sandbox
 
-ALIKE = ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "train/prompts", "train/replay_loss")
+ALIKE = (
+    "train/loss",
+    "train/reward",
+    "train/response_tokens",
+    "train/ended_by_eos",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/tokens",
+    "train/prompts",
+    "train/replay_loss",
+)
 
 
 UNLIKE = ("budget/seconds", "budget/reference_rows")
@@ -59,7 +69,7 @@ def test_processes_are_part_of_what_was_trained_unless_there_is_one():
         (("algo=dpo", "train.batch_size=64", "parallel.processes=3"), "parallel.processes=3: must divide"),
         (("algo=dpo", "train.batch_size=64", "train.micro_batch_size=64", "parallel.processes=2"), "micro_batch_size"),
         (("algo=kto", "train.batch_size=64", "train.micro_batch_size=1", "parallel.processes=2"), "micro_batch_size"),
-        (("algo=grpo", "parallel.processes=2"), "rollouts"),
+        (("algo=ppo", "parallel.processes=2"), "critic"),
         (("algo=dpo", "algo.loss=aot", "parallel.processes=2"), "aot sorts"),
         (("algo=sft", "algo.packing=true", "parallel.processes=2"), "algo.packing"),
         (("algo=dpo", "parallel.processes=0"), "parallel.processes=0"),
@@ -126,8 +136,9 @@ SPLIT = ("train.batch_size=16", "train.micro_batch_size=4", "train.logging_steps
         ("algo=orpo,simpo,cpo,ipo", "adapter=lora"),
         ("algo=dpo", "algo.loss={sigmoid:1,sft:0.5}", "train.replay.share=0.25"),
         ("algo=dpo,sft", "train.steps=null", "train.budget.tokens=2000"),
+        ("algo=grpo,rloo,online_dpo", "adapter=full,lora"),
     ],
-    ids=["adapters", "losses", "replay", "tokens"],
+    ids=["adapters", "losses", "replay", "tokens", "online"],
 )
 def test_two_processes_train_what_one_does(sandbox, sweep):
     done = sandbox.run("-m", *sweep, *SPLIT, "sweep=ranks", timeout=600)

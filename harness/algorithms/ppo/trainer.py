@@ -36,7 +36,6 @@ from harness.algorithms.online import OnlineTrainer, sequences
 from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.ppo.algorithm import PPO
 from harness.algorithms.ppo.critic import Critic
-from harness.base.errors import UserError
 
 
 class PPOTrainer(OnlineTrainer):
@@ -61,8 +60,6 @@ class PPOTrainer(OnlineTrainer):
     ):
         """Make the trainer, then the critic beside its policy."""
         super().__init__(beta=settings.beta or 0.0, **options)
-        if self.accelerator.num_processes > 1:
-            raise UserError("ppo trains in one process", key="algo", value="ppo", fix="start without a launcher")
         self.settings, self.critic_rate = settings, critic_rate
         self.controller = math.KLController(settings.beta or 0.0, settings.kl_target, settings.kl_horizon)
         self.critic = Critic.beside(self.model, critic_base)
@@ -223,12 +220,14 @@ class PPOTrainer(OnlineTrainer):
 
     def saved(self, folder: Path) -> None:
         """The critic beside the policy."""
+        super().saved(folder)
         save_file(self.critic.state(), folder / "critic.safetensors")
         kept = {"beta": self.controller.beta, "rollouts": self.rollouts}
         (folder / "ppo.json").write_text(json.dumps(kept))
 
     def restored(self, folder: Path) -> None:
         """The critic too."""
+        super().restored(folder)
         self.critic.load_state(load_file(folder / "critic.safetensors", device=str(self.accelerator.device)))
         kept = json.loads((folder / "ppo.json").read_text())
         self.controller.beta, self.rollouts = kept["beta"], kept["rollouts"]
