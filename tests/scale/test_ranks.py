@@ -23,6 +23,9 @@ ALIKE = (
     "train/reward",
     "train/response_tokens",
     "train/ended_by_eos",
+    "train/value_loss",
+    "train/critic_grad_norm",
+    "train/kl_coefficient",
     "train/grad_norm",
     "train/learning_rate",
     "train/tokens",
@@ -69,7 +72,6 @@ def test_processes_are_part_of_what_was_trained_unless_there_is_one():
         (("algo=dpo", "train.batch_size=64", "parallel.processes=3"), "parallel.processes=3: must divide"),
         (("algo=dpo", "train.batch_size=64", "train.micro_batch_size=64", "parallel.processes=2"), "micro_batch_size"),
         (("algo=kto", "train.batch_size=64", "train.micro_batch_size=1", "parallel.processes=2"), "micro_batch_size"),
-        (("algo=ppo", "parallel.processes=2"), "critic"),
         (("algo=dpo", "algo.loss=aot", "parallel.processes=2"), "aot sorts"),
         (("algo=sft", "algo.packing=true", "parallel.processes=2"), "algo.packing"),
         (("algo=dpo", "parallel.processes=0"), "parallel.processes=0"),
@@ -137,8 +139,10 @@ SPLIT = ("train.batch_size=16", "train.micro_batch_size=4", "train.logging_steps
         ("algo=dpo", "algo.loss={sigmoid:1,sft:0.5}", "train.replay.share=0.25"),
         ("algo=dpo,sft", "train.steps=null", "train.budget.tokens=2000"),
         ("algo=grpo,rloo,online_dpo", "adapter=full,lora"),
+        ("algo=ppo", "adapter=full,lora,qlora", "algo.whiten_rewards=true", "algo.kl_target=2"),
+        ("algo=ppo", "algo.stop_at_kl=0.001", "train.steps=null", "train.budget.prompts=96"),
     ],
-    ids=["adapters", "losses", "replay", "tokens", "online"],
+    ids=["adapters", "losses", "replay", "tokens", "online", "ppo", "stopping"],
 )
 def test_two_processes_train_what_one_does(sandbox, sweep):
     done = sandbox.run("-m", *sweep, *SPLIT, "sweep=ranks", timeout=600)

@@ -68,11 +68,6 @@ class PPO(Algorithm):
         """Only with a KL penalty."""
         return bool(self.beta)
 
-    @property
-    def alone(self) -> str | None:
-        """Critic, whitening and steering of the coefficient are one process's."""
-        return "its critic, its whitening and its KL control are one process's"
-
     def problems(self, task: Any, data: Any, train: Train) -> list[UserError]:
         """A coefficient that is steered must start above zero."""
         found = super().problems(task, data, train)

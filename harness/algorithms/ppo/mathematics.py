@@ -7,6 +7,8 @@ prompt and tokens 0 to t-1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -52,13 +54,22 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+def whiten(
+    values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Callable[[Tensor], Tensor] = lambda sum_: sum_
+) -> Tensor:
     """Scale to unit variance over the tokens of the batch, and to zero mean where asked; 0 on padding.
 
     The variance is the sample variance (n - 1), as in the code of arXiv 1909.08593.
+
+    Args:
+        values: (B, T).
+        mask: (B, T).
+        shift_mean: to zero mean.
+        total: of a sum over this process's part of the batch, the sum over all of it.
     """
-    count, mean = mask.sum(), masked_mean(values, mask)
-    variance = (((values - mean) ** 2) * mask).sum() / (count - 1).clamp(min=1)
+    count = total(mask.sum())
+    mean = total((values * mask).sum()) / count.clamp(min=1)
+    variance = total((((values - mean) ** 2) * mask).sum()) / (count - 1).clamp(min=1)
     white = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (white if shift_mean else white + mean) * mask
 

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
@@ -63,11 +64,13 @@ class PPOTrainer(OnlineTrainer):
         self.settings, self.critic_rate = settings, critic_rate
         self.controller = math.KLController(settings.beta or 0.0, settings.kl_target, settings.kl_horizon)
         self.critic = Critic.beside(self.model, critic_base)
+        broadcast([parameter.data for parameter in self.critic.trained])  # as DDP does with the policy
         if self.args.gradient_checkpointing:
             self.critic.checkpoint(self.args.gradient_checkpointing_kwargs)
         self.stop_epochs, self.most_prompts = False, most_prompts
         self.rollouts = 0  # begun, of a resumed trial those before included
         self._prompts: Iterator[list[Any]] | None = None
+        self._reduced = False  # whether the critic's gradient is that of all processes
         self._moved = [0.0, 0.0]  # in the optimizer step that goes on: sum of the KL over tokens, and their number
         self.add_callback(_EachStep(self))
 
@@ -88,7 +91,8 @@ class PPOTrainer(OnlineTrainer):
                 values = self.critic.values(ids, attention, mask.shape[1], rows)
         reference = batch.pop("ref_per_token_logps", old)
         kl = (old - reference) * mask
-        rewards = math.token_rewards(shaped(scores, ended, settings), kl, mask, self.controller.beta)
+        paid = shaped(scores, ended, settings, self._total)
+        rewards = math.token_rewards(paid, kl, mask, self.controller.beta)
         advantages = math.gae(rewards, values, mask, settings.gamma, settings.lam)
         returns = advantages + values
         self.note(
@@ -99,9 +103,10 @@ class PPOTrainer(OnlineTrainer):
         )
         if self.beta:
             self.note(kl=math.approximate_kl(reference, old, mask), kl_per_sequence=kl.sum(1).mean())
-        self.controller.update(float(kl.sum(1).mean()), len(kl))
+        completions = len(kl) * self.accelerator.num_processes
+        self.controller.update(float(self._total(kl.sum(1).sum())) / completions, completions)
         if settings.whiten_advantages:
-            advantages = math.whiten(advantages, mask)
+            advantages = math.whiten(advantages, mask, total=self._total)
         return {
             **batch,
             "old_per_token_logps": old,
@@ -109,6 +114,13 @@ class PPOTrainer(OnlineTrainer):
             "returns": returns,
             "advantages": advantages,
         }
+
+    def _total(self, sum_: Tensor) -> Tensor:
+        """Of what this process has summed, the sum over all of them."""
+        if self.accelerator.num_processes == 1:
+            return sum_
+        found: Any = self.accelerator.reduce(sum_.detach().clone(), "sum")
+        return found
 
     # -- update ----------------------------------------------------------------------------------------
 
@@ -123,6 +135,9 @@ class PPOTrainer(OnlineTrainer):
         self._moved = [0.0, 0.0]
         if limit is None:
             return False
+        if self.accelerator.num_processes > 1:
+            moved = torch.tensor([total, tokens], device=self.accelerator.device, dtype=torch.float64)
+            total, tokens = self._total(moved).tolist()
         self.stop_epochs = total > limit * tokens
         over = self.stop_epochs or self.micro_step % self._every == 0
         asked, seen = self.most_prompts, self.sampled_prompts
@@ -154,7 +169,9 @@ class PPOTrainer(OnlineTrainer):
             batches = iter(lambda: list(itertools.islice(passes, size)), [])
             self._prompts = itertools.islice(batches, self.rollouts, None)
         self.rollouts += 1
-        return [rows[i] for i in next(self._prompts)]
+        own = size // self.accelerator.num_processes
+        start = self.accelerator.process_index * own
+        return [rows[i] for i in next(self._prompts)[start : start + own]]
 
     def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The critic's backward pass, then the policy's loss."""
@@ -163,6 +180,7 @@ class PPOTrainer(OnlineTrainer):
         keep = mask.shape[1]
         tokens = inputs["num_items_in_batch"].clamp(min=1)  # of the rollout; share of one optimizer step:
         tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        tokens = tokens / self.accelerator.num_processes  # gradients are averaged over them
 
         with self.critic.turn():
             with self.accelerator.autocast():
@@ -204,8 +222,21 @@ class PPOTrainer(OnlineTrainer):
             optimizer.add_param_group({"params": self.critic.trained, "lr": self.critic_rate, "weight_decay": 0.0})
         return optimizer
 
+    def reduce_critic(self) -> None:
+        """Average the critic's gradient over all processes, once a step: DDP knows of the policy alone."""
+        if self.accelerator.num_processes > 1 and not self._reduced:
+            for parameter in self.critic.trained:
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # type: ignore[assignment]
+        self._reduced = True
+
+    def forget_reduced(self) -> None:
+        """The next gradient is another one."""
+        self._reduced = False
+
     def clipped(self, model: Any) -> Any:
         """The norm of the policy's gradient; the critic's is clipped on its own."""
+        self.reduce_critic()
         own = {id(p) for p in self.critic.trained}
         norm: Any = self.accelerator.clip_grad_norm_(self.critic.trained, self.args.max_grad_norm)
         self.note(critic_grad_norm=norm)
@@ -239,8 +270,13 @@ class _EachStep(TrainerCallback):
     def __init__(self, trainer: PPOTrainer):
         self.trainer = trainer
 
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Where nothing was clipped."""
+        self.trainer.reduce_critic()
+
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """The trainer zeroes the gradients of its model; the critic's are ours to zero."""
+        self.trainer.forget_reduced()
         for parameter in self.trainer.critic.trained:
             parameter.grad = None
 
@@ -250,11 +286,14 @@ class _EachStep(TrainerCallback):
             control.should_training_stop = control.should_log = True
 
 
-def shaped(scores: Tensor, ended: Tensor, settings: PPO) -> Tensor:
-    """Scores (B,) less the penalty of completions without an end, whitened and clipped where asked, in this order."""
+def shaped(scores: Tensor, ended: Tensor, settings: PPO, total: Callable[[Tensor], Tensor] = lambda s: s) -> Tensor:
+    """Scores (B,) less the penalty of completions without an end, whitened and clipped where asked, in this order.
+
+    ``total`` makes the sum over all processes' parts of a batch of the sum over this one's.
+    """
     scores = scores - settings.missing_eos_penalty * (~ended).float()
     if settings.whiten_rewards:
-        scores = math.whiten(scores, torch.ones_like(scores), shift_mean=False)
+        scores = math.whiten(scores, torch.ones_like(scores), shift_mean=False, total=total)
     if settings.reward_clip is not None:
         scores = scores.clamp(-settings.reward_clip, settings.reward_clip)
     return scores
