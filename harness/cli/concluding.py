@@ -115,6 +115,8 @@ def _report(sweep: Sweep, run: SweepRun, succeeded: bool) -> bool:
     behind = _catch_up(trial_folders(sweep.folder), run)
     try:
         close_sweep(run, succeeded=succeeded and not behind)
+        if not any(True for _ in trial_folders(sweep.folder)):  # ended before the first of them began
+            return not behind
         out_dir = Path("reports") / sweep.name
         path = write_report(Stored(run.uri, sweep.name, sweep.tracking.experiment), out_dir).path
         client(run.uri).log_artifacts(run.parent_id, str(path.parent), "report")

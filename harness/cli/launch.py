@@ -75,7 +75,7 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
     _announce(sweep)
     write_manifest(sweep, run)
     (sweep.folder / STOP).unlink(missing_ok=True)
-    interrupted = False
+    interrupted, broken = False, None
     try:
         write_manifest(sweep, run, {trial_id: vars(e) for trial_id, e in _expected(sweep).items()})
         if not sweep.own_process:
@@ -83,10 +83,15 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
         _hydra(options, overrides)
     except KeyboardInterrupt:
         interrupted = True
+    except Exception as error:
+        if sweep.own_process or isinstance(error, UserError | UserErrors):
+            raise
+        broken = error  # of a launcher, which raises whatever became of one of its jobs
+        say(f"error: the launcher gave up ({in_one_line(error)}); what its trials wrote is read all the same")
     code = conclude(sweep, run, started)
-    if interrupted:
+    if interrupted or broken is not None:
         print(f"resume:  {resume_command(options, overrides)}")
-    return 1 if interrupted else code, sweep
+    return 1 if interrupted or broken is not None else code, sweep
 
 
 def check_writable(folder: Path) -> None:
