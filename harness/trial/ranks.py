@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.replacing import replaced
 from harness.base.world import World, leader_first
 from harness.store.cache import Cache, Entry
+
+KNOWN_BY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+"""Variables by which libraries know that there are several processes."""
+
+OF_TRAINER = ("reference",)
+"""Stages that are computed with the trial's own trainer, and train nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,5 +39,28 @@ class CacheOfRanks(Cache):
         inputs: Mapping[str, Any],
     ) -> Entry:
         """The entry of ``key``, built by the leader where it is not there."""
+
+        def by_itself(folder: Path) -> Mapping[str, Any] | None:
+            with nullcontext() if stage in OF_TRAINER else alone(self.world):
+                return build(folder)
+
         with leader_first(self.world):
-            return super().fetch(stage, key, build, inputs=inputs)
+            return super().fetch(stage, key, by_itself, inputs=inputs)
+
+
+@contextmanager
+def alone(world: World) -> Iterator[None]:
+    """Within it new trainers take this process for the only one: what the leader trains for all, it trains alone."""
+    if world.size == 1:
+        yield
+        return
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    hidden = {name: os.environ.pop(name) for name in KNOWN_BY if name in os.environ}
+    try:
+        with ExitStack() as stack:
+            for state in (AcceleratorState, GradientState, PartialState):  # what has one already keeps it
+                stack.enter_context(replaced(state, "_shared_state", {}))
+            yield
+    finally:
+        os.environ.update(hidden)

@@ -134,6 +134,7 @@ def trainer_of(model: Any, algo: Any, folder: Path, adapter: Any = None) -> Any:
 def rolled_out(trainer: Any) -> list[list[int]]:
     """The completions that an online trainer samples with a seed."""
     torch.manual_seed(0)
+    trainer.drawn = 0
     ids = [TOKENIZER(p)["input_ids"] for p in PROMPTS]
     return trainer.sampled(ids, None, {}, trainer.num_generations)[0]
 
