@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from harness.base.calibration import clustered_error, share
 from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext
+from harness.models.draws import NO_PROBABILITIES
 from harness.models.generation import (
     has_virtual_tokens,
     own_distribution,
@@ -24,8 +25,6 @@ from harness.models.generation import (
 from harness.tasks.base import Row
 from harness.tasks.conversation import encode_sides, prompt_ids
 
-NO_PROBABILITIES = "probability tensor contains"
-"""How torch says that a model's probabilities are not finite."""
 MOST_LOGITS = 2**28
 """In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
 128,000 and 1,024 tokens that is two rows; a batch of 64 would take 84 GB."""

@@ -19,8 +19,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness.base.replacing import replaced
 
-NO_PROBABILITIES = "probability tensor contains either `inf`, `nan` or element < 0"
-"""Torch's words where it samples from what is no distribution; ``evaluators.scoring`` knows them."""
+NO_PROBABILITIES = "probability tensor contains"
+"""Torch's words where it samples from what is no distribution begin so; ``evaluators.scoring`` knows them."""
 
 
 def uniforms(seed: int, numbers: Sequence[int], tokens: int) -> Tensor:
@@ -47,7 +47,7 @@ class Draws(LogitsProcessor):
         self.numbers = self.numbers.to(scores.device)
         sums = (scores.float() / self.temperature).softmax(-1).double().cumsum(-1)
         if not bool(sums[:, -1].isfinite().all()):
-            raise RuntimeError(NO_PROBABILITIES)
+            raise RuntimeError(f"{NO_PROBABILITIES} what is no number")
         passed = self.numbers[:, input_ids.shape[1] - self.width, None] * sums[:, -1:]
         chosen = torch.searchsorted(sums, passed, right=True)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)

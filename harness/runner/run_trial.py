@@ -171,7 +171,7 @@ def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Atten
     folder.mkdir()
     display.say(f"{display.label} · preflight: one step of the longest rows")
     done = attend(
-        replace(job, folder=str(folder), mode="preflight"),
+        replace(job, folder=str(folder), mode="preflight", world=World()),
         display,
         name="preflight",
         tail=Tail(folder / "worker.jsonl", 0),
@@ -233,7 +233,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
         snapshot=runner.memory_snapshot,
         stop_losing=runner.stop_losing,
         environment=environment,
-        world=World(0, setup.parallel.processes),
+        world=World(0, 1 if decided.mode == "evaluate" else setup.parallel.processes),  # one of them judges
     )
 
 

@@ -33,7 +33,7 @@ class Started(Protocol):
 
 def start(job: Job, *, name: str) -> Started:
     """Begin a trial's processes."""
-    if job.world.size > 1 and job.mode == "train":
+    if job.world.size > 1:
         from harness.runner.ranks import main
     else:
         from harness.runner.child import main

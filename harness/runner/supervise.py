@@ -82,7 +82,7 @@ def attend(
                 watch.look(sampler)
                 if timeout_s is not None and time.time() - began > timeout_s:
                     timed_out = True
-                    late = who_is_late(job) if job.world.size > 1 else None
+                    late = who_is_late(job, began) if job.world.size > 1 else None
                     end(process)
     except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
         raised, interrupted = error, True

@@ -27,10 +27,15 @@ def answer_when_asked(job: Job) -> None:
     faulthandler.register(SIGNAL, file=_stack(job).open("w"), all_threads=False)
 
 
-def who_is_late(job: Job) -> str | None:
-    """The processes that do not answer, or are elsewhere than where one waits for others; None where that is none."""
+def who_is_late(job: Job, began: float) -> str | None:
+    """The processes that do not answer, or are elsewhere than where one waits for others; None where that is none.
+
+    Args:
+        job: the trial's.
+        began: when its processes were started; ids of earlier ones may be a stranger's by now.
+    """
     ranks = {rank: replace(job, world=World(rank, job.world.size)) for rank in range(job.world.size)}
-    pids = {rank: pid for rank, theirs in ranks.items() if (pid := _pid(theirs)) is not None}
+    pids = {rank: pid for rank, theirs in ranks.items() if (pid := _pid(theirs, began)) is not None}
     for rank, pid in pids.items():
         _stack(ranks[rank]).write_text("")
         try:
@@ -67,8 +72,9 @@ def _place(stack: Path) -> str | None:
     return "" if any(part in file for part in WAITING) else f"{Path(file).name}:{line} ({function})"
 
 
-def _pid(job: Job) -> int | None:
-    said = [e.data["pid"] for e in read(Path(job.folder) / job.journal) if e.kind == "rank"]
+def _pid(job: Job, began: float) -> int | None:
+    events = read(Path(job.folder) / job.journal)
+    said = [e.data["pid"] for e in events if e.kind == "rank" and e.time >= began]
     return said[-1] if said else None
 
 

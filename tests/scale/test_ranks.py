@@ -165,6 +165,17 @@ def test_the_trained_policy_is_judged_kept_and_followed_on_the_way_as_one_proces
     assert points[0] == points[1] == [0.0, 0.5, 1.0]
     assert (found[2] / "artifacts" / "model" / "adapter_config.json").is_file()
     assert not list(found[2].glob("**/.*-*")), "nothing half-written is left"
+    again = ("train.keep=best", "sweep=judged", "eval.evaluators.true_reward.samples=2", "runner.preflight=true")
+    done = sandbox.run("-m", "algo=dpo", *SPLIT, "eval.at=[0.5]", *again)
+    assert done.returncode == 0 and done.stderr.count("evaluates without training") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_preflight_is_one_process(sandbox):
+    done = sandbox.run(
+        "algo=dpo", "train.batch_size=16", "parallel.processes=2", "runner.preflight=true", "sweep=first"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # -- faults --------------------------------------------------------------------------------------------
