@@ -33,6 +33,7 @@ ROOMS = (
     "trial",  # inside the process
     "rehearsal",
     "runner",  # the parent's side
+    "launchers",
     "sweep",
     "plan",
     "report",

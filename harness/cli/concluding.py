@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.base.errors import UserError
 from harness.base.records import Outcome, TrialResult
+from harness.launchers.elsewhere import what_hosts_lack
 from harness.runner.display import say
 from harness.store import views
 from harness.store.mlflow_store import SweepRun, client, close_sweep, in_one_line
@@ -44,6 +45,8 @@ def conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
         frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
         print(render_terminal(frame))
         _print_recipes(sweep.folder, frame)
+    for lack in what_hosts_lack(sweep.folder):
+        say(f"note: {lack}")
     for trial_id in not_started:
         print(f"not started: {trial_id}")
     tracked = _report(sweep, run, succeeded) if run is not None else _report_of_folders(sweep)

@@ -24,8 +24,10 @@ from harness.config import identity
 from harness.config.compose import hydra_application
 from harness.config.devices import compute_device
 from harness.config.train import Train
+from harness.launchers import elsewhere
 from harness.runner import forkserver
 from harness.runner.display import say, spell
+from harness.store.cache import cache_dir
 from harness.store.mlflow_store import SweepRun, Tracking, in_one_line, open_sweep
 from harness.store.mlflow_sync import Projector
 from harness.store.past import result_of, trial_folders
@@ -80,7 +82,11 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
         write_manifest(sweep, run, {trial_id: vars(e) for trial_id, e in _expected(sweep).items()})
         if not sweep.own_process:
             forkserver.stop()  # other processes will have their own
-        _hydra(options, overrides)
+        if sweep.own_process:
+            _hydra(options, overrides, sweep)
+        else:
+            with elsewhere.probes(sweep.folder, cache_dir(sweep.plain)):
+                _hydra(options, [*overrides, *_wherever_it_runs(sweep)], sweep)
     except KeyboardInterrupt:
         interrupted = True
     except Exception as error:
@@ -139,6 +145,8 @@ def job(config: Any) -> None:
     from harness.trial.checks import check_data
     from harness.trial.identify import identify
 
+    if elsewhere.FROM in os.environ:
+        elsewhere.arrive(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     plain = {str(k): v for k, v in plain.items()}
@@ -163,6 +171,7 @@ def job(config: Any) -> None:
     if manifest.get("planned") and trial.trial_id not in known:  # Hydra composes each job anew, when its turn comes
         say(f"error: {trial.trial_id} is none of the trials that {plain['sweep']} was planned with: {DRIFT}")
         return
+    elsewhere.look_around(folder, cache_dir(plain))
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
     try:
@@ -285,11 +294,17 @@ def _length(train: Train) -> str:
     return f"{amount:g} {unit}" + ("" if amount == 1 else "s")
 
 
-def _hydra(options: Any, overrides: Sequence[str]) -> None:
+def _wherever_it_runs(sweep: Sweep) -> list[str]:
+    """Overrides by which a job in another folder, or on another machine, means the same paths."""
+    start, outputs = Path.cwd(), Path(str(sweep.plain.get("outputs", "outputs"))).resolve()
+    return [f"outputs={elsewhere.quoted(outputs)}", f"+hydra.job.env_set.{elsewhere.FROM}={elsewhere.quoted(start)}"]
+
+
+def _hydra(options: Any, overrides: Sequence[str], sweep: Sweep) -> None:
     """Hand over to Hydra, which launches what it enumerates."""
     flags = ["--multirun"] * options.multirun
-    flags += ["--config-dir", options.config_dir] if options.config_dir else []
-    hydra_application(job, [*flags, *overrides])  # Hydra's own parser wants all overrides in one piece
+    flags += ["--config-dir", str(Path(options.config_dir).resolve())] if options.config_dir else []
+    hydra_application(job, [*flags, *overrides], sweep.plugins)  # Hydra's own parser wants all overrides in one piece
 
 
 def parse(arguments: Sequence[str]) -> Any:

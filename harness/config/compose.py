@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -43,7 +44,7 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
 
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        with _ours_first(), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
             if config_dirs:
                 loader = GlobalHydra.instance().config_loader()
                 for path in config_dirs:
@@ -60,6 +61,14 @@ def hydra_config(config_dirs: Sequence[str] = ()) -> Iterator[None]:
         raise as_user_error(error) from None
     finally:
         GlobalHydra.instance().clear()
+
+
+@contextmanager
+def _ours_first() -> Iterator[None]:
+    """Launchers whose plugins have a configuration of the same name: Hydra takes ours, and warns that there are two."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+        yield
 
 
 def _refuse_hidden(folder: Path) -> None:
@@ -126,8 +135,8 @@ def _refuse_strangers(node: Any, path: str, plugins: Sequence[str]) -> None:
         _refuse_strangers(value, f"{path}.{key}", plugins)
 
 
-def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -> None:
-    """Run Hydra's command line over ``conf/`` with ``task`` as the job.
+def hydra_application(task: Callable[[Any], object], arguments: Sequence[str], plugins: Sequence[str] = ()) -> None:
+    """Run Hydra's command line over ``conf/`` with ``task`` as the job; ``plugins`` are those of our own that it needs.
 
     Raises:
         UserError: in place of Hydra's and OmegaConf's own errors.
@@ -135,14 +144,16 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -
     """
     import hydra
 
-    from harness.config import listed
+    from harness.config.plugins import register
 
-    listed.register()
+    for target in plugins:
+        register(target)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
     sys.argv = [shown[0], *renamed.arguments(arguments)]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        with _ours_first():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except _theirs() as error:
         raise as_user_error(error) from None
     finally:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from harness.base.errors import UserError
+from harness.config.plugins import PACKAGE
 
-LISTED = "hydra_plugins.harness.Listed"
+LISTED = f"{PACKAGE}.Listed"
 KEY = "hydra.sweeper.file"
 
 
@@ -71,14 +69,3 @@ def listed(file: str, arguments: Sequence[str]) -> list[list[str]]:
     if not found:
         raise UserError("holds no point", key=KEY, value=file, fix='a line such as ["algo=dpo", "beta=0.1"]')
     return found
-
-
-def register() -> None:
-    """Make the sweeper known to Hydra, which takes plugins by the name of that package alone."""
-    package, _, name = LISTED.rpartition(".")
-    parent = package.partition(".")[0]
-    if importlib.util.find_spec(parent) is None:  # no launcher that brings it is installed
-        sys.modules.setdefault(parent, types.ModuleType(parent)).__path__ = []
-    sys.modules.setdefault(package, types.ModuleType(package)).__dict__[name] = Listed
-    Listed.__module__ = package
-    Plugins.instance().register(Listed)

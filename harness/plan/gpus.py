@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.base.errors import UserError
-from harness.telemetry.nvml import first_visible
+from harness.telemetry.inventory import first_visible
 
 GB = 10**9
 MIB = 2**20

@@ -43,6 +43,7 @@ def differences(frame: pd.DataFrame) -> list[str]:
     ]
     kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]
     said += filter(None, [_unlike("micro-batch, from which KTO estimates its KL term", kto)])
+    said += filter(None, [_unlike("number of processes that trained", [(_name(r), _processes(r)) for r in rows])])
     said += filter(None, [_unlike("reference", [(_name(r), _reference(r)) for r in rows])])
     said += filter(None, [_unlike("base of Δ alone, eval/ is not touched", [(_name(r), _baseline(r)) for r in rows])])
     return said + _tokens(rows) + _truncated(rows) + _stopped(frame)
@@ -83,6 +84,14 @@ def _behaviour(rows: Sequence[Mapping[Any, Any]], column: str) -> str:
     if all(one.alike for one in found):
         return " Their code behaves alike on a fixture, so their figures can be compared."
     return f" {formatting.escape(next(one.why for one in found if not one.alike)).capitalize()}."
+
+
+def _processes(row: Mapping[Any, Any]) -> str | None:
+    """How many trained a trial together, and how; of one that trains nothing it says nothing."""
+    if row.get("algo") == "none":
+        return None
+    several, strategy = row.get("params.parallel.processes"), row.get("params.parallel.strategy")
+    return f"{several} ({strategy})" if isinstance(strategy, str) else "one"
 
 
 def _reference(row: Mapping[Any, Any]) -> str | None:

@@ -11,7 +11,7 @@ from harness.base.records import Event, Outcome, Trial, TrialResult
 from harness.config import identity
 from harness.store import journal
 from harness.store.journal import Journal
-from harness.store.memory_metrics import MOST_STRETCHES, lens_of, memory_metrics, phase_rows, summary_from
+from harness.store.memory_metrics import MOST_STRETCHES, OfRank, lens_of, memory_metrics, phase_rows, summary_from
 from harness.store.past import description, past_of, result_of, settled
 from harness.store.result import document, replace_text, write_json, write_result
 from harness.telemetry.sampler import MemorySummary
@@ -54,13 +54,18 @@ def close_open_attempt(folder: Path) -> bool:
                 write_json(folder / "result.json", document(result))
         return False
     events = journal.read(folder / "runner.jsonl")
-    worker = [e for e in journal.read(folder / "worker.jsonl") if e.time >= past.began.time - 1e-3]
+    worker, *others = (
+        [e for e in journal.read(path) if e.time >= past.began.time - 1e-3]
+        for path in (folder / "worker.jsonl", *sorted(folder.glob("worker.*.jsonl"), key=_rank))
+    )
+    theirs = [worker, *others] if any(others) else []
+    ranks = {k: OfRank(own, summary_from(events, k)) for k, own in enumerate(theirs)}
     book = Journal(folder / "runner.jsonl")
     if any(e.kind == "done" for e in worker):
         outcome, reason = Outcome.FINISHED, None  # only the books were left open
     else:
         outcome, reason = Outcome.INTERRUPTED, "the runner was killed"
-    close_books(book, folder, worker, summary_from(events), outcome, reason)
+    close_books(book, folder, worker, summary_from(events), outcome, reason, ranks)
     return True
 
 
@@ -71,9 +76,10 @@ def close_books(
     summary: MemorySummary | None,
     outcome: Outcome,
     reason: str | None,
+    ranks: Mapping[int, OfRank] | None = None,
 ) -> TrialResult:
     """Memory and energy figures, the outcome, and ``result.json``."""
-    values = memory_metrics(worker, summary)
+    values = memory_metrics(worker, summary, ranks)
     if summary is not None and summary.energy_j:
         train = [summary.energy_j[p] for p in ("train", "rollout") if p in summary.energy_j]
         if train:
@@ -98,6 +104,12 @@ def close_books(
     book.close()
     _describe(folder)
     return write_result(folder, outcome, reason, description(folder))
+
+
+def _rank(journal_of_rank: Path) -> int:
+    """The number in ``worker.3.jsonl``."""
+    number = journal_of_rank.name.split(".")[1]
+    return int(number) if number.isdigit() else 0
 
 
 def _describe(folder: Path) -> None:

@@ -145,13 +145,20 @@ def _meet(job: Job) -> None:
     import torch
     import torch.distributed as dist
 
-    on_gpus = job.device != "cpu" and torch.cuda.is_available()
-    if on_gpus:
-        if torch.cuda.device_count() < job.world.size:
-            words = f"needs a GPU for each process, and there are {torch.cuda.device_count()}"
-            fix = f"parallel.processes={torch.cuda.device_count()}, or runner.device=cpu"
+    there = 0 if job.device == "cpu" else torch.cuda.device_count()  # asked of the driver: CUDA is not yet started
+    if there:
+        if there < job.world.size:
+            words = f"needs a GPU for each process, and there are {there}"
+            fix = f"parallel.processes={there}, or runner.device=cpu"
             raise UserError(words, key="parallel.processes", value=job.world.size, fix=fix)
-        torch.cuda.set_device(job.world.rank)
+        # Each sees its own alone: what the leader does by itself would else be spread over all of them.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(job.world.rank, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        torch.cuda.set_device(0)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if there else "gloo", timeout=PATIENCE)
+
+
+def gpu_of(rank: int, mask: str | None) -> str:
+    """The entry of CUDA_VISIBLE_DEVICES that is a rank's own."""
+    return str(rank) if mask is None else mask.split(",")[rank].strip()

@@ -13,9 +13,11 @@ from annotated_types import Ge, Gt, Le
 
 from harness.base.records import Outcome, Trial, TrialResult
 from harness.base.world import World
+from harness.config.devices import compute_device
 from harness.runner.books import close_books, close_open_attempt, open_book
 from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.display import Display
+from harness.runner.gpus import Taken, taken
 from harness.runner.supervise import Attended, attend
 from harness.store.cache import cache_dir
 from harness.store.journal import Tail
@@ -23,7 +25,7 @@ from harness.store.memory_metrics import Expected, out_of_memory
 from harness.store.mlflow_sync import Projector
 from harness.store.modelcard import write_card
 from harness.store.past import result_of
-from harness.telemetry.nvml import device_levels
+from harness.telemetry.inventory import device_levels
 from harness.trial.assemble import Setup
 from harness.trial.identify import folder_of
 from harness.trial.job import Job
@@ -124,7 +126,6 @@ def _attempt(
     expected: Expected | None,
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
-    job = _job(setup, runner, folder, decided)
     if decided.mode == "train" and not decided.from_checkpoint:
         for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
             shutil.rmtree(folder / stale, ignore_errors=True)
@@ -139,23 +140,32 @@ def _attempt(
     if expected is not None and decided.mode == "train" and _skips(runner, expected):
         result = close_books(book, folder, [], None, Outcome.UNFIT, _why_unfit(runner, expected))
         return _ended(display, projector, Outcome.UNFIT, result), result
-    levels, done = device_levels(), None
-    if runner.preflight and decided.mode == "train" and not decided.from_checkpoint:
-        done = _preflight(job, runner, levels, display)
-        decided_at = time.time()
-    if done is None or done.outcome is Outcome.FINISHED:
-        done = attend(
-            job,
-            display,
-            name=trial.trial_id,
-            tail=tail,
-            book=book,
-            began=decided_at,
-            timeout_s=runner.timeout_s,
-            hz=runner.sample_hz,
-            levels=levels,
-        )
-    result = close_books(book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner))
+    world = World(0, 1 if decided.mode == "evaluate" else setup.parallel.processes)  # one of them judges
+    with taken(world.size, compute_device(runner.device)) as gpus:
+        if gpus.said is not None:
+            display.say(f"{display.label} · {gpus.said}")
+        job = _job(setup, runner, folder, decided, world, gpus)
+        if mask := job.environment.get("CUDA_VISIBLE_DEVICES"):
+            book.write("gpus", mask=mask, chosen=gpus.said is not None)
+        levels, done = device_levels(), None
+        if runner.preflight and decided.mode == "train" and not decided.from_checkpoint:
+            done = _preflight(job, runner, levels, display)
+            decided_at = time.time()
+        if done is None or done.outcome is Outcome.FINISHED:
+            done = attend(
+                job,
+                display,
+                name=trial.trial_id,
+                tail=tail,
+                book=book,
+                began=decided_at,
+                timeout_s=runner.timeout_s,
+                hz=runner.sample_hz,
+                levels=levels,
+            )
+    result = close_books(
+        book, folder, done.events, done.summary, done.outcome, _told(done, expected, runner), done.ranks
+    )
     if done.outcome is Outcome.FINISHED:
         write_card(folder, result)
     _ended(display, projector, done.outcome, result)
@@ -171,7 +181,7 @@ def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Atten
     folder.mkdir()
     display.say(f"{display.label} · preflight: one step of the longest rows")
     done = attend(
-        replace(job, folder=str(folder), mode="preflight", world=World()),
+        replace(job, folder=str(folder), mode="preflight", world=World(), environment=_of_one(job)),
         display,
         name="preflight",
         tail=Tail(folder / "worker.jsonl", 0),
@@ -182,6 +192,12 @@ def _preflight(job: Job, runner: Runner, levels: Any, display: Display) -> Atten
         levels=levels,
     )
     return replace(done, reason=f"in preflight, one step of the longest rows: {done.reason}" if done.reason else None)
+
+
+def _of_one(job: Job) -> dict[str, str]:
+    """The environment of a process that does by itself what several will do: it sees the first of their GPUs."""
+    mask = job.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    return {**job.environment, **({"CUDA_VISIBLE_DEVICES": mask} if mask else {})}
 
 
 def _skips(runner: Runner, expected: Expected) -> bool:
@@ -208,7 +224,7 @@ def _ended(display: Display, projector: Projector | None, outcome: Outcome, resu
     return outcome
 
 
-def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
+def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision, world: World, gpus: Taken) -> Job:
     passed = (
         "CUDA_VISIBLE_DEVICES",
         "CUDA_DEVICE_ORDER",
@@ -218,7 +234,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
         "PYTORCH_CUDA_ALLOC_CONF",
         "HARNESS_CACHE",
     )
-    environment = {name: os.environ[name] for name in passed if name in os.environ}
+    environment = {**{name: os.environ[name] for name in passed if name in os.environ}, **gpus.environment}
     if runner.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # neither torch nor the sampler is to look at a GPU
     return Job(
@@ -233,7 +249,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision) -> Job:
         snapshot=runner.memory_snapshot,
         stop_losing=runner.stop_losing,
         environment=environment,
-        world=World(0, 1 if decided.mode == "evaluate" else setup.parallel.processes),  # one of them judges
+        world=world,
     )
 
 

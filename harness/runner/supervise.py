@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.base.records import Event, Outcome
 from harness.runner.display import Display
 from harness.runner.forkserver import LOST
+from harness.runner.rank_samplers import RankSamplers
 from harness.runner.start import end, start
 from harness.runner.whereabouts import who_is_late
 from harness.store.journal import Journal, Tail
+from harness.store.memory_metrics import OF_RANK, OfRank
 from harness.store.result import decide
 from harness.telemetry.sampler import MemorySampler, MemorySummary
 from harness.trial.job import Job
@@ -26,7 +29,9 @@ class Attended:
     """What became of a process.
 
     Attributes:
-        events: its own.
+        events: its own; of several processes, the leader's.
+        summary: of its memory; of several processes, of all together.
+        ranks: each of several processes, by its number.
         raised: what ended the watch early (Ctrl-C, or a fault of ours), to be raised again.
     """
 
@@ -35,6 +40,7 @@ class Attended:
     events: list[Event]
     summary: MemorySummary
     raised: BaseException | None = None
+    ranks: Mapping[int, OfRank] = field(default_factory=dict)
 
 
 def attend(
@@ -60,7 +66,7 @@ def attend(
         began: when it was decided to start, in seconds since the epoch; the time limit counts from here.
         timeout_s: after which it is ended.
         hz: memory samples per second.
-        levels: GPU memory in use before (``nvml.device_levels``).
+        levels: GPU memory in use before (``inventory.device_levels``).
     """
     kills_before = _kernel_kills()
     process = start(job, name=name)
@@ -68,18 +74,20 @@ def attend(
     interrupted = timed_out = False
     late: str | None = None
     raised: BaseException | None = None
-    sampler = MemorySampler(
-        process.pid,
-        emit=lambda row: None if book is None else book.write("sample", **row),
-        env={**os.environ, **job.environment},
-        hz=hz,
-        levels=levels,
-    )
+
+    def note(kind: str, row: Mapping[str, Any]) -> None:
+        if book is not None:
+            book.write(kind, **row)
+
+    options = {"env": {**os.environ, **job.environment}, "hz": hz, "levels": levels}
+    sampler = MemorySampler(process.pid, emit=lambda row: note("sample", row), **options)
+    ranks = RankSamplers(job, lambda row: note(OF_RANK, row), began, **options)
     try:
-        with sampler:
+        with sampler, ranks:
             while process.is_alive():
                 process.join(POLL_S)
-                watch.look(sampler)
+                ranks.look()
+                watch.look(sampler, ranks.uuids)
                 if timeout_s is not None and time.time() - began > timeout_s:
                     timed_out = True
                     late = who_is_late(job, began) if job.world.size > 1 else None
@@ -87,7 +95,7 @@ def attend(
     except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
         raised, interrupted = error, True
         end(process)
-    watch.look(sampler)
+    watch.look(sampler, ranks.uuids)
     if process.is_alive() or process.exitcode == LOST:
         end(process)
     outcome, reason = decide(
@@ -100,8 +108,9 @@ def attend(
     if late is not None and outcome is Outcome.TIMEOUT:
         reason = f"{reason}: {late}"
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
-        reason = f"the runner failed: {type(raised).__name__}: {raised}"
-    return Attended(outcome, reason, watch.events, sampler.summary(), raised)
+        ended = isinstance(raised, SystemExit)  # by a scheduler's signal, whose handler leaves
+        reason = "its scheduler ended the runner" if ended else f"the runner failed: {type(raised).__name__}: {raised}"
+    return Attended(outcome, reason, watch.events, sampler.summary(), raised, ranks.seen())
 
 
 class _Watch:
@@ -113,8 +122,11 @@ class _Watch:
         self.phase, self.what = "prepare", ""
         self.step: int | None = None
         self.total: int | None = None
+        self.uuids: set[str] = set()
+        self.told: set[str] = set()
 
-    def look(self, sampler: MemorySampler) -> None:
+    def look(self, sampler: MemorySampler, uuids: Collection[str]) -> None:
+        """Read on; ``uuids`` are GPUs that other processes of the trial named."""
         for event in self.tail.read():
             self.events.append(event)
             if event.kind == "start" and self.book is not None:
@@ -126,12 +138,16 @@ class _Watch:
                     self.step = self.total = None
                     self.what = ""
             elif event.kind == "device" and event.data.get("uuid"):
-                sampler.use_gpu(event.data["uuid"])
+                self.uuids.add(event.data["uuid"])
             elif event.kind == "progress":
                 self.step, self.total = event.data["step"], event.data["total"]
                 self.what = event.data["what"] if event.data["what"] != self.phase else ""
             elif event.kind == "note" and "absent" not in event.data:
                 self.display.say(f"{self.display.label} · note: {event.data['message']}")
+        self.uuids.update(uuids)
+        if self.uuids != self.told:
+            self.told = set(self.uuids)
+            sampler.use_gpu(*self.told)
         self.display.update(self.phase, self.step, self.total, sampler.latest_mb, self.what)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,6 +20,18 @@ HOPELESS = 2.0
 """Times what there is. No prediction was more than 20 % above what a trial took (docs/memory.md)."""
 MOST_STRETCHES = 2_000
 """That are kept in a table: a rollout makes two."""
+ALL_RANKS = "memory/all_ranks_peak_mb"
+"""What the processes of a trial took together; the headline is that of the largest."""
+OF_RANK = "rank_sample"
+"""The kind of a row of samples of one process of several; it names its ``rank``."""
+
+
+@dataclass(frozen=True)
+class OfRank:
+    """One process of a trial that has several, as its own journal and sampler saw it."""
+
+    events: list[Event]
+    summary: MemorySummary | None
 
 
 @dataclass(frozen=True)
@@ -95,12 +107,19 @@ def phase_rows(worker: Sequence[Event]) -> list[dict[str, Any]]:
     return rows
 
 
-def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[str, float]:
+def memory_metrics(
+    worker: list[Event], summary: MemorySummary | None, ranks: Mapping[int, OfRank] | None = None
+) -> dict[str, float]:
     """Peaks per phase, in MB: the sampler's, raised to the kernel's own high-water mark where there is no GPU.
 
     Of a trial on a GPU of which the driver tells nothing (a MIG slice), they are what torch's allocator held: the
     host's memory is another thing.
+
+    Of a trial of several processes the peaks are those of the largest, for which a GPU must have room; ``summary`` is
+    of all of them together.
     """
+    if ranks:
+        return _of_ranks(worker, summary, ranks)
     lens = lens_of(worker, summary)
     peaks = dict(summary.phase_peak_mb) if summary is not None and lens != TORCH else {}
     if lens in (None, "private", TORCH):
@@ -114,6 +133,22 @@ def memory_metrics(worker: list[Event], summary: MemorySummary | None) -> dict[s
         own = [mb for phase, mb in peaks.items() if phase not in _shared_work(worker)]
         metrics["memory/peak_mb"] = max(own or peaks.values())
     return metrics
+
+
+def _of_ranks(worker: list[Event], together: MemorySummary | None, ranks: Mapping[int, OfRank]) -> dict[str, float]:
+    """The largest of each figure, each process's own peak, and that of all together."""
+    each = {k: memory_metrics(worker if k == 0 else rank.events, rank.summary) for k, rank in ranks.items()}
+    metrics = {name: max(found[name] for found in each.values() if name in found) for name in _names(each.values())}
+    peaks = {k: found["memory/peak_mb"] for k, found in each.items() if "memory/peak_mb" in found}
+    metrics.update({f"memory/rank_{k}_peak_mb": mb for k, mb in peaks.items()})
+    if peaks:
+        seen = together.peak_mb if together is not None and together.peak_mb is not None else 0.0
+        metrics[ALL_RANKS] = max(seen, *peaks.values())
+    return metrics
+
+
+def _names(found: Iterable[Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for metrics in found for name in metrics))
 
 
 def lens_of(worker: list[Event], summary: MemorySummary | None) -> str | None:
@@ -133,9 +168,10 @@ def _shared_work(worker: list[Event]) -> set[str]:
     }
 
 
-def summary_from(events: list[Event]) -> MemorySummary | None:
-    """Peaks from the sample rows of a journal whose runner died."""
-    rows = [e.data for e in journal.latest_attempt(events) if e.kind == "sample"]
+def summary_from(events: list[Event], rank: int | None = None) -> MemorySummary | None:
+    """Peaks from the sample rows of a journal whose runner died; with ``rank`` those of one process of several."""
+    kind = "sample" if rank is None else OF_RANK
+    rows = [e.data for e in journal.latest_attempt(events) if e.kind == kind and e.data.get("rank") == rank]
     if not rows:
         return None
     peaks: dict[str, float] = {}

@@ -41,7 +41,7 @@ class Sweep:
         duplicates: (overrides, trial id of the twin) of combinations that are the same trial.
         invalid: (overrides, errors) of combinations that cannot run.
         expanded: whether the cross product was known; other sweepers choose as they go.
-        own_process: whether trials start from this process (Hydra's basic launcher).
+        plugins: the classes of Hydra's sweeper and launcher.
     """
 
     name: str
@@ -52,7 +52,12 @@ class Sweep:
     runner: Runner
     tracking: Tracking
     expanded: bool
-    own_process: bool
+    plugins: tuple[str, str] = (BASIC_SWEEPER, BASIC_LAUNCHER)
+
+    @property
+    def own_process(self) -> bool:
+        """Whether trials start from this process, by Hydra's basic launcher."""
+        return self.plugins[1] == BASIC_LAUNCHER
 
     @property
     def folder(self) -> Path:
@@ -122,7 +127,7 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         runner=runner,
         tracking=tracking,
         expanded=sweeper in (BASIC_SWEEPER, LISTED),
-        own_process=launcher == BASIC_LAUNCHER,
+        plugins=(str(sweeper), str(launcher)),
     )
     if wrong:
         raise UserErrors([*wrong, *(e for _, found in invalid for e in found.errors)])

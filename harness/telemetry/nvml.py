@@ -15,131 +15,26 @@ Until one is known the device level is not taken for the worker's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from harness.base.records import MemorySample
 from harness.telemetry.host import MB, Pace, SampleMissed, process_tree
+from harness.telemetry.inventory import (
+    LensUnavailable,
+    bare,
+    levels_of,
+    listed,
+    refuse_mig,
+    said,
+    shows_none,
+    started,
+    visible_gpus,
+)
 
 PROCESS_LENS = "nvml_process"
 DELTA_LENS = "nvml_device_delta"
-
-
-NO_SLICES = "MIG slices are not supported by this lens, torch's own figures stand in"
-
-
-class LensUnavailable(Exception):
-    """There is nothing to look at through this lens; the message says why."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """One GPU as NVML numbers it.
-
-    Attributes:
-        uuid: its UUID, ``GPU-`` first.
-        model: its name, such as ``NVIDIA H200``.
-        handle: what NVML calls take.
-    """
-
-    uuid: str
-    model: str
-    handle: Any
-
-
-@dataclass(frozen=True)
-class Visible:
-    """The GPUs that a process may use.
-
-    Attributes:
-        uuids: in CUDA's order where ``certain``, else those it may be.
-        certain: whether CUDA's numbering is known.
-    """
-
-    uuids: Sequence[str]
-    certain: bool
-
-
-def visible_gpus(devices: Sequence[Device], env: Mapping[str, str]) -> Visible:
-    """The devices that CUDA shows to a process with this environment.
-
-    As CUDA does, an entry of CUDA_VISIBLE_DEVICES that names no device ends the list.
-
-    Args:
-        devices: all devices of the machine, in NVML's order.
-        env: the environment of the process.
-
-    Raises:
-        LensUnavailable: no GPU is visible, or a MIG slice is asked for.
-    """
-    by_index = env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({device.model for device in devices}) < 2
-    everything = [device.uuid for device in devices]
-    mask = env.get("CUDA_VISIBLE_DEVICES")
-    if not devices:
-        raise LensUnavailable("the driver lists no GPU")
-    if mask is None:
-        return Visible(everything, certain=by_index or len(devices) == 1)
-    uuids: list[str] = []
-    certain = True
-    for entry in (part.strip() for part in mask.split(",")):
-        if entry.upper().startswith("MIG-"):
-            raise LensUnavailable(f"CUDA_VISIBLE_DEVICES={mask}: {NO_SLICES}")
-        if entry.isdecimal() and int(entry) < len(everything):
-            uuids.append(everything[int(entry)])
-            certain = certain and by_index
-        elif (named := _named(entry, everything)) is not None:
-            uuids.append(named)
-        else:
-            break
-    if not uuids:
-        raise LensUnavailable(_shows_none(mask))
-    return Visible(list(dict.fromkeys(uuids)) if certain else everything, certain)
-
-
-def device_levels(nvml: Any = None) -> dict[str, int]:
-    """Bytes in use on every GPU by UUID, to be taken before a worker starts; empty without a driver."""
-    try:
-        nvml = _started(nvml)
-    except LensUnavailable:
-        return {}
-    try:
-        return _levels(nvml, _devices(nvml))
-    except LensUnavailable:
-        return {}
-    finally:
-        with suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
-
-
-def first_visible(env: Mapping[str, str] | None = None, nvml: Any = None) -> tuple[str, int] | None:
-    """Name and memory in bytes of the first GPU that CUDA shows to this environment.
-
-    Of a sliced GPU (MIG) it is the slice that CUDA shows. None without one, and where CUDA's numbering of several
-    models is not known.
-    """
-    try:
-        nvml = _started(nvml)
-    except LensUnavailable:
-        return None
-    try:
-        devices = _devices(nvml)
-        env = os.environ if env is None else env
-        if (name := env.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()).upper().startswith("MIG-"):
-            return _slice(nvml, devices, name)
-        visible = visible_gpus(devices, env)
-        if not visible.certain:
-            return None
-        device = next(d for d in devices if d.uuid == visible.uuids[0])
-        if _sliced(nvml, device):
-            return _slice(nvml, [device])
-        return device.model, int(nvml.nvmlDeviceGetMemoryInfo(device.handle).total)
-    except (LensUnavailable, nvml.NVMLError):
-        return None
-    finally:
-        with suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
 
 
 class NvmlLens:
@@ -166,14 +61,14 @@ class NvmlLens:
         """Open the driver."""
         env = os.environ if env is None else env
         if env.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # a trial on the CPU needs no driver
-            raise LensUnavailable(_shows_none(env["CUDA_VISIBLE_DEVICES"]))
+            raise LensUnavailable(shows_none(env["CUDA_VISIBLE_DEVICES"]))
         self._pid = pid
-        self._nvml = _started(nvml)
+        self._nvml = started(nvml)
         try:
-            devices = _devices(self._nvml)
+            devices = listed(self._nvml)
             visible = visible_gpus(devices, env)
             refuse_mig(self._nvml, [device for device in devices if device.uuid in visible.uuids])
-            self._levels = {**_levels(self._nvml, devices), **(levels or {})}
+            self._levels = {**levels_of(self._nvml, devices), **(levels or {})}
         except BaseException:
             self.close()
             raise
@@ -194,7 +89,7 @@ class NvmlLens:
             *uuids: ``str(torch.cuda.get_device_properties(i).uuid)``, with or without ``GPU-`` first. A UUID
                 that the driver does not list changes nothing.
         """
-        self._told = frozenset(_bare(uuid) for uuid in uuids)  # applied by the sampling thread
+        self._told = frozenset(bare(uuid) for uuid in uuids)  # applied by the sampling thread
 
     def sample(self, now: float, *, full: bool = True) -> MemorySample:
         """Read the memory in use.
@@ -217,7 +112,7 @@ class NvmlLens:
             used, lens = self._used_bytes()
         except (self._nvml.NVMLError, LensUnavailable) as error:
             self._broken = True
-            raise SampleMissed(_said(error)) from error
+            raise SampleMissed(said(error)) from error
         if not full:
             return MemorySample(time=now, used_mb=used / MB, lens=lens)
         rates = self._optional(self._nvml.nvmlDeviceGetUtilizationRates)
@@ -276,7 +171,7 @@ class NvmlLens:
         return total
 
     def _heed_worker(self) -> None:
-        known = tuple(uuid for uuid in self._handles if _bare(uuid) in self._told)
+        known = tuple(uuid for uuid in self._handles if bare(uuid) in self._told)
         if known and known != self._candidates:
             self._candidates, self._watched, self._certain = known, known, True
 
@@ -295,7 +190,7 @@ class NvmlLens:
             self._recovery_pace.spent(now, 0.0)
             self.close()
             self._nvml.nvmlInit()
-            self._handles = {device.uuid: device.handle for device in _devices(self._nvml)}
+            self._handles = {device.uuid: device.handle for device in listed(self._nvml)}
         self._broken = False
 
     def _handle(self, uuid: str) -> Any:
@@ -310,90 +205,3 @@ class NvmlLens:
             return [read(self._handle(uuid)) for uuid in self._watched]
         except (self._nvml.NVMLError, SampleMissed):
             return []
-
-
-def refuse_mig(nvml: Any, devices: Iterable[Device]) -> None:
-    """The driver lists no process of a slice with its memory, and a device's level is that of all its slices.
-
-    Raises:
-        LensUnavailable: one of ``devices`` is sliced.
-    """
-    for device in devices:
-        if _sliced(nvml, device):
-            raise LensUnavailable(f"{device.uuid} is sliced by MIG: {NO_SLICES}")
-
-
-def _sliced(nvml: Any, device: Device) -> bool:
-    with suppress(nvml.NVMLError):  # not supported: not a device that can be sliced
-        return bool(nvml.nvmlDeviceGetMigMode(device.handle)[0])
-    return False
-
-
-def _slice(nvml: Any, devices: Sequence[Device], uuid: str | None = None) -> tuple[str, int] | None:
-    """Name and memory in bytes of a slice: the one of this UUID, or the first that there is; None without it."""
-    for device in devices:
-        if not _sliced(nvml, device):
-            continue
-        for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)):
-            with suppress(nvml.NVMLError):  # this place is not taken
-                handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(device.handle, index)
-                if uuid is None or _text(nvml.nvmlDeviceGetUUID(handle)).lower() == uuid.lower():
-                    return f"MIG slice of {device.model}", int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return None
-
-
-def _started(nvml: Any) -> Any:
-    if nvml is None:
-        try:
-            import pynvml as nvml
-        except ImportError as error:
-            raise LensUnavailable("pynvml is missing: pip install nvidia-ml-py") from error
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        raise LensUnavailable(_said(error)) from error
-    return nvml
-
-
-def _devices(nvml: Any) -> list[Device]:
-    try:
-        count = nvml.nvmlDeviceGetCount()
-    except nvml.NVMLError as error:
-        raise LensUnavailable(_said(error)) from error
-    devices = []
-    for index in range(count):
-        with suppress(nvml.NVMLError):  # a lost device must not hide the others
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid, model = (_text(read(handle)) for read in (nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetName))
-            devices.append(Device(uuid, model, handle))
-    return devices
-
-
-def _levels(nvml: Any, devices: Sequence[Device]) -> dict[str, int]:
-    levels = {}
-    for device in devices:
-        with suppress(nvml.NVMLError):
-            levels[device.uuid] = nvml.nvmlDeviceGetMemoryInfo(device.handle).used
-    return levels
-
-
-def _named(entry: str, uuids: Sequence[str]) -> str | None:
-    """The one UUID that an entry such as ``GPU-1a2b`` begins."""
-    found = [uuid for uuid in uuids if _bare(uuid).startswith(_bare(entry))]
-    return found[0] if entry.lower().startswith("gpu-") and len(found) == 1 else None
-
-
-def _shows_none(mask: str) -> str:
-    return f"CUDA_VISIBLE_DEVICES={mask!r} shows no GPU"
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, LensUnavailable) else f"NVML: {error}"
-
-
-def _bare(uuid: str) -> str:
-    return uuid.lower().removeprefix("gpu-")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -23,7 +23,8 @@ from typing import Any, Self
 
 from harness.base.records import MemorySample
 from harness.telemetry.host import HostLens, Pace, SampleMissed, start_ticks
-from harness.telemetry.nvml import DELTA_LENS, LensUnavailable, NvmlLens
+from harness.telemetry.inventory import LensUnavailable
+from harness.telemetry.nvml import DELTA_LENS, NvmlLens
 
 SETTLE_S = 1.0
 """How late the runner may hear of a change of phase without a sample going to the wrong one."""
@@ -73,7 +74,7 @@ class MemorySampler:
         env: the worker's environment, which decides the GPUs it sees; by default this process's.
         hz: samples per second.
         window_s: a row is emitted this often, at each change of phase and at the end.
-        levels: GPU memory in use before the worker started (``nvml.device_levels``); by default that of the
+        levels: GPU memory in use before the worker started (``inventory.device_levels``); by default that of the
             entry.
         nvml: stands in for the module ``pynvml``.
     """

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from harness.telemetry.host import SampleMissed
-from harness.telemetry.nvml import Device, LensUnavailable, NvmlLens, device_levels, first_visible, visible_gpus
+from harness.telemetry.inventory import Device, LensUnavailable, device_levels, first_visible, visible_gpus
+from harness.telemetry.nvml import NvmlLens
 
 GB = 10**9
 ME = os.getpid()
