@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow nightly check bench release
+.PHONY: setup demo test slow daemons nightly check bench release
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(PYTEST) -m "not slow and not nightly"
+
+# Ray, Slurm and PostgreSQL for the tests of tests/scale, where they can be had.
+daemons: setup
+	BIN=$(BIN) scripts/install_daemons
 
 slow: setup
 	$(PYTEST) -m "slow and not nightly"

@@ -90,7 +90,7 @@ def _no_command(word: str) -> UserError:
 
     near = difflib.get_close_matches(word, COMMANDS, n=1)
     fix = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}; a setting is key=value"
-    return UserError("no such command", key="python -m harness", value=word, fix=fix)
+    return UserError("no such command", key="command", value=word, fix=fix)
 
 
 def start() -> None:

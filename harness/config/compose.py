@@ -6,6 +6,7 @@ no GPU, no network and no environment variable. All errors of a configuration ar
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
@@ -15,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,10 @@ def as_user_error(error: Exception) -> UserError:
             fix = f"a model in a folder: model=hf model.path={group.removeprefix('model/')}/{option}"
             return UserError("no such option", key="model", value=f"{group.removeprefix('model/')}/{option}", fix=fix)
         folders = sorted(f"{p.parent.name}/{p.stem}" for p in (conf_dir() / group).glob("*/*.yaml"))
-        known = ", ".join([*options.split(), *folders])
-        return UserError("no such option", key=group, value=option, fix=f"{group} is one of {known}")
+        known = [*options.split(), *folders]
+        near = difflib.get_close_matches(option, known, n=1)
+        fix = (f"did you mean {near[0]}? " if near else "") + f"{group} is one of {', '.join(known)}"
+        return UserError("no such option", key=group, value=option, fix=fix)
     chained = error.__cause__
     if chained is not None and str(chained).strip() and str(chained).strip() not in text:
         text += f" ({str(chained).strip()})"
@@ -216,8 +219,6 @@ def as_user_error(error: Exception) -> UserError:
 
 def _like(wrong: str) -> str:
     """Keys of ``conf/`` that may have been meant by one that is not there; empty where none is like it."""
-    import difflib
-
     import yaml
 
     if (present := renamed.key(wrong)) != wrong:
@@ -324,10 +325,19 @@ def _explain(item: Any, target: type, path: str) -> UserError:
         return UserError("unknown key", key=key, fix=f"remove it; known keys of {path}: {', '.join(known)}")
     if item["type"] == "missing":
         return UserError("a value is required", key=key, fix=f"set it: {key}=...")
-    fix = f"give {key} a value that satisfies this"
+    fix = _example(target, names, key)
     if "expected" in (item.get("ctx") or {}):
         fix = f"use one of {item['ctx']['expected']}"
     return UserError(rule.removeprefix("value error, "), key=key, value=item["input"], fix=fix)
+
+
+def _example(target: type, names: Sequence[Any], key: str) -> str:
+    """A value of a setting that would do: its default, where it has one."""
+    field = next((f for f in fields(target) if names and f.name == names[0]), None)
+    if field is not None and len(names) == 1 and isinstance(field.default, bool | int | float | str):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        return f"a value that satisfies this, such as {key}={default}"
+    return f"give {key} a value that satisfies this"
 
 
 def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> type:
@@ -345,9 +355,10 @@ def import_component(target: Any, *, key: str, plugins: Sequence[str] = ()) -> t
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"cannot be imported ({error})", key=key, value=name, fix="check the dotted path of the class"
-        ) from None
+        fix = "check the dotted path of the class"
+        if isinstance(error, ModuleNotFoundError) and error.name and not module_name.startswith(error.name):
+            fix = f"{module_name} imports {error.name}, which is not installed, or has another name"
+        raise UserError(f"cannot be imported ({error})", key=key, value=name, fix=fix) from None
     if not isinstance(found, type):
         raise UserError("must name a class", key=key, value=name)
     return found

@@ -25,6 +25,9 @@ GONE_S = 20.0
 OF_A_CLUSTER_OF_OUR_OWN = ("object_store_memory", "num_cpus", "num_gpus", "include_dashboard", "_node_ip_address")
 """Settings that Ray refuses where it only joins a cluster."""
 
+TOLD = ("HARNESS_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+"""Variables that tasks of a standing cluster get from the driver; no passwords, since the cluster shows them."""
+
 
 class Ray(RayLauncher):
     """The plugin's launcher, which waits for all tasks and cancels them when it is told to end."""
@@ -46,6 +49,8 @@ def _start(settings: Any) -> None:
     address = options.get("address") or os.environ.get("RAY_ADDRESS")
     if address not in (None, "local"):
         options = {k: v for k, v in options.items() if k not in OF_A_CLUSTER_OF_OUR_OWN}
+        told = {name: os.environ[name] for name in TOLD if name in os.environ}
+        options["runtime_env"] = {"env_vars": told, **options.get("runtime_env", {})}
     options = {k: v for k, v in options.items() if v is not None}
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

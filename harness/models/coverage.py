@@ -23,13 +23,24 @@ def note(policy: Any) -> str | None:
     Args:
         policy: wrapped by peft, asked to adapt all linear layers.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     reached, missed = 0, defaultdict(int)
     base = policy.get_base_model()
     ends = {id(m.weight) for m in (base.get_input_embeddings(), base.get_output_embeddings()) if hasattr(m, "weight")}
     own = {name for name, p in policy.named_parameters() if p.requires_grad}
+    adapted = tuple(f"{name}." for name, module in policy.named_modules() if isinstance(module, BaseTunerLayer))
     for name, weight in policy.named_parameters():
         short = _short(name)
-        if name in own or id(weight) in ends or weight.ndim < 2 or short.endswith("bias") or "conv" in short:
+        of_adapter = name.startswith(adapted) and WRAPPED not in name  # another role's, a critic's for one
+        if (
+            name in own
+            or of_adapter
+            or id(weight) in ends
+            or weight.ndim < 2
+            or short.endswith("bias")
+            or "conv" in short
+        ):
             continue
         values = values_in(weight)
         if WRAPPED in name:

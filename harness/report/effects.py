@@ -113,6 +113,8 @@ def section(found: Sequence[Effect], metric: str | None) -> list[str]:
         "Each pair of trials differs in one axis and in what goes with it (an algorithm's β, an adapter's rank, the "
         "recipe's settings of training). "
         f"Mean difference. {LEGEND} over the seeds, since pairs of one seed share its luck; a single seed has none. "
+        "With two or three seeds such an interval is wide; the verdicts also use the held-out rows that recipes "
+        "have in common, and it is they that decide. "
         "They hold for the settings of this table. Memory and time are geometric means of ratios."
     )
     return ["## What each choice costs", table, told]

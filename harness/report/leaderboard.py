@@ -221,7 +221,7 @@ def rankable(frame: pd.DataFrame) -> list[str]:
 
 def _higher_is_better(name: str) -> bool:
     tail = name.rpartition("/")[2]
-    begins, ends = ("preference_truncated", "completion_tokens", "distinct_"), ("_kl_per_token", "_mb")
+    begins, ends = ("completion_tokens", "distinct_"), ("_kl_per_token", "_mb", "truncated")
     return tail not in NOT_BETTER and not tail.startswith(begins) and not tail.endswith(ends)
 
 

@@ -14,9 +14,10 @@ from harness.base import formatting
 from harness.base.records import PHASES
 from harness.report import choice, effects, recipes
 from harness.report.comparability import differences
-from harness.report.intervals import LEGEND, known, value_of
+from harness.report.intervals import LEGEND, known, measured, value_of
 from harness.report.leaderboard import (
     BASE_LABEL,
+    QUALITY,
     SHARED,
     Price,
     finished,
@@ -177,6 +178,8 @@ def _legend(frame: pd.DataFrame, marked: bool, compared: bool, rest: str) -> str
         f"train s includes rollouts; {hours_heading(frame)} are those of the device, start to end, less what was built "
         "for all trials (below)."
     )
+    if _without_interval(frame):
+        said += " A figure without brackets comes from held-out rows of one prompt: nothing says how far luck reaches."
     if known(frame, "eval/true_reward"):
         said += (
             " True reward is what the task's own rule gives to completions that the model samples; a task of your own "
@@ -188,6 +191,15 @@ def _legend(frame: pd.DataFrame, marked: bool, compared: bool, rest: str) -> str
     if len(frame) > SHOWN:
         said += f" The best {SHOWN} of {len(frame):,} trials are shown, here and below; {rest} has all of them."
     return said
+
+
+def _without_interval(frame: pd.DataFrame) -> bool:
+    """Whether a trial has a figure that ranks and no interval of it."""
+    return any(
+        (found := measured(row, name)) is not None and found.low is None and value_of(row, f"{name}_stderr") is None
+        for row in finished(frame).to_dict("records")
+        for name in QUALITY
+    )
 
 
 def _spent(frame: pd.DataFrame, price: Price | None) -> str:

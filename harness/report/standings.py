@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,10 @@ def _known(frame: pd.DataFrame, name: str) -> str:
     known = rankable(frame)
     metric = name if name.startswith("eval/") else f"eval/{name}"
     if metric not in known:
-        rule = "is no metric that can rank (of a finished trial, higher is better)"
-        raise UserError(rule, key="--rank-by", value=name, fix=f"known: {', '.join(known) or 'none'}")
+        near = difflib.get_close_matches(metric, known, n=1)
+        fix = (
+            f"did you mean {near[0].removeprefix('eval/')}? " if near else ""
+        ) + f"known: {', '.join(known) or 'none'}"
+        rule = "is no metric that can rank: one that finished trials have, and of which more is better"
+        raise UserError(rule, key="--rank-by", value=name, fix=fix)
     return metric

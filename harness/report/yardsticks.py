@@ -14,6 +14,9 @@ from harness.report.leaderboard import finished, known
 from harness.report.recipes import UNTRAINED, Examples, Recipe, aligned, clusters_of, column_of, table_of
 
 PREFERENCE = "eval/preference_accuracy"
+WIN_RATE = "eval/win_rate"
+LEVEL = 0.5
+"""Of wins over the base: as good as it."""
 THE_BASE, BEST_PROMPT = "the base", "the best prompt"
 PROMPT = "params.prompt."
 Load = Callable[[pd.DataFrame, str | None], Examples]
@@ -93,7 +96,7 @@ def base_of(
         examples: of the recipes' trials.
         base: the base's own results per example.
     """
-    value = shared_value(frame, metric.replace("eval/", "baseline/", 1))
+    value = LEVEL if metric == WIN_RATE else shared_value(frame, metric.replace("eval/", "baseline/", 1))
     if value is None or not found:
         return None
     return Yardstick(THE_BASE, metric, value, _compared(found, metric, examples, base, column_of(metric), value))

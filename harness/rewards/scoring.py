@@ -83,7 +83,7 @@ def checked(
         raise UserError(
             f"the reward {name} raised {type(error).__name__}: {error}",
             key="reward",
-            fix=f"row {dict(rows[at])!r}, completion {texts[at]!r}",
+            fix=f"mend it: called with {_one(rows[at], texts[at])}, it must return a list of one finite number",
         ) from error
     if len(values) != len(texts):
         raise UserError(
@@ -98,9 +98,13 @@ def checked(
                 f"the reward {name} must give a finite number",
                 key="reward",
                 value=value,
-                fix=f"row {dict(row)!r}, completion {text!r}",
+                fix=f"see what it makes of {_one(row, text)}",
             )
     return [float(v) for v in values]
+
+
+def _one(row: Row, text: str) -> str:
+    return f"the row {dict(row)!r} and the completion {text!r}"
 
 
 def _culprit(

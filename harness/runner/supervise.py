@@ -105,8 +105,8 @@ def attend(
         interrupted=interrupted,
         killed_for_memory=_kernel_kills() > kills_before,
     )
-    if late is not None and outcome is Outcome.TIMEOUT:
-        reason = f"{reason}: {late}"
+    if outcome is Outcome.TIMEOUT:
+        reason = f"{reason}={timeout_s:g}, {watch.where}" + ("" if late is None else f": {late}")
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
         ended = isinstance(raised, SystemExit)  # by a scheduler's signal, whose handler leaves
         reason = "its scheduler ended the runner" if ended else f"the runner failed: {type(raised).__name__}: {raised}"
@@ -124,6 +124,12 @@ class _Watch:
         self.total: int | None = None
         self.uuids: set[str] = set()
         self.told: set[str] = set()
+
+    @property
+    def where(self) -> str:
+        """How far it got, in words."""
+        step = "" if self.step is None or not self.total else f" at step {self.step} of {self.total}"
+        return f"in phase {self.phase}{step}"
 
     def look(self, sampler: MemorySampler, uuids: Collection[str]) -> None:
         """Read on; ``uuids`` are GPUs that other processes of the trial named."""

@@ -137,7 +137,8 @@ def memory_metrics(
 
 def _of_ranks(worker: list[Event], together: MemorySummary | None, ranks: Mapping[int, OfRank]) -> dict[str, float]:
     """The largest of each figure, each process's own peak, and that of all together."""
-    each = {k: memory_metrics(worker if k == 0 else rank.events, rank.summary) for k, rank in ranks.items()}
+    built = [event for event in worker if event.kind in ("stage", "done")]  # the leader tells for all
+    each = {k: memory_metrics(worker if k == 0 else [*rank.events, *built], rank.summary) for k, rank in ranks.items()}
     metrics = {name: max(found[name] for found in each.values() if name in found) for name in _names(each.values())}
     peaks = {k: found["memory/peak_mb"] for k, found in each.items() if "memory/peak_mb" in found}
     metrics.update({f"memory/rank_{k}_peak_mb": mb for k, mb in peaks.items()})

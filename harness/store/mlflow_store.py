@@ -35,7 +35,7 @@ RACE = re.compile(
 TRIES = 6
 LOG_IN = (
     "give user and password, USER:PASSWORD and an @ before the host, or for a server "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 )
 _opened: set[str] = set()
 
@@ -161,7 +161,9 @@ def check_reachable(tracking: Tracking) -> None:
         return
     request = urllib.request.Request(uri.rstrip("/") + "/health")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    elif user and password:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     try:
         with urllib.request.urlopen(request, timeout=REACH_S):

@@ -17,6 +17,7 @@ from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 
 if TYPE_CHECKING:
+    from harness.rewards.base import Reward
     from harness.sweep.expand import Sweep
     from harness.tasks.base import Row, TaskData
     from harness.trial.assemble import Setup
@@ -53,7 +54,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
     own = not type(setup.adapter).__module__.startswith("harness.") or setup.adapter.names_modules
-    if setup.prompt or not setup.model.embedded or own:
+    if setup.prompt or not setup.model.embedded or own or _own_rewards(setup.reward):
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -87,7 +88,7 @@ def _main(sender: Any, plains: list[str]) -> None:
 def _read(plain: dict[str, Any]) -> list[Any]:
     """What of a configuration ``find_problems`` reads."""
     lengths = [(plain.get("eval") or {}).get(k) for k in ("max_length", "max_completion_length")]
-    groups = [plain.get(k) for k in ("model", "task", "prompt", "adapter", "train")]
+    groups = [plain.get(k) for k in ("model", "task", "prompt", "adapter", "train", "reward")]
     return [*groups, lengths, (plain.get("algo") or {}).get("_target_")]
 
 
@@ -112,7 +113,7 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
     context = _context_problems(setup, config)
     found = [*setup.model.checkpoint_problems(source), *_vocabulary_problems(tokenizer, config), *context]
     rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
-    return [*found, *rows, *_target_problems(setup, config)]
+    return [*found, *rows, *_target_problems(setup, config), *_reward_problems(setup, data)]
 
 
 def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
@@ -217,6 +218,35 @@ def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+def _own_rewards(reward: Reward | None) -> list[Reward]:
+    """Rewards of the user's own that score text by themselves, without a model of the trial's."""
+    from harness.rewards.base import Reward
+    from harness.rewards.weighted import Weighted
+
+    parts = [part.reward for part in reward.active.values()] if isinstance(reward, Weighted) else [reward]
+    return [
+        part
+        for part in parts
+        if part is not None and not type(part).__module__.startswith("harness.") and type(part).open is Reward.open
+    ]
+
+
+def _reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """What a reward of the user's own makes of two completions: a good one where the rows have it, and nonsense."""
+    from harness.rewards.scoring import checked
+
+    rows = [row for row in data.train_prompts[:1] for _ in range(2)]
+    texts = [str(rows[0].get("answer", "")), "a completion to try the reward with"] if rows else []
+    for reward in _own_rewards(setup.reward) if rows else ():
+        try:
+            checked(
+                reward, lambda rows, completions, _, score=reward: score(rows, completions), rows, texts, [True, True]
+            )
+        except UserError as error:
+            return [error]
+    return []
 
 
 def _target_problems(setup: Setup, config: Any) -> list[UserError]:

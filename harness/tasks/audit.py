@@ -203,16 +203,22 @@ def _share(count: int, n: int) -> str:
 
 def few_prompts(data: TaskData, split: str) -> list[str]:
     """A line for each kind of held-out row that comes from fewer than ``FEW_PROMPTS`` different prompts."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for kind, rows in (("pairs", data.eval_pairs.get(split) or ()), ("prompts", data.eval_prompts.get(split) or ())):
         distinct = len({prompt_key(row["prompt"]) for row in rows})
-        if 0 < distinct < FEW_PROMPTS:
-            why = " (a limit of rows on a file that is sorted by prompt leaves few)" if distinct < len(rows) else ""
-            said = (
-                f"have {distinct} different prompts, and prompts are what intervals count: they will be wide{why} "
-                "(fix: a larger task.held_out, or held-out data of their own)"
-            )
-            found[said] = (
-                f"{found[said]} and the {len(rows):,} {kind}" if said in found else f"{len(rows):,} held-out {kind}"
-            )
-    return [f"the {rows} {said}" for said, rows in found.items()]
+        if not 0 < distinct < FEW_PROMPTS:
+            continue
+        why = " (a limit of rows on a file that is sorted by prompt leaves few)" if distinct < len(rows) else ""
+        told = (
+            f"the {{}} have {distinct} different prompts, and prompts are what intervals count: they will be wide"
+            if distinct > 1
+            else "there is one prompt only (held out: {}), and prompts are what intervals count: there will be none"
+        )
+        each = f"{len(rows):,} held-out {kind}" if distinct > 1 else f"{kind.removesuffix('s')} rows: {len(rows):,}"
+        found.setdefault(told + why, []).append(each)
+    fix = "(fix: a larger task.held_out, or held-out data of their own)"
+    return [f"{told.format(_listed(told, rows))} {fix}" for told, rows in found.items()]
+
+
+def _listed(told: str, rows: Sequence[str]) -> str:
+    return (", " if told.startswith("there") else " and the ").join(rows)

@@ -130,7 +130,7 @@ def first_visible(env: Mapping[str, str] | None = None, nvml: Any = None) -> tup
 def by_free_memory(env: Mapping[str, str], nvml: Any = None) -> list[str]:
     """The UUIDs of the GPUs that CUDA shows to this environment, those with most memory free first.
 
-    Empty without a GPU, of slices (MIG), and where CUDA's numbering of several models is not known.
+    Empty without a GPU, of slices (MIG), and where a mask names GPUs of several models by numbers that are CUDA's own.
     """
     try:
         nvml = started(nvml)
@@ -139,8 +139,9 @@ def by_free_memory(env: Mapping[str, str], nvml: Any = None) -> list[str]:
     try:
         devices = listed(nvml)
         visible = visible_gpus(devices, env)
-        if not visible.certain:
+        if not visible.certain and env.get("CUDA_VISIBLE_DEVICES") is not None:
             return []
+        refuse_mig(nvml, [device for device in devices if device.uuid in visible.uuids])
         handles = {device.uuid: device.handle for device in devices}
         free = {uuid: int(nvml.nvmlDeviceGetMemoryInfo(handles[uuid]).free) for uuid in visible.uuids}
         return sorted(free, key=lambda uuid: -free[uuid])

@@ -19,8 +19,16 @@ from harness.runner.child import describe, is_out_of_memory
 from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.run_trial import Runner, close_open_attempt, run_trial
 from harness.store import journal
-from harness.store.journal import Journal
-from harness.store.memory_metrics import Expected, lens_of, memory_metrics, out_of_memory, phase_rows
+from harness.store.journal import Journal, read
+from harness.store.memory_metrics import (
+    Expected,
+    OfRank,
+    lens_of,
+    memory_metrics,
+    out_of_memory,
+    phase_rows,
+    summary_from,
+)
 from harness.store.result import read_result, write_json
 from harness.telemetry.sampler import MemorySummary
 from harness.trial.checks import check_data
@@ -367,6 +375,33 @@ def test_what_a_trial_built_for_the_cache_is_no_cost_of_its_own():
     assert memory_metrics(marks, None)["memory/peak_mb"] == 60.0
     assert memory_metrics([*marks, *built, Event(2.0, "done")], None)["memory/peak_mb"] == 40.0
     assert memory_metrics([*marks, *built], None)["memory/peak_mb"] == 60.0  # of one that failed it is where it got
+
+
+def test_of_several_processes_the_largest_is_what_a_device_needs_room_for():
+    leader, other = [phase("prepare", 40.0), phase("train", 70.0), Event(2.0, "done")], [phase("train", 90.0)]
+    ranks = {0: OfRank(leader, summary("private", {"train": 60.0})), 1: OfRank(other, summary("private", {}))}
+    assert memory_metrics(leader, summary("private", {"train": 150.0}), ranks) == {
+        "memory/prepare_peak_mb": 40.0,
+        "memory/train_peak_mb": 90.0,
+        "memory/peak_mb": 90.0,
+        "memory/rank_0_peak_mb": 70.0,
+        "memory/rank_1_peak_mb": 90.0,
+        "memory/all_ranks_peak_mb": 150.0,
+    }
+    gpus = {k: OfRank([], summary("nvml_process", {"train": mb})) for k, mb in enumerate((30.0, 20.0))}
+    assert memory_metrics([], summary("nvml_process", {"train": 50.0}), gpus)["memory/peak_mb"] == 30.0
+
+
+def test_a_killed_runner_has_written_what_each_process_took(tmp_path):
+    book = Journal(tmp_path / "runner.jsonl")
+    book.write("attempt")
+    row = {"t": 1.0, "phase": "train", "lens": "private", "n": 4}
+    book.write("sample", **row, used_mb=50.0)
+    for rank, used_mb in ((0, 20.0), (1, 30.0), (1, 25.0)):
+        book.write("rank_sample", **row, used_mb=used_mb, rank=rank)
+    events = read(tmp_path / "runner.jsonl")
+    found = [summary_from(events, rank) for rank in (None, 0, 1, 2)]
+    assert [None if one is None else one.peak_mb for one in found] == [50.0, 20.0, 30.0, None]
 
 
 def test_with_a_gpu_the_marks_of_host_memory_are_another_thing():

@@ -13,7 +13,7 @@ import pytest
 from tests.runs import Sandbox, wait_for
 from tests.scale import slurm
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))]
+pytestmark = pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))
 
 ON_SLURM = (
     "hydra/launcher=submitit_slurm",
@@ -53,6 +53,7 @@ def attempts(sandbox: Sandbox, sweep: str) -> list[dict]:
     return [e for e in sandbox.events(only_folder(sandbox, sweep), "runner.jsonl") if e["kind"] == "attempt"]
 
 
+@pytest.mark.slow
 def test_four_trials_have_a_gpu_each_and_one_parent(sandbox, cluster):
     done = sandbox.run("-m", "algo=dpo,ipo,kto,sft", *ON_SLURM, "sweep=wide", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,8 +72,9 @@ def test_four_trials_have_a_gpu_each_and_one_parent(sandbox, cluster):
     assert len(sandbox.runs("wide")) == 4 and not cluster.jobs()
 
 
+@pytest.mark.slow
 def test_a_preempted_trial_goes_on_from_its_checkpoint(sandbox, cluster):
-    command = sandbox.start("-m", *LONG, "train.steps=400", *ON_SLURM)
+    command = sandbox.start("-m", *LONG, "train.steps=160", *ON_SLURM)
     checkpoint_of(sandbox, "long")
     cluster.ask("srun", "--partition=urgent", "--gres=gpu:2", "sleep", "1")  # takes the GPUs of the lower partition
     out, _ = command.communicate(timeout=400)
@@ -83,6 +85,7 @@ def test_a_preempted_trial_goes_on_from_its_checkpoint(sandbox, cluster):
     assert not first["continues"] and "checkpoint" in second["why"], (first, second)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_interrupted_and_not_started_again(sandbox, cluster):
     command = sandbox.start("-m", *LONG, *ON_SLURM)
     checkpoint_of(sandbox, "long")
@@ -94,6 +97,7 @@ def test_a_cancelled_job_is_interrupted_and_not_started_again(sandbox, cluster):
     assert len(attempts(sandbox, "long")) == 1 and "cancelled" in out and "report:" in out
 
 
+@pytest.mark.nightly
 def test_a_time_limit_requeues_and_at_last_ends(sandbox, cluster):
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=1")
     command = sandbox.start("-m", *LONG, *ON_SLURM, *limit)
@@ -106,6 +110,7 @@ def test_a_time_limit_requeues_and_at_last_ends(sandbox, cluster):
     assert len(tried) == 2 and "checkpoint" in tried[1]["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_told_to_end_leaves_no_job(sandbox, cluster, number):
     command = sandbox.start("-m", *LONG, "algo=dpo,ipo,kto", *ON_SLURM)
@@ -119,12 +124,14 @@ def test_a_driver_that_is_told_to_end_leaves_no_job(sandbox, cluster, number):
     assert {r.info.status for r in sandbox.runs("long", "sweep")} == {"FAILED"}
 
 
+@pytest.mark.slow
 def test_a_slurm_that_takes_no_job_is_a_clear_error(sandbox, cluster):
     done = sandbox.run("-m", "algo=dpo,ipo", *ON_SLURM, "hydra.launcher.partition=nope", "sweep=none")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "hydra/launcher" in done.stderr and "partition" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_machine_without_slurm_is_a_clear_error(sandbox):
     done = sandbox.run("-m", "algo=dpo,ipo", *ON_SLURM, "sweep=none", PATH=str(Path(os.sys.executable).parent))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

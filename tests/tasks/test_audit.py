@@ -184,3 +184,5 @@ def test_few_held_out_prompts_are_told_however_many_pairs_they_have():
     (said,) = few_prompts(TaskData(eval_pairs={"test": pairs}, eval_prompts={"test": prompts}), "test")
     assert "the 6 held-out pairs have 2 different prompts" in said
     assert few_prompts(TaskData(), "test") == []
+    (said,) = few_prompts(TaskData(eval_prompts={"test": prompts[:1]}), "test")
+    assert "one prompt only (held out: prompt rows: 1)" in said and "there will be none" in said

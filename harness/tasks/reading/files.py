@@ -43,7 +43,7 @@ def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
             fix="convert the file, or rename it if only its suffix is wrong",
         )
     if file.stat().st_size == 0:
-        raise UserError("the file is empty", key=key, value=path)
+        raise UserError("the file is empty", key=key, value=path, fix="see that what wrote it came to its end")
     reader, unit, encoded = _READERS[file.suffix.lower()]
     try:
         numbered = list(itertools.islice(reader(file), max_rows))
@@ -75,8 +75,12 @@ def existing(path: str, key: str) -> Path:
     """The file; raises ``UserError`` where it is none."""
     file = Path(path).expanduser()
     if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "the file does not exist"
-        raise UserError(what, key=key, value=path, fix=f"give a path relative to {Path.cwd()}, or an absolute one")
+        if file.is_dir():
+            held = sorted(child.name for child in file.iterdir() if child.suffix.lower() in _READERS)
+            fix = f"name a file in it: {file / held[0]}" if held else f"name a file: {', '.join(_READERS)}"
+            raise UserError("is a folder, not a file", key=key, value=path, fix=fix)
+        fix = f"give a path relative to {Path.cwd()}, or an absolute one"
+        raise UserError("the file does not exist", key=key, value=path, fix=fix)
     return file
 
 
