@@ -30,7 +30,7 @@ def common_arguments(job: TrainJob, *, joint: bool = False) -> dict[str, Any]:
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        **optimizer_arguments(optimizer_name(train, job.adapter, job.device)),
+        **optimizer_arguments(optimizer_name(train, job.adapter, job.device, sharded=job.sharded)),
         "bf16": job.precision == "bf16",
         "use_cpu": job.device == "cpu",
         "gradient_checkpointing": train.gradient_checkpointing,
@@ -58,11 +58,11 @@ def common_arguments(job: TrainJob, *, joint: bool = False) -> dict[str, Any]:
     return arguments
 
 
-def optimizer_name(train: Train, adapter: Adapter, device: str) -> str:
-    """``auto`` is fused AdamW, or paged 8-bit AdamW for QLoRA where CUDA exists."""
+def optimizer_name(train: Train, adapter: Adapter, device: str, *, sharded: bool = False) -> str:
+    """``auto`` is fused AdamW, or paged 8-bit AdamW for QLoRA where CUDA exists and the policy is in one piece."""
     if train.optimizer != "auto":
         return train.optimizer
-    if device == "cuda" and adapter.paged_optimizer:
+    if device == "cuda" and adapter.paged_optimizer and not sharded:
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
 

@@ -49,6 +49,7 @@ class TrainJob:
         replay: rows of prompt and completion that are trained on again (``train.replay``).
         probes: check with a forward pass that the adapter is where it says (``starting_point``).
         world: which of the trial's processes this is; ``train.batch_size`` is that of all of them together.
+        sharded: whether each of them holds a part of the policy alone (``sharding``).
     """
 
     model: PreTrainedModel
@@ -74,6 +75,7 @@ class TrainJob:
     bare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
     probes: bool = True
     world: World = World()
+    sharded: bool = False
 
 
 class Sampler(Protocol):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.algorithms.sharding import whole
+
 LOOKED_AT = 256
 """Numbers of each trained tensor, spread over it."""
 UNCHANGED = (
@@ -35,6 +37,6 @@ class Before:
 
 
 def _some(parameter: Tensor) -> Tensor:
-    flat = parameter.detach().reshape(-1)
+    flat = whole(parameter.detach()).reshape(-1)
     places = torch.linspace(0, flat.numel() - 1, min(LOOKED_AT, flat.numel()), device=flat.device).long()
     return flat[places].clone()

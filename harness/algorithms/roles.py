@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.algorithms.sharding import local
+
 ORDER = ("policy", "reference", "reward", "critic")
 """A storage that several roles share is booked on the first of them."""
 
@@ -33,7 +35,7 @@ def role_bytes(roles: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
     for role in sorted(roles, key=ORDER.index):
         added[role] = 0
         for tensor in roles[role]:
-            storage = tensor.untyped_storage()
+            storage = local(tensor).untyped_storage()
             identity = (str(tensor.device), storage.data_ptr())
             if identity not in seen:
                 seen.add(identity)

@@ -45,7 +45,7 @@ def conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
         frame["outcome"] = [str(outcomes[t]) for t in frame["trial_id"]]
         print(render_terminal(frame))
         _print_recipes(sweep.folder, frame)
-    for lack in what_hosts_lack(sweep.folder):
+    for lack in () if sweep.own_process else what_hosts_lack(sweep.folder):
         say(f"note: {lack}")
     for trial_id in not_started:
         print(f"not started: {trial_id}")

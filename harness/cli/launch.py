@@ -23,6 +23,7 @@ from harness.cli.concluding import conclude
 from harness.config import identity
 from harness.config.compose import hydra_application
 from harness.config.devices import compute_device
+from harness.config.plugins import register
 from harness.config.train import Train
 from harness.launchers import elsewhere
 from harness.runner import forkserver
@@ -66,6 +67,8 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
 
     config_dirs = [options.config_dir] if options.config_dir else []
     sweep = plan_sweep(overrides, multirun=options.multirun, config_dirs=config_dirs)
+    for target in sweep.plugins:
+        register(target)  # before anything is written: what a launcher needs may not be installed
     started = time.time()
     signal.signal(signal.SIGTERM, _as_interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it goes on; else the books are closed first
@@ -171,7 +174,8 @@ def job(config: Any) -> None:
     if manifest.get("planned") and trial.trial_id not in known:  # Hydra composes each job anew, when its turn comes
         say(f"error: {trial.trial_id} is none of the trials that {plain['sweep']} was planned with: {DRIFT}")
         return
-    elsewhere.look_around(folder, cache_dir(plain))
+    if elsewhere.FROM in os.environ:
+        elsewhere.look_around(folder, cache_dir(plain))
     position = f"[{known.index(trial.trial_id) + 1}/{len(known)}]" if trial.trial_id in known else ""
     projector = None if run is None else Projector(run)
     try:

@@ -19,13 +19,19 @@ class Parallel:
 
     Attributes:
         processes: how many.
-        strategy: ``ddp``: each holds the whole model, and gradients are averaged.
+        strategy: ``ddp``: each holds the whole model, and gradients are averaged. ``fsdp2``: each holds a part of every
+            weight, gradient and optimizer state, and gathers a layer while it computes it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     processes: Annotated[int, Ge(1)] = 1
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the policy is in pieces while it trains."""
+        return self.processes > 1 and self.strategy == "fsdp2"
 
     def problems(self, train: Train, *, joint: bool = False) -> list[UserError]:
         """A batch that cannot be split; with ``joint`` each micro-batch is, and not the batch into micro-batches."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -69,6 +70,8 @@ def arrive(config: Any) -> None:
 
 def quoted(path: Path) -> str:
     """A path as a value of Hydra's grammar."""
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return str(path)
     return "'" + str(path).replace("'", "\\'") + "'"
 
 

@@ -134,6 +134,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
             errors.append(
                 UserError(words, key="parallel.processes", value=parallel.processes, fix="parallel.processes=1")
             )
+        if parallel.sharded:
+            errors += _sharding_problems(algo, adapter, built["train"], built["eval"])
         adapter = _without_dropout(algo, adapter, unused)
     else:
         if built["eval"].at:
@@ -233,6 +235,29 @@ def _parallel(node: Mapping[str, Any] | None, errors: list[UserError]) -> Parall
     except UserErrors as found:
         errors += found.errors
         return Parallel()
+
+
+def _sharding_problems(algo: Algorithm, adapter: Adapter, train: Train, settings: Eval) -> list[UserError]:
+    """What needs the whole policy in one process while it trains."""
+    found = []
+    if algo.family != "offline":
+        words, fix = f"{algo.name} samples from the policy, which is in pieces", "parallel.strategy=ddp"
+        found.append(UserError(words, key="parallel.strategy", value="fsdp2", fix=fix))
+    if settings.at:
+        words = "points on the way are judged by one process, and none has the whole policy (parallel.strategy=fsdp2)"
+        found.append(
+            UserError(words, key="eval.at", value=list(settings.at), fix="eval.at=[], or parallel.strategy=ddp")
+        )
+    if not adapter.off_is_base and adapter.peft_config() is not None:
+        words = "changes the base that it starts from, of which no process has all (parallel.strategy=fsdp2)"
+        found.append(UserError(words, key="adapter", value=adapter.name, fix="adapter=lora, or parallel.strategy=ddp"))
+    if adapter.quantized and adapter.bits != 4:
+        words = "cannot be taken apart (parallel.strategy=fsdp2)"
+        found.append(UserError(words, key="adapter.bits", value=adapter.bits, fix="adapter.bits=4"))
+    if "8bit" in train.optimizer or "paged" in train.optimizer:
+        words = "keeps its state in tensors that cannot be taken apart (parallel.strategy=fsdp2)"
+        found.append(UserError(words, key="train.optimizer", value=train.optimizer, fix="train.optimizer=auto"))
+    return found
 
 
 def _keeping_problems(train: Train, settings: Eval) -> list[UserError]:

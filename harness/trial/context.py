@@ -101,6 +101,8 @@ class Ground:
     def load_for(self, adapter: Adapter) -> Any:
         """The base as ``adapter`` wants it to train it."""
         quantization = adapter.quantization(self.place.unpacked)
+        if quantization is not None and self.setup.parallel.sharded:
+            quantization.bnb_4bit_quant_storage = self.place.unpacked  # whole numbers would stay in one piece
         dtype = self.place.stored_for(adapter.trains_base)
         return self.setup.model.load(self.source, dtype=dtype, device=self.device, quantization=quantization).eval()
 

@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.algorithms import sharding
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
 from harness.base.world import sharing_cores, total
@@ -181,6 +183,7 @@ def train(
                 callbacks=[callback],
                 replay=load_replay(setup),
                 world=ground.world,
+                sharded=setup.parallel.sharded,
             ),
         )
         meter.attach(training)
@@ -191,7 +194,10 @@ def train(
         count_parameters(training.trainer.model, expected, journal)
         if setup.plain["adapter"].get("targets") == coverage.ALL and (told := coverage.note(training.trainer.model)):
             journal.write("note", message=told)
-        account_for_roles(training, setup, journal)
+        if setup.parallel.sharded:
+            sharding.shard(training.trainer, ground.world, partial(account_for_roles, training, setup, journal))
+        else:
+            account_for_roles(training, setup, journal)
     checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
         meter.restore(checkpoint)
@@ -218,6 +224,8 @@ def train(
         # each row went through the reference as it came
         budget["budget/reference_rows"] = spent["prompts"]
     journal.write("metrics", values=throughput | budget)
+    if setup.parallel.sharded:
+        return in_one_piece(ground, training)
     trained = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
     change = None if setup.adapter.off_is_base else change_of(trained, training.matrices)
     del training
@@ -227,6 +235,18 @@ def train(
         trained = on_base(change, ground.load_policy_base())
     free_memory(ground.device)
     return trained
+
+
+def in_one_piece(ground: Ground, training: Training) -> Any:
+    """What the processes of a trial trained in pieces, put together on the base by the leader; None for the others."""
+    weights = sharding.trained_weights(training.trainer.model)
+    training.trainer.optimizer = training.trainer.lr_scheduler = training.trainer.model = None
+    training.trainer.model_wrapped = training.trainer.ref_model = None
+    del training
+    free_memory(ground.device)
+    if not ground.world.leads:
+        return None
+    return sharding.put_together(ground.load_policy_base(), weights, ground.setup.adapter.peft_config())
 
 
 def take_steps(trainer: Any, checkpoint: Path | None) -> None:

@@ -16,7 +16,7 @@ from harness.config.compose import compose, hydra_config
 from harness.store.journal import read
 from harness.trial.assemble import Setup, assemble
 from harness.trial.identify import training_config
-from tests.runs import Sandbox
+from tests.runs import Sandbox, wait_for
 
 ALIKE = (
     "train/loss",
@@ -34,6 +34,7 @@ ALIKE = (
 )
 
 
+PIECES = ("parallel.processes=2", "parallel.strategy=fsdp2")
 UNLIKE = ("budget/seconds", "budget/reference_rows")
 """The second of two trials finds the reference's scores in the cache."""
 
@@ -75,6 +76,11 @@ def test_processes_are_part_of_what_was_trained_unless_there_is_one():
         (("algo=dpo", "algo.loss=aot", "parallel.processes=2"), "aot sorts"),
         (("algo=sft", "algo.packing=true", "parallel.processes=2"), "algo.packing"),
         (("algo=dpo", "parallel.processes=0"), "parallel.processes=0"),
+        (("algo=grpo", *PIECES), "samples from the policy"),
+        (("algo=dpo", *PIECES, "eval.at=[0.5]"), "eval.at"),
+        (("algo=dpo", *PIECES, "adapter=pissa"), "changes the base"),
+        (("algo=dpo", *PIECES, "adapter=qlora", "adapter.bits=8"), "adapter.bits=8"),
+        (("algo=dpo", *PIECES, "train.optimizer=paged_adamw_8bit"), "train.optimizer"),
         (("algo=dpo", "parallel.strategy=zero"), "parallel.strategy"),
     ],
 )
@@ -151,6 +157,51 @@ def test_two_processes_train_what_one_does(sandbox, sweep):
     assert recipes and all(set(found) == {1, 2} for found in recipes.values())
     for found in recipes.values():
         assert_alike(sandbox, found[1], found[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        ("algo=sft,dpo,kto", "adapter=full,lora,qlora"),
+        ("algo=orpo,simpo,cpo,ipo", "adapter=full,lora"),
+        ("algo=dpo,sft", "train.steps=null", "train.budget.tokens=2000", "train.replay.share=0.25"),
+        ("algo=sft", "algo.anchor=0.1", "adapter=full,lora"),
+        ("algo=dpo", "algo.share_reference=false", "adapter=full,lora"),
+    ],
+    ids=["adapters", "losses", "tokens", "anchor", "reference"],
+)
+def test_a_policy_in_pieces_trains_to_what_one_process_trains(sandbox, sweep):
+    done = sandbox.run("-m", *sweep, *SPLIT, "parallel.strategy=fsdp2", "sweep=pieces", timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    recipes = by_recipe(sandbox, "pieces")
+    assert recipes and all(set(found) == {1, 2} for found in recipes.values())
+    for found in recipes.values():
+        assert_alike(sandbox, found[1], found[2])
+        metrics = [result(found[n])["metrics"] for n in (1, 2)]
+        for name in ("eval/preference_accuracy", "eval/logratio_margin", "eval/true_reward", "params/changed"):
+            if name in metrics[0]:
+                assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-4), (found[2].name, name)
+        kept = [{p.name for p in (found[n] / "artifacts" / "model").iterdir()} for n in (1, 2)]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_policy_in_pieces_goes_on_from_its_checkpoint(sandbox, adapter):
+    whole = (*SPLIT[:3], *PIECES, "algo=dpo", f"adapter={adapter}", "train.steps=24", "train.checkpoint_steps=8")
+    assert sandbox.run(*whole, "sweep=at-once").returncode == 0
+    process = sandbox.start(*whole, "sweep=halved")
+    folder = wait_for(lambda: sandbox.folders("halved"), what="a trial")[0]
+    wait_for(lambda: (folder / "checkpoints" / "checkpoint-8" / "trainer_state.json").exists(), what="a checkpoint")
+    process.send_signal(signal.SIGINT)
+    ended(process, 60)
+    done = sandbox.run(*whole, "sweep=halved")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continues from its last checkpoint" in done.stderr
+    (first,) = sandbox.folders("at-once")
+    last = [told(sandbox, f, "series")[-1]["values"] for f in (first, folder)]
+    assert last[1]["train/loss"] == pytest.approx(last[0]["train/loss"], abs=1e-5)
 
 
 @pytest.mark.slow
