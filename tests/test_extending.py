@@ -83,3 +83,15 @@ def test_a_folder_without_yaml_or_with_one_that_is_none_is_told(sandbox):
 def test_a_folder_that_is_not_there_is_refused(sandbox):
     shown = sandbox.run("validate", "--config-dir", "nowhere", quick=False)
     assert shown.returncode == 2 and "--config-dir" in shown.stderr
+
+
+def test_a_reward_that_fails_is_told_before_anything_trains(sandbox):
+    """Also where memory is not predicted, which would try a step."""
+    path = sandbox.cwd / "my_package" / "short.py"
+    path.write_text(path.read_text().replace("len(text) for", "len(txt) for"))
+    done = sandbox.run(
+        "algo=grpo", "reward=short", "--config-dir", "my_conf", "plugins=[my_package]", "runner.predict=false"
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "NameError: name 'txt'" in done.stderr and "it must return a list of one finite number" in done.stderr
+    assert not (sandbox.cwd / "outputs").exists() and "Traceback" not in done.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from harness.algorithms.budget_meter import Meter
+from harness.algorithms.sharding import local
 from harness.base.errors import Diverged
 from harness.config.train import UNKNOWN_STEPS
 from harness.store.journal import Journal
@@ -31,9 +33,12 @@ WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
 class JournalCallback(TrainerCallback):
     """Turns trainer logs into ``train/`` series, each point with what was spent by then, and steps into progress."""
 
-    def __init__(self, journal: Journal, meter: Meter, learning_rate: float | None = None):
-        """Write to ``journal``; ``learning_rate`` is named where training diverges."""
-        self.journal, self.meter, self.learning_rate = journal, meter, learning_rate
+    def __init__(self, journal: Journal, meter: Meter, learning_rate: float | None = None, wish: Path | None = None):
+        """Write to ``journal``; ``learning_rate`` is named where training diverges.
+
+        While the file ``wish`` is there, the next step ends with a checkpoint; None where there can be none.
+        """
+        self.journal, self.meter, self.learning_rate, self.wish = journal, meter, learning_rate, wish
         self._progress_at = 0.0
         self._part = 0
 
@@ -51,6 +56,13 @@ class JournalCallback(TrainerCallback):
             self._tell(state.global_step, state)
         if state.global_step == state.max_steps:
             control.should_log = True
+        if self.wish is not None and self.wish.exists():
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A checkpoint was written."""
+        if self.wish is not None:
+            self.wish.unlink(missing_ok=True)
 
     def _tell(self, step: float, state: Any) -> None:
         self._progress_at = time.monotonic()
@@ -87,7 +99,7 @@ class JournalCallback(TrainerCallback):
             Diverged: a trained weight is not finite.
         """
         for name, weight in model.named_parameters() if model is not None else ():
-            if weight.requires_grad and not bool(weight.isfinite().all()):
+            if weight.requires_grad and not bool(local(weight).isfinite().all()):
                 raise Diverged(self._told(state.global_step, f"the weight {name} is not finite"))
 
     def _told(self, step: int, what: str) -> str:

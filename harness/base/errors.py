@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _USER = re.compile(r"://(?:[^\s/@:'\"]*:[^\s'\"]*@|[^\s/@'\"]+@)")
 _SECRET = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword|token|access_token|api_key)=)[^\s&'\"]+")
@@ -98,3 +98,17 @@ def _restore(rule: str, key: str | None, absent: bool, value: str, fix: str | No
 def _short(value: object, limit: int = 120) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class Preempted(KeyboardInterrupt):
+    """A scheduler will take the machine away.
+
+    Args:
+        grace_s: seconds until then.
+        then: gives the job back to its scheduler, once all is closed.
+    """
+
+    def __init__(self, grace_s: float, then: Callable[[], object]):
+        """What is left to be done, and how long it may take."""
+        super().__init__()
+        self.grace_s, self.then = grace_s, then

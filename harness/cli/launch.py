@@ -139,6 +139,11 @@ def resume_command(options: Any, overrides: Sequence[str]) -> str:
 
 def job(config: Any) -> None:
     """One Hydra job: one trial. Failures are outcomes in the folder, never exceptions."""
+    with elsewhere.given_back():
+        _trial_of(config)
+
+
+def _trial_of(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from harness.config.compose import build

@@ -15,14 +15,18 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import UserError
+from harness.base.errors import Preempted, UserError
 from harness.store.result import write_json
 
 PROBE = ".probe"
 HOSTS = ".hosts"
+TO_CLOSE_S = 15.0
+KILL_WAIT_S = 30.0
+"""Between Slurm's SIGTERM and its SIGKILL, by default."""
 FROM = "HARNESS_STARTED_FROM"
 """Environment variable of a job: the folder that the sweep was started from, against which paths are meant."""
 
@@ -75,6 +79,24 @@ def quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
+@contextmanager
+def given_back() -> Iterator[None]:
+    """Around a job: one whose machine is taken away goes back into its scheduler's queue, once all is closed."""
+    try:
+        yield
+    except Preempted as told:
+        told.then()
+        raise
+
+
+def _grace_s() -> float:
+    """Seconds between a scheduler's warning and the end, less some to close the books in."""
+    from hydra.core.hydra_config import HydraConfig
+
+    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    return max(0.0, float(launcher.get("signal_delay_s", 0)) - TO_CLOSE_S)
+
+
 def _heed_scheduler() -> None:
     """What ends a job closes the trial's books, and comes to nothing a second time."""
     if threading.current_thread() is not threading.main_thread():
@@ -85,7 +107,9 @@ def _heed_scheduler() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         if number == signal.SIGUSR2 and callable(requeue):
-            requeue(number, frame)
+            raise Preempted(_grace_s(), partial(requeue, number, frame))
+        if "SLURM_JOB_ID" in os.environ:  # preempted or cancelled: killed half a minute later
+            raise Preempted(KILL_WAIT_S - TO_CLOSE_S, lambda: None)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, once)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.base.errors import Preempted
 from harness.base.records import Event, Outcome
 from harness.runner.display import Display
 from harness.runner.forkserver import LOST
@@ -92,6 +93,11 @@ def attend(
                     timed_out = True
                     late = who_is_late(job, began) if job.world.size > 1 else None
                     end(process)
+    except Preempted as told:
+        raised, interrupted = told, True
+        if job.mode == "train" and job.world.size == 1 and watch.phase == "train":
+            _keep(job, process, told.grace_s)
+        end(process)
     except BaseException as error:  # Ctrl-C, SIGTERM, or a fault of ours: the books are closed all the same
         raised, interrupted = error, True
         end(process)
@@ -107,10 +113,20 @@ def attend(
     )
     if outcome is Outcome.TIMEOUT:
         reason = f"{reason}={timeout_s:g}, {watch.where}" + ("" if late is None else f": {late}")
+    if isinstance(raised, Preempted) and outcome is Outcome.INTERRUPTED:
+        reason = "its scheduler took the machine away"
     if raised is not None and not isinstance(raised, KeyboardInterrupt) and outcome is Outcome.INTERRUPTED:
-        ended = isinstance(raised, SystemExit)  # by a scheduler's signal, whose handler leaves
-        reason = "its scheduler ended the runner" if ended else f"the runner failed: {type(raised).__name__}: {raised}"
+        reason = f"the runner failed: {type(raised).__name__}: {raised}"
     return Attended(outcome, reason, watch.events, sampler.summary(), raised, ranks.seen())
+
+
+def _keep(job: Job, process: Any, seconds: float) -> None:
+    """Have the trial write a checkpoint, and wait for it as long as there is time."""
+    job.wish.touch()
+    until = time.monotonic() + seconds
+    while process.is_alive() and job.wish.exists() and time.monotonic() < until:
+        process.join(POLL_S)
+    job.wish.unlink(missing_ok=True)
 
 
 class _Watch:

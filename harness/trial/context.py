@@ -51,6 +51,7 @@ class Ground:
     snapshot: bool = False
     stop_losing: bool = False
     world: World = World()
+    wish: Path | None = None
     found: Found = field(default_factory=Found)
     progress: Callable[[str, int, int], None] | None = None
 
@@ -256,6 +257,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         snapshot=job.snapshot,
         stop_losing=job.stop_losing,
         world=job.world,
+        wish=job.wish,
         found=found,
         progress=progress,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.base.world import World
@@ -41,6 +42,11 @@ class Job:
     stop_losing: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     world: World = World()
+
+    @property
+    def wish(self) -> Path:
+        """A file that is there while a checkpoint is asked for, out of turn; the trainer removes it with the next one."""
+        return Path(self.folder) / ".checkpoint-wanted"
 
     @property
     def journal(self) -> str:

@@ -158,7 +158,8 @@ def train(
     with clock.phase("prepare"):
         seed_everything(setup.seed)
         meter = Meter(setup.algo, setup.train, ground.world)
-        callback = JournalCallback(journal, meter, setup.train.learning_rate)
+        wish = ground.wish if setup.adapter.off_is_base and ground.world.size == 1 else None
+        callback = JournalCallback(journal, meter, setup.train.learning_rate, wish)
         training = ready_trainer(
             setup.algo,
             TrainJob(

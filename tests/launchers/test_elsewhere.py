@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.base.errors import UserError
+from harness.base.errors import Preempted, UserError
 from harness.launchers import elsewhere
 
 
@@ -56,9 +56,9 @@ def test_what_ends_a_job_comes_to_nothing_a_second_time(sweep, tmp_path, monkeyp
     requeued = []
     signal.signal(signal.SIGUSR2, lambda *_: requeued.append(1))
     elsewhere.arrive(config(sweep))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Preempted), elsewhere.given_back():
         os.kill(os.getpid(), signal.SIGUSR2)
-    assert requeued == [1], "a scheduler's own handler puts it back into the queue"
+    assert requeued == [1], "once all is closed, a scheduler's own handler puts it back into the queue"
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGUSR2)
     assert requeued == [1]

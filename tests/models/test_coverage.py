@@ -69,3 +69,11 @@ def test_experts_that_peft_leaves_out_are_named_with_the_share_that_is_reached(k
     told = note(wrapped(kind, **more))
     assert told is not None and f"reaches {share}" in told and all(name in told for name in names)
     assert "target_parameters" in told and "embed_tokens" not in told and "lm_head" not in told
+
+
+def test_another_roles_adapter_beside_the_policys_is_nothing_that_was_missed():
+    policy = wrapped("llama")
+    with torch.device("meta"):
+        policy.add_adapter("critic", LoRA(rank=4).peft_config())
+    policy.set_adapter("default")
+    assert note(policy) is None

@@ -16,6 +16,7 @@ from harness.base.errors import UserError
 from harness.base.stats import Interval
 from harness.cli.report import main, price_of
 from harness.report.gather import write_report
+from harness.report.html import page
 from harness.report.intervals import gap_of, interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import SHOWN, Material, compose, summary
@@ -509,3 +510,34 @@ def test_a_trial_that_did_not_finish_is_not_held_against_its_prediction():
     died = {"trial_id": "a", "outcome": "failed", "memory/predicted_peak_mb": 902.0, "memory/peak_mb": 100.0}
     whole = {"trial_id": "b", "eval/true_reward": 0.5, "memory/predicted_peak_mb": 110.0, "memory/peak_mb": 100.0}
     assert list(leaderboard(trials(died, whole))["predicted MB"]) == ["110 (+10 %)", "902"]
+
+
+def test_a_metric_that_cannot_rank_is_refused_with_what_was_meant(study):
+    with pytest.raises(UserError) as caught:
+        find(study, rank_by="preference_acuracy")
+    assert "did you mean preference_accuracy?" in str(caught.value)
+    frame = trials({"eval/letters/truncated": 0.1, "eval/true_reward": 0.5})
+    with pytest.raises(UserError) as caught:
+        find(frame, rank_by="letters/truncated")  # of which less is better
+    assert "letters/truncated" not in str(caught.value).partition("known:")[2]
+
+
+def test_a_win_rate_is_held_against_one_half():
+    frame = trials({"eval/win_rate": 0.28}, {"eval/win_rate": 0.31, "algo": "ipo"})
+    found = find(frame, rank_by="win_rate")
+    assert found.base is not None and found.base.value == 0.5
+    assert "Keep the base" in compose(Material("x", found, "a DataFrame"))
+
+
+def test_a_figure_without_an_interval_says_why():
+    bare = trials({"eval/preference_accuracy": 0.67})
+    known = trials({"eval/preference_accuracy": 0.67, "eval/preference_accuracy_stderr": 0.05})
+    told = "comes from held-out rows of one prompt"
+    assert told in compose(Material("x", find(bare), "a DataFrame"))
+    assert told not in compose(Material("x", find(known), "a DataFrame"))
+
+
+def test_on_a_narrow_page_a_figure_breaks_before_its_brackets_alone():
+    table = "| a | b |\n| :-- | --: |\n| x [y z] | +0.1 [0.0, 0.2] (of 3) |"
+    shown = page(table, "t")
+    assert "<span>+0.1</span> <span>[0.0, 0.2]</span> <span>(of 3)</span>" in shown and "x [y z]" in shown

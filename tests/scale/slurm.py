@@ -39,7 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 SchedulerParameters=sched_interval=2,batch_sched_delay=1
-KillWait=10
+KillWait=30
 MinJobAge=300
 ReturnToService=2
 SlurmdParameters=config_overrides

@@ -100,7 +100,7 @@ def test_a_cancelled_job_is_interrupted_and_not_started_again(sandbox, cluster):
 @pytest.mark.nightly
 def test_a_time_limit_requeues_and_at_last_ends(sandbox, cluster):
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=1")
-    command = sandbox.start("-m", *LONG, *ON_SLURM, *limit)
+    command = sandbox.start("-m", *LONG, "train.checkpoint_steps=null", *ON_SLURM, *limit)
     out, _ = command.communicate(timeout=400)
     assert command.returncode == 1 and "Traceback" not in out, out
     (result,) = sandbox.results("long").values()
