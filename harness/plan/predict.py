@@ -35,7 +35,6 @@ NO_MATTER = (
 """Knobs of training that leave a step's memory as it is."""
 MOST_AT_ONCE = 8
 """Rehearsals, each a process of a gigabyte."""
-IN_PIECES = "the memory of a policy in pieces (parallel.strategy=fsdp2) is not predicted yet"
 FEW_LAYERS = 3
 """Layers of the smaller of two models that are rehearsed in place of a deep one (``rehearsal.timeline``)."""
 
@@ -115,9 +114,7 @@ def predict(
     found: dict[str, Prediction | UserError] = {}
     wanted: dict[str, Setup] = {}
     for key, setup in zip(keys, setups, strict=True):
-        if setup.parallel.sharded:
-            found[key] = UserError(IN_PIECES)
-        elif (entry := cache.find(STAGE, key)) is not None:
+        if (entry := cache.find(STAGE, key)) is not None:
             found[key] = Prediction(**cache.note(entry))
         else:
             wanted.setdefault(key, setup)

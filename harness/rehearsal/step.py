@@ -22,11 +22,13 @@ import torch
 
 from harness.algorithms.arguments import optimizer_name
 from harness.algorithms.base import Training, TrainJob
+from harness.algorithms.sharding import shard
 from harness.algorithms.trainers import ready_trainer, released
 from harness.algorithms.trl_seam import PairTrainer, sampling_model
+from harness.base.world import World
 from harness.config.train import Budget, Train
 from harness.models.precision import Place
-from harness.rehearsal import judging, standins, watch
+from harness.rehearsal import judging, pieces, standins, watch
 from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
 from harness.rehearsal.rows import as_packed, lengthened, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
@@ -108,6 +110,9 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             )
 
     with ExitStack() as stack:
+        if setup.parallel.sharded:
+            stack.enter_context(pieces.one_of(setup.parallel.processes))
+            stack.enter_context(pieces.seen_by(tracker))
         fakes = stack.enter_context(fake_tensors(cuda=scene.cuda)) if scene.fake else None
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
@@ -132,9 +137,14 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             if setup.eval.at:  # a point of the curve: what training holds is there beside it
                 with undisturbed(training.trainer.model):
                     judge(training.trainer.model, "evaluate", *judged)
-            model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
+            if setup.parallel.sharded:  # put together on a base that is loaded anew
+                model = None
+            else:
+                model = released(training.trainer, checkpointed=setup.train.gradient_checkpointing)
             del training
             gc.collect()  # of the cycles that a trainer is made of
+            if model is None:
+                model = _base(scene, config, tracker, quantization, phase="evaluate")
         judge(model, "evaluate", *judged)
         if any(judged) and setup.algo.trains:
             _beside_the_trained(scene, config, tracker, judge)
@@ -214,7 +224,8 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     algo = algo.unpacked()  # packed sequences are as long as the limit, whatever the rows (``as_packed``)
     train = setup.train
     assert train.batch_size and train.micro_batch_size
-    accumulation = train.batch_size // train.micro_batch_size
+    micro = train.micro_batch_size * (1 if algo.shares_micro_batch else setup.parallel.processes)
+    accumulation = max(1, train.batch_size // micro)
     few = next((n for n in range(2, accumulation + 1) if accumulation % n == 0), 1)
     short = replace(
         train,
@@ -230,7 +241,8 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
 def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: FakeTensors | None) -> Training:
     setup, place = scene.setup, scene.place
     algo, train = shortened(setup, scene.data)
-    name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu")
+    sharded = setup.parallel.sharded
+    name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu", sharded=sharded)
     stands_in = scene.fake and "8bit" in name
     clock: Any = watch.Clock(tracker)
     job = TrainJob(
@@ -255,9 +267,12 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         callbacks=[watch.Steady(tracker)],
         replay=longest_replayed(setup),
         probes=False,  # tensors without data are near nothing
+        sharded=sharded,
     )
     training = ready_trainer(algo, job)
     trainer = training.trainer
+    if sharded:
+        shard(trainer, World(0, setup.parallel.processes), lambda: watch.watch_owners(training, tracker))
     if stands_in:
         create = trainer.create_optimizer
 

@@ -128,7 +128,17 @@ class Tracker(TorchDispatchMode):
         self._ops.extend(self._bytes)
         return out
 
-    def _see(self, tensor: Tensor) -> _Held:
+    def resized(self, tensor: Tensor) -> None:
+        """The storage of ``tensor`` was made larger or smaller, which is no operation."""
+        held = self._see(tensor)
+        size = self._rounded(tensor.untyped_storage().nbytes())
+        self._bytes[held.owner] += size - held.size
+        held.size = size
+        self._ops.extend(self._bytes)
+
+    def _see(self, tensor: Any) -> _Held:
+        tensor = getattr(tensor, "_local_tensor", tensor)  # what this process holds of one that is in pieces
+        tensor = getattr(tensor, "elem", tensor)  # what a collective will have written
         storage = tensor.untyped_storage()
         key = storage._cdata
         held = self._held.get(key)

@@ -40,10 +40,18 @@ def settle_in(job: Job) -> Journal:
     journal.write("start", pid=os.getpid())
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
+    leave_signals_to_the_runner()
     watch_parent()
     _redirect_output(folder / "worker.log")
     os.environ.update(job.environment)
     return journal
+
+
+def leave_signals_to_the_runner() -> None:
+    """In a job of Slurm, which warns every process of it at once: the runner closes the books, and ends this one."""
+    if "SLURM_JOB_ID" in os.environ:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def told(job: Job, journal: Journal, before: Callable[[Job], None] = lambda _: None) -> bool:

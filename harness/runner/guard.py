@@ -17,7 +17,7 @@ import sys
 
 def main() -> None:
     """Listen until the runner is gone, then end what it had."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # what ends the runner must not end its guard first
     server, born = 0, ""
     for line in sys.stdin:

@@ -17,6 +17,7 @@ from harness.base import gc_tuning
 from harness.base.streams import quiet
 from harness.config import closure
 from harness.config.devices import gpu_visible
+from harness.runner.child import leave_signals_to_the_runner
 
 CUDA_FREE = ("torch", "transformers", "datasets", "accelerate", "pydantic", "hydra", "scipy.stats")
 REST = (
@@ -59,6 +60,7 @@ def import_all() -> None:
     What cannot be imported shows in ``missing``: a trial that needs it fails by its own import, which says why. Were
     the error let through, this module would count as never imported, and every child would come by here again.
     """
+    leave_signals_to_the_runner()
     with quiet(1, 2), gc_tuning.paused():
         for name in wanted(gpu_visible()):
             if os.environ.get("HARNESS_RUNNER", str(os.getppid())) != str(os.getppid()):

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def wish(self) -> Path:
-        """A file that is there while a checkpoint is asked for, out of turn; the trainer removes it with the next one."""
+        """A file that is there while a checkpoint is asked for, out of turn; the trainer removes it with the next."""
         return Path(self.folder) / ".checkpoint-wanted"
 
     @property

@@ -45,6 +45,19 @@ def callback() -> JournalCallback:
     return JournalCallback(journal, meter, 0.5)
 
 
+def test_a_step_ends_with_a_checkpoint_while_one_is_asked_for(tmp_path):
+    one = callback()
+    one.wish = tmp_path / "wanted"
+    state, control = SimpleNamespace(global_step=3, max_steps=9), SimpleNamespace(should_save=False)
+    one.on_step_end(None, state, control)
+    assert not control.should_save
+    one.wish.touch()
+    one.on_step_end(None, state, control)
+    assert control.should_save and one.wish.exists()
+    one.on_save(None, state, control)
+    assert not one.wish.exists()
+
+
 def test_progress_is_told_within_a_step_of_many_micro_batches(monkeypatch):
     told: list[tuple[float, int | None]] = []
     journal: Any = SimpleNamespace(write=lambda kind, **e: told.append((e["step"], e["total"])))
