@@ -34,7 +34,7 @@ def shard(trainer: Any, world: World, tell: Callable[[], object]) -> None:
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
-        state_dict_type="FULL_STATE_DICT",
+        state_dict_type="SHARDED_STATE_DICT",  # of a checkpoint: each process writes its own part
         cpu_ram_efficient_loading=False,
         activation_checkpointing=False,  # the trainer's own is what ``train.gradient_checkpointing`` means
     )

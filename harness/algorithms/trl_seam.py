@@ -168,11 +168,14 @@ class AnchoredTrainer(SFTTrainer):
         likelihood = said.gather(1, labels[trained][:, None]).sum()
         kl = (said.exp() * (said - before)).sum()
         with torch.no_grad():
-            mine, count = self._metrics["train"], trained.sum().clamp(min=1)
-            mine["kl"].append((kl / count).item())
-            mine["entropy"].append((-(said.exp() * said).sum() / count).item())
-            mine["mean_token_accuracy"].append((said.argmax(-1) == labels[trained]).float().mean().item())
+            mine, count = self._metrics["train"], trained.sum()
+            right, entropy = (said.argmax(-1) == labels[trained]).sum(), -(said.exp() * said).sum()
+            sums: Any = self.accelerator.reduce(torch.stack([kl.detach(), entropy, right, count.float()]))
+            for name, value in zip(("kl", "entropy", "mean_token_accuracy"), sums, strict=False):
+                mine[name].append((value / sums[3].clamp(min=1)).item())
         loss = (self.anchor * kl - likelihood) / tokens
+        if num_items_in_batch is not None:  # of all processes, over which gradients are averaged
+            loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     @contextmanager

@@ -98,10 +98,8 @@ def _returned(overrides: Sequence[str], number: int) -> JobReturn:
 
 def of_return(returned: JobReturn) -> Ended:
     """How a job ended that Hydra saw through."""
-    try:
-        _ = returned.return_value
-    except UserError as error:
-        return Ended(why=str(error))
-    except Exception as error:  # of a job whose code failed: its sweep is concluded all the same
-        return Ended(why=f"{type(error).__name__}: {error}")
-    return Ended()
+    if returned.status is not JobStatus.FAILED:
+        return Ended()
+    error = returned._return_value  # asked by its public name, Hydra would print it, and raise
+    words = " ".join(str(error).split())
+    return Ended(why=words if isinstance(error, UserError) else f"{type(error).__name__}: {words}")

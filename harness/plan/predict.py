@@ -159,6 +159,7 @@ def inputs(setup: Setup, target: Target) -> dict[str, Any]:
         "base": setup.model.recipe_digest(setup.task),
         "model": {k: v for k, v in config["model"].items() if k != "seed"},
         "train": train,
+        "parallel": config.get("parallel"),
         "prompt": [config.get("prompt"), dict(setup.prompt.contents())],
         "reward": config.get("reward"),
         "content": setup.reward.contents() if setup.reward is not None else {},

@@ -19,6 +19,9 @@ from harness.trial.assemble import assemble
 from harness.trial.checks import check_data
 from harness.trial.data import cache_of, style_for, usable
 
+BYTES = 4
+"""Of a trained value: trained weights are kept in 32 bits."""
+
 
 def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     """Rehearse the trial of a composed configuration.
@@ -56,6 +59,11 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     if setup.algo.family == "online":
         longest += setup.train.max_completion_length
     phases = {phase: {o: v for o, v in level.owners.items() if v} for phase, level in peaks().items()}
+    if setup.algo.trains and setup.parallel.processes > 1 and not setup.parallel.sharded:
+        # DDP averages copies of the gradients, in buckets that stay.
+        phases["train"]["gradients"] = phases["train"].get("gradients", 0) + BYTES * setup.adapter.expected_trainable(
+            model
+        )
     if target.cuda:
         for phase, owners in phases.items():
             differentiated = setup.algo.trains and phase in ("train", "rollout", "evaluate")

@@ -33,7 +33,8 @@ def test_what_is_not_ours_is_left_to_hydra():
 )
 def test_a_launcher_whose_packages_are_missing_names_the_extra(monkeypatch, name, needs, extra):
     monkeypatch.delitem(sys.modules, f"harness.launchers.{name.lower()}", raising=False)
-    monkeypatch.setitem(sys.modules, needs, None)
+    for module in [needs, *(known for known in sys.modules if known.startswith(f"{needs}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError) as caught:
         register(f"{PACKAGE}.{name}")

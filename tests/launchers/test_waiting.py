@@ -63,7 +63,7 @@ def test_a_driver_that_is_interrupted_cancels_what_still_runs():
 def test_what_a_job_raised_is_told_and_not_raised():
     broken = JobReturn(status=JobStatus.FAILED)
     broken.return_value = UserError("is not shared", key="outputs", value="x", fix="y")
-    assert of_return(broken) == Ended(why="outputs=x: is not shared  fix: y")
+    assert of_return(broken) == Ended(why="outputs=x: is not shared fix: y")
     broken.return_value = OSError("no space")
     assert of_return(broken) == Ended(why="OSError: no space")
     fine = JobReturn(status=JobStatus.COMPLETED)

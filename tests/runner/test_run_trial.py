@@ -399,6 +399,7 @@ def test_a_killed_runner_has_written_what_each_process_took(tmp_path):
     book.write("sample", **row, used_mb=50.0)
     for rank, used_mb in ((0, 20.0), (1, 30.0), (1, 25.0)):
         book.write("rank_sample", **row, used_mb=used_mb, rank=rank)
+    book.close()
     events = read(tmp_path / "runner.jsonl")
     found = [summary_from(events, rank) for rank in (None, 0, 1, 2)]
     assert [None if one is None else one.peak_mb for one in found] == [50.0, 20.0, 30.0, None]

@@ -144,11 +144,12 @@ SPLIT = ("train.batch_size=16", "train.micro_batch_size=4", "train.logging_steps
         ("algo=orpo,simpo,cpo,ipo", "adapter=lora"),
         ("algo=dpo", "algo.loss={sigmoid:1,sft:0.5}", "train.replay.share=0.25"),
         ("algo=dpo,sft", "train.steps=null", "train.budget.tokens=2000"),
+        ("algo=sft", "algo.anchor=0.1", "adapter=full,lora"),
         ("algo=grpo,rloo,online_dpo", "adapter=full,lora"),
         ("algo=ppo", "adapter=full,lora,qlora", "algo.whiten_rewards=true", "algo.kl_target=2"),
         ("algo=ppo", "algo.stop_at_kl=0.001", "train.steps=null", "train.budget.prompts=96"),
     ],
-    ids=["adapters", "losses", "replay", "tokens", "online", "ppo", "stopping"],
+    ids=["adapters", "losses", "replay", "tokens", "anchor", "online", "ppo", "stopping"],
 )
 def test_two_processes_train_what_one_does(sandbox, sweep):
     done = sandbox.run("-m", *sweep, *SPLIT, "sweep=ranks", timeout=600)
@@ -165,7 +166,7 @@ def test_two_processes_train_what_one_does(sandbox, sweep):
     [
         ("algo=sft,dpo,kto", "adapter=full,lora,qlora"),
         ("algo=orpo,simpo,cpo,ipo", "adapter=full,lora"),
-        ("algo=dpo,sft", "train.steps=null", "train.budget.tokens=2000", "train.replay.share=0.25"),
+        ("algo=dpo", "train.steps=null", "train.budget.tokens=2000", "train.replay.share=0.25"),
         ("algo=sft", "algo.anchor=0.1", "adapter=full,lora"),
         ("algo=dpo", "algo.share_reference=false", "adapter=full,lora"),
     ],

@@ -268,7 +268,12 @@ def test_a_store_that_is_full_is_one_line_and_an_exit_code_where_it_is_required(
         concluding, "result_of", lambda folder: SimpleNamespace(outcome=concluding.Outcome.FINISHED, attempt=9e9)
     )
     sweep = SimpleNamespace(
-        folder=tmp_path / "s", name="s", expanded=False, tracking=Tracking(required=required), points=()
+        folder=tmp_path / "s",
+        name="s",
+        expanded=False,
+        tracking=Tracking(required=required),
+        points=(),
+        own_process=True,
     )
     run = tracking.SweepRun("sqlite:////nowhere.db", "1", "parent")
     assert concluding.conclude(sweep, run, 0.0) == code  # type: ignore[arg-type]
