@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from harness.launchers.waiting import Ended, of_return, see_through
 from harness.runner.display import say
 
 LOOK_S = 1.0
+REACH_S = 5.0
 GONE_S = 20.0
 """For which a trial that was told to end may close its books, before its worker is killed."""
 OF_A_CLUSTER_OF_OUR_OWN = ("object_store_memory", "num_cpus", "num_gpus", "include_dashboard", "_node_ip_address")
@@ -52,18 +54,34 @@ def _start(settings: Any) -> None:
         told = {name: os.environ[name] for name in TOLD if name in os.environ}
         options["runtime_env"] = {"env_vars": told, **options.get("runtime_env", {})}
     options = {k: v for k, v in options.items() if v is not None}
+    _reach(address)
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        fix = "start one (`ray start --head`), or leave the address out for one of this host's own"
         words = " ".join(str(error).split())
-        raise UserError(
-            f"no such cluster ({words})", key="hydra.launcher.ray.init.address", value=address, fix=fix
-        ) from None
+        if address in (None, "local"):
+            fix = "see `ray start --head`, which says more; or run without hydra/launcher=ray"
+            raise UserError(f"cannot be started ({words})", key="hydra/launcher", value="ray", fix=fix) from None
+        fix = "start one (`ray start --head`), or leave the address out for one of this host's own"
+        key = "hydra.launcher.ray.init.address"
+        raise UserError(f"no such cluster ({words})", key=key, value=address, fix=fix) from None
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def _reach(address: str | None) -> None:
+    """Ray itself takes minutes to find that nobody answers at ``host:port``."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        fix = "start one (`ray start --head`), or leave the address out for one of this host's own"
+        rule = f"nobody answers there ({error.strerror or error})"
+        raise UserError(rule, key="hydra.launcher.ray.init.address", value=address, fix=fix) from None
 
 
 def suited(remote: dict[str, Any]) -> dict[str, Any]:

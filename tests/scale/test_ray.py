@@ -25,6 +25,13 @@ OWN = ("hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.init.num_gpus=2
 LONG = ("algo=dpo", "train.steps=4000", "train.checkpoint_steps=20", "sweep=long")
 
 
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """Two GPUs, as Ray believes: it asks no driver, and torch here has no use for them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the token lies in a home that tests do not share
+
+
 @pytest.fixture
 def sandbox(tmp_path: Path, cache_dir: Path) -> Sandbox:
     return Sandbox(tmp_path, cache_dir)

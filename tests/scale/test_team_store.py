@@ -85,8 +85,10 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--artifacts-destination", str(self.root / "artifacts"), "--workers", "1"]
         env = {**os.environ, "MLFLOW_BACKEND_STORE_URI": self.database, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        log = (self.root / "server.log").open("a")
-        self.process = subprocess.Popen(command, cwd=self.root, env=env, stdout=log, stderr=log, start_new_session=True)
+        with (self.root / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=env, stdout=log, stderr=log, start_new_session=True
+            )
         wait_for(self.answers, 90, "the MLflow server")
 
     def answers(self) -> bool:

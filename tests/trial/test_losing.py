@@ -51,8 +51,8 @@ def rival(root: Path, name: str, value: Any, *, outcome: str = "finished", share
     ("own", "best", "lost"),
     [
         ((0.1, 0.05), (0.5, 0.05), True),
-        ((0.3, 0.05), (0.49, 0.05), True),  # 3.8 errors of one, 2.7 of the difference
-        ((0.3, 0.05), (0.48, 0.05), False),
+        ((0.3, 0.05), (0.57, 0.05), True),  # a tie, and 4.4 errors of one, 3.1 of the difference
+        ((0.3, 0.05), (0.56, 0.05), False),
         ((0.3, 0.01), (0.48, 0.05), False),  # an error is no smaller than the other
         ((0.0, 0.0), (0.15, 0.05), False),  # all rows alike are not certain for that
         ((0.0, 0.0), (0.5, 0.05), True),
@@ -78,7 +78,7 @@ def test_of_equal_trials_hardly_any_is_stopped(rivals):
         )
         for _ in range(2_000)
     )
-    assert stopped / 2_000 <= 0.02
+    assert stopped / 2_000 <= 0.01
 
 
 def test_the_best_finished_trial_that_looked_at_the_same_rows_is_the_rival(tmp_path):
