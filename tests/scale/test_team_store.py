@@ -154,7 +154,8 @@ def test_a_server_that_is_killed_and_comes_back_has_all_in_the_end(sandboxes, se
     anna, store = sandboxes[0], f"tracking.uri={server.uri}"
     command = anna.start("-m", "algo=dpo,ipo,kto", store, "sweep=back", "train.steps=40", "runner.threads=1")
     folder = wait_for(lambda: anna.folders("back"), what="a trial")[0]
-    wait_for(lambda: '"series"' in (folder / "worker.jsonl").read_text(), what="training")
+    worker = folder / "worker.jsonl"
+    wait_for(lambda: worker.exists() and '"series"' in worker.read_text(), what="training")
     server.kill()
     wait_for(lambda: (folder / "result.json").exists(), what="the first trial's end")
     server.start()
