@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group, _fully_shard
+from transformers import TrainerCallback
 
 from harness.base.replacing import replaced
 from harness.rehearsal.tracker import Tracker
@@ -61,3 +62,29 @@ def seen_by(tracker: Tracker) -> Iterator[None]:
         stack.enter_context(replaced(_fsdp_param, "free_storage", resizes(_fsdp_param.free_storage)))
         stack.enter_context(replaced(_fsdp_param_group, "foreach_reduce", reduced))
         yield
+
+
+class ByName(TrainerCallback):
+    """Gives an optimizer its parameters back: accelerate knows them by the address of data, and fakes have none."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._names: list[list[str]] = []
+
+    def follow(self, trainer: Any) -> None:
+        """Remember the names of what the trainer's optimizer is made of."""
+        create = trainer.create_optimizer
+
+        def created(*arguments: Any) -> Any:
+            optimizer = create(*arguments)
+            known = {id(p): name for name, p in trainer.model.named_parameters()}
+            self._names = [[known[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+            return optimizer
+
+        trainer.create_optimizer = created
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any):
+        """Called when the policy is in pieces, before the first step."""
+        named = dict(model.named_parameters())
+        for group, names in zip(optimizer.param_groups, self._names, strict=True):
+            group["params"] = [named[name] for name in names]

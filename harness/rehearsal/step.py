@@ -245,6 +245,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
     name = optimizer_name(setup.train, setup.adapter, "cuda" if scene.cuda else "cpu", sharded=sharded)
     stands_in = scene.fake and "8bit" in name
     clock: Any = watch.Clock(tracker)
+    by_name = pieces.ByName()
     job = TrainJob(
         model=model,
         reference=None,
@@ -264,7 +265,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         frozen=place.frozen,
         references=_References(tracker, fakes, setup.train.max_length if scene.fill else None),
         folders=scene.folders,
-        callbacks=[watch.Steady(tracker)],
+        callbacks=[*([by_name] if sharded else []), watch.Steady(tracker)],
         replay=longest_replayed(setup),
         probes=False,  # tensors without data are near nothing
         sharded=sharded,
@@ -272,6 +273,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
     training = ready_trainer(algo, job)
     trainer = training.trainer
     if sharded:
+        by_name.follow(trainer)
         shard(trainer, World(0, setup.parallel.processes), lambda: watch.watch_owners(training, tracker))
     if stands_in:
         create = trainer.create_optimizer

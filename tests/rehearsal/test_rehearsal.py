@@ -443,3 +443,27 @@ def test_packed_bytes_are_what_bitsandbytes_stores(double):
     layer.to("cpu")
     stored = sum(t.untyped_storage().nbytes() for t in tensors_of(layer))
     assert sum(standins.four_bit_bytes(512 * 384, double=double).values()) == pytest.approx(stored, rel=0.001)
+
+
+# -- a policy in pieces --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_each_of_several_processes_holds_its_share_and_judges_the_whole(processes):
+    pieces = (f"parallel.processes={processes}", "parallel.strategy=fsdp2", "train.batch_size=16")
+    few = (*pieces, "train.micro_batch_size=1")
+    found = rehearsed(setup_of("algo=dpo", "adapter=full", *few)).peaks()
+    whole = rehearsed(setup_of("algo=dpo", "adapter=full", "train.micro_batch_size=1")).peaks()["train"].owners
+    share = found["train"].owners
+    for owner in ("weights", "gradients", "optimizer"):  # the floor of its shards, and not much more
+        assert whole[owner] / processes <= share[owner] * 1.001 <= whole[owner] / processes * 1.02, owner
+    assert share["activations"] < whole["weights"], "layers are gathered one by one"
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_of_an_adapter_in_pieces_the_frozen_base_is_shared_out_too(adapter):
+    pieces = ("parallel.processes=4", "parallel.strategy=fsdp2", "train.batch_size=16", "train.micro_batch_size=1")
+    share = rehearsed(setup_of("algo=dpo", f"adapter={adapter}", *pieces)).peaks()["train"].owners
+    whole = rehearsed(setup_of("algo=dpo", f"adapter={adapter}", "train.micro_batch_size=1")).peaks()["train"].owners
+    assert whole["optimizer"] / 4 <= share["optimizer"] * 1.001 <= whole["optimizer"] / 4 * 1.05
+    assert whole["weights"] / 4 <= share["weights"] * 1.001 <= whole["weights"] / 4 * 1.1
