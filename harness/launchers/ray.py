@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 from hydra.core.utils import JobReturn
-from hydra_plugins.hydra_ray_launcher import _core
-from hydra_plugins.hydra_ray_launcher.ray_launcher import RayLauncher
+from hydra_plugins.hydra_ray_launcher import _core  # pyright: ignore[reportMissingImports]
+from hydra_plugins.hydra_ray_launcher.ray_launcher import (  # pyright: ignore[reportMissingImports]
+    RayLauncher,
+)
 from omegaconf import OmegaConf, open_dict
 
 from harness.base.errors import UserError
@@ -39,7 +41,7 @@ class Ray(RayLauncher):
         _start(self.ray_cfg.init)
         try:
             with open_dict(self.ray_cfg):
-                self.ray_cfg.remote = suited(OmegaConf.to_container(self.ray_cfg.remote, resolve=True))
+                self.ray_cfg.remote = suited(_plain(self.ray_cfg.remote))
             return see_through(_Tasks(super().launch), job_overrides, initial_job_idx)
         finally:
             ray.shutdown()
@@ -47,7 +49,7 @@ class Ray(RayLauncher):
 
 def _start(settings: Any) -> None:
     """Join the cluster that ``address`` or RAY_ADDRESS names, or start one; signals stay the driver's own."""
-    options = {str(k): v for k, v in (OmegaConf.to_container(settings, resolve=True) or {}).items()}
+    options = _plain(settings)
     address = options.get("address") or os.environ.get("RAY_ADDRESS")
     if address not in (None, "local"):
         options = {k: v for k, v in options.items() if k not in OF_A_CLUSTER_OF_OUR_OWN}
@@ -69,6 +71,11 @@ def _start(settings: Any) -> None:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(node, resolve=True)
+    return {str(key): value for key, value in (found or {}).items()}
 
 
 def _reach(address: str | None) -> None:
@@ -138,7 +145,7 @@ class _Tasks:
 
     @staticmethod
     def _result(task: Any) -> Ended:
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 
         try:
             return of_return(ray.get(task))

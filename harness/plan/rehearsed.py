@@ -36,7 +36,7 @@ def prediction_of(plain: Mapping[str, Any], target: Target) -> Prediction:
     cache = cache_of(setup)
     source = source_of(setup.model, cache)
     config = setup.model.configuration(source)
-    model = skeleton(config, setup.model)
+    model: Any = skeleton(config, setup.model)
     tokenizer = setup.model.tokenizer(source)
     layers = config.get_text_config().num_hidden_layers
     style = style_for(setup, data, tokenizer)

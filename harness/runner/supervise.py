@@ -95,6 +95,7 @@ def attend(
                     end(process)
     except Preempted as told:
         raised, interrupted = told, True
+        watch.look(sampler, ranks.uuids)  # where it is by now
         if job.mode == "train" and job.world.size == 1 and watch.phase == "train":
             _keep(job, process, told.grace_s)
         end(process)

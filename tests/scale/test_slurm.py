@@ -74,7 +74,7 @@ def test_four_trials_have_a_gpu_each_and_one_parent(sandbox, cluster):
 
 @pytest.mark.slow
 def test_a_preempted_trial_goes_on_from_its_checkpoint(sandbox, cluster):
-    command = sandbox.start("-m", *LONG, "train.steps=160", "train.checkpoint_steps=null", *ON_SLURM)
+    command = sandbox.start("-m", *LONG, "train.steps=600", "train.checkpoint_steps=null", *ON_SLURM)
     folder = only_folder(sandbox, "long")
     wait_for(lambda: (folder / "worker.jsonl").exists() and '"series"' in (folder / "worker.jsonl").read_text())
     cluster.ask("srun", "--partition=urgent", "--gres=gpu:2", "sleep", "1")  # takes the GPUs of the lower partition
