@@ -14,8 +14,8 @@ from harness.base.errors import UserError
 PACKAGE = "hydra_plugins.harness"
 OWN = {
     "Listed": ("harness.config.listed", None),
-    "Slurm": ("harness.launchers.slurm", "launchers"),
-    "Ray": ("harness.launchers.ray", "ray"),
+    "Slurm": ("harness.launchers.slurm_jobs", "launchers"),
+    "Ray": ("harness.launchers.ray_tasks", "ray"),
 }
 """The module of each, and the extra that brings what it needs."""
 

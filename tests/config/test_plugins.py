@@ -9,7 +9,7 @@ from hydra.core.plugins import Plugins
 
 from harness.base.errors import UserError
 from harness.config.listed import LISTED, Listed
-from harness.config.plugins import PACKAGE, register
+from harness.config.plugins import OWN, PACKAGE, register
 
 
 def test_a_plugin_is_known_by_hydras_package_and_pickled_by_its_own():
@@ -32,7 +32,7 @@ def test_what_is_not_ours_is_left_to_hydra():
     ],
 )
 def test_a_launcher_whose_packages_are_missing_names_the_extra(monkeypatch, name, needs, extra):
-    monkeypatch.delitem(sys.modules, f"harness.launchers.{name.lower()}", raising=False)
+    monkeypatch.delitem(sys.modules, OWN[name][0], raising=False)
     for module in [needs, *(known for known in sys.modules if known.startswith(f"{needs}."))]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "ray", None)
