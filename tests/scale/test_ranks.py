@@ -217,7 +217,7 @@ def test_the_trained_policy_is_judged_kept_and_followed_on_the_way_as_one_proces
     assert points[0] == points[1] == [0.0, 0.5, 1.0]
     each = [metrics[1][f"memory/rank_{k}_peak_mb"] for k in (0, 1)]
     assert metrics[1]["memory/peak_mb"] == max(each) and min(each) > 20
-    assert max(each) <= metrics[1]["memory/all_ranks_peak_mb"] <= 1.2 * sum(each)
+    assert max(each) <= metrics[1]["memory/all_ranks_peak_mb"] <= sum(each) + 200  # the agent beside them
     assert "memory/all_ranks_peak_mb" not in metrics[0]
     assert (found[2] / "artifacts" / "model" / "adapter_config.json").is_file()
     assert not list(found[2].glob("**/.*-*")), "nothing half-written is left"
