@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QUICK
-from tests.runs import Sandbox, wait_for
+from tests.runs import Sandbox, free_port, wait_for
 from tests.toys import build_model, conversational_rows, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,9 +100,7 @@ def test_a_command_that_trains_finishes(sandbox: Sandbox, command: str) -> None:
 
 @pytest.mark.slow
 def test_a_bare_mlflow_ui_opens_the_store(sandbox: Sandbox) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ui = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
         cwd=sandbox.cwd,

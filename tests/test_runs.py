@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Sandbox, alive, session_members, wait_for
+from tests.runs import Sandbox, alive, free_port, session_members, wait_for
 
 LONG = ("train.steps=4000", "train.logging_steps=1")
 
@@ -179,9 +179,7 @@ def test_timeout_and_out_of_memory_are_rows_with_their_high_water_mark(sandbox: 
 
 @pytest.mark.slow
 def test_a_tracking_server_that_goes_away_loses_nothing(sandbox: Sandbox) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
 
     def serve() -> subprocess.Popen[bytes]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -55,9 +54,9 @@ class _Looked(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Called by the trainer before its first step."""
-        held, whole = held_and_whole(model)
-        if held * self.world.size > 1.5 * whole:
-            raise RuntimeError(f"the policy is not sharded: this process holds {held:,} of its {whole:,} values")
+        held, values = held_and_whole(model)
+        if held * self.world.size > 1.5 * values:
+            raise RuntimeError(f"the policy is not sharded: this process holds {held:,} of its {values:,} values")
         self.tell()
 
 
@@ -96,15 +95,9 @@ def put_together(base: Any, weights: Mapping[str, Tensor], wrap: Any | None) -> 
     from peft import get_peft_model
 
     policy = base if wrap is None else get_peft_model(base, wrap)
-    parameters = dict(policy.named_parameters())
-    expected = {name for name, p in parameters.items() if p.requires_grad or wrap is None}
-    if not set(weights) <= set(parameters) or (wrap is not None and expected != set(weights)):
-        odd = sorted(expected ^ set(weights))[:3]
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if odd := sorted(trained.keys() ^ weights.keys())[:3]:
         raise RuntimeError(f"what was trained in pieces does not fit the policy: {', '.join(odd)}")
-    with torch.no_grad():
-        for name, value in weights.items():
-            if wrap is not None:
-                parameters[name].data = value.to(parameters[name].device)
-            else:
-                parameters[name].copy_(value)
+    for name, parameter in trained.items():
+        parameter.data = weights[name].to(parameter.device)
     return policy.eval()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MISSING = "–"
 ELLIPSIS = "…"
@@ -49,6 +50,12 @@ def whole(value: float | None) -> str:
 def count(n: int, thing: str) -> str:
     """``one seed``, ``3 seeds``."""
     return f"one {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean dpo?`` where one of ``known`` is like ``word``; else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def printable(text: str, limit: int | None = None) -> str:

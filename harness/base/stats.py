@@ -22,6 +22,8 @@ from harness.base.spread import Error, Spread, error_of, p_value, quantile, smal
 
 LEVEL = 0.95
 MOST_SEEDS = 100
+SAME = 0.05
+"""Of true reward or of a share: a difference that decides nothing."""
 """A need for more seeds than this is told as "more than"."""
 ROUNDING = 1e-12
 """Of a mean: a smaller error is that of the arithmetic."""

@@ -86,10 +86,10 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
         if not sweep.own_process:
             forkserver.stop()  # other processes will have their own
         if sweep.own_process:
-            _hydra(options, overrides, sweep)
+            _hydra(options, overrides)
         else:
             with elsewhere.probes(sweep.folder, cache_dir(sweep.plain)):
-                _hydra(options, [*overrides, *_wherever_it_runs(sweep)], sweep)
+                _hydra(options, [*overrides, *_wherever_it_runs(sweep)])
     except KeyboardInterrupt:
         interrupted = True
     except Exception as error:
@@ -309,11 +309,11 @@ def _wherever_it_runs(sweep: Sweep) -> list[str]:
     return [f"outputs={elsewhere.quoted(outputs)}", f"+hydra.job.env_set.{elsewhere.FROM}={elsewhere.quoted(start)}"]
 
 
-def _hydra(options: Any, overrides: Sequence[str], sweep: Sweep) -> None:
+def _hydra(options: Any, overrides: Sequence[str]) -> None:
     """Hand over to Hydra, which launches what it enumerates."""
     flags = ["--multirun"] * options.multirun
     flags += ["--config-dir", str(Path(options.config_dir).resolve())] if options.config_dir else []
-    hydra_application(job, [*flags, *overrides], sweep.plugins)  # Hydra's own parser wants all overrides in one piece
+    hydra_application(job, [*flags, *overrides])  # Hydra's own parser wants all overrides in one piece
 
 
 def parse(arguments: Sequence[str]) -> Any:

@@ -86,10 +86,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _no_command(word: str) -> UserError:
-    import difflib
+    from harness.base.formatting import did_you_mean
 
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}; a setting is key=value"
+    fix = did_you_mean(word, COMMANDS) or f"commands: {', '.join(COMMANDS)}; a setting is key=value"
     return UserError("no such command", key="command", value=word, fix=fix)
 
 

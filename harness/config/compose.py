@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError, UserErrors
+from harness.base.formatting import did_you_mean
 from harness.config import renamed
 
 OWN_PACKAGE = "harness"
@@ -136,8 +137,8 @@ def _refuse_strangers(node: Any, path: str, plugins: Sequence[str]) -> None:
         _refuse_strangers(value, f"{path}.{key}", plugins)
 
 
-def hydra_application(task: Callable[[Any], object], arguments: Sequence[str], plugins: Sequence[str] = ()) -> None:
-    """Run Hydra's command line over ``conf/`` with ``task`` as the job; ``plugins`` are those of our own that it needs.
+def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -> None:
+    """Run Hydra's command line over ``conf/`` with ``task`` as the job; plugins of our own are registered before.
 
     Raises:
         UserError: in place of Hydra's and OmegaConf's own errors.
@@ -145,10 +146,6 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str], p
     """
     import hydra
 
-    from harness.config.plugins import register
-
-    for target in plugins:
-        register(target)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
     sys.argv = [shown[0], *renamed.arguments(arguments)]
@@ -189,8 +186,7 @@ def as_user_error(error: Exception) -> UserError:
             return UserError("no such option", key="model", value=f"{group.removeprefix('model/')}/{option}", fix=fix)
         folders = sorted(f"{p.parent.name}/{p.stem}" for p in (conf_dir() / group).glob("*/*.yaml"))
         known = [*options.split(), *folders]
-        near = difflib.get_close_matches(option, known, n=1)
-        fix = (f"did you mean {near[0]}? " if near else "") + f"{group} is one of {', '.join(known)}"
+        fix = f"{did_you_mean(option, known)} {group} is one of {', '.join(known)}".lstrip()
         return UserError("no such option", key=group, value=option, fix=fix)
     chained = error.__cause__
     if chained is not None and str(chained).strip() and str(chained).strip() not in text:

@@ -15,7 +15,9 @@ from harness.base.stats import Comparison, Interval, Verdict
 from harness.report.intervals import LEGEND, SHORT_LEGEND, gap_of, interval, is_share, known, measured, short_interval
 from harness.report.leaderboard import FRONT, HOURS, Price, finished, hours_of, told_apart, training_s
 
-MARGINS = {"eval/true_reward": 0.05, "eval/correct": 0.05, "eval/preference_accuracy": 0.05}
+MARGINS: Mapping[str, float] = {
+    f"eval/{name}": stats.SAME for name in ("true_reward", "correct", "preference_accuracy")
+}
 """Differences smaller than this do not matter: seeds of one recipe differ by as much (docs/metrics.md)."""
 UNITS = {"eval/true_reward": "eval_prompts", "eval/correct": "eval_prompts", "eval/preference_accuracy": "eval_pairs"}
 """Where a metric's results per example are kept."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
+from harness.base import formatting
 from harness.base.errors import UserError
 from harness.base.stats import Comparison
 from harness.report import choice, recipes, yardsticks
@@ -80,10 +80,8 @@ def _known(frame: pd.DataFrame, name: str) -> str:
     known = rankable(frame)
     metric = name if name.startswith("eval/") else f"eval/{name}"
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=1)
-        fix = (
-            f"did you mean {near[0].removeprefix('eval/')}? " if near else ""
-        ) + f"known: {', '.join(known) or 'none'}"
+        meant = formatting.did_you_mean(metric, known).replace("eval/", "", 1)
+        fix = f"{meant} known: {', '.join(known) or 'none'}".lstrip()
         rule = "is no metric that can rank: one that finished trials have, and of which more is better"
         raise UserError(rule, key="--rank-by", value=name, fix=fix)
     return metric

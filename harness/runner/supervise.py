@@ -123,7 +123,10 @@ def attend(
 
 def _keep(job: Job, process: Any, seconds: float) -> None:
     """Have the trial write a checkpoint, and wait for it as long as there is time."""
-    job.wish.touch()
+    try:
+        job.wish.touch()
+    except OSError:  # the disk is full: there is no room for a checkpoint either
+        return
     until = time.monotonic() + seconds
     while process.is_alive() and job.wish.exists() and time.monotonic() < until:
         process.join(POLL_S)

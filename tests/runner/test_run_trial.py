@@ -33,6 +33,7 @@ from harness.store.result import read_result, write_json
 from harness.telemetry.sampler import MemorySummary
 from harness.trial.checks import check_data
 from harness.trial.identify import identify
+from harness.trial.job import Job
 
 TRAINS = SimpleNamespace(algo=SimpleNamespace(trains=True))
 TRAINS_NOT = SimpleNamespace(algo=SimpleNamespace(trains=False))
@@ -567,3 +568,22 @@ def test_a_user_error_is_marked_as_one():
     described = describe(UserError("must be positive", key="algo.beta", value=-1))
     assert described["user_error"] is True
     assert described["message"] == "algo.beta=-1: must be positive"
+
+
+def test_where_no_checkpoint_can_be_asked_for_the_books_are_closed_at_once(tmp_path):
+    job = Job(folder=str(tmp_path / "gone"), plain={}, cache_dir="")
+    began = time.monotonic()
+    supervise._keep(job, SimpleNamespace(is_alive=lambda: True, join=time.sleep), 30.0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_checkpoint_is_waited_for_until_it_is_there(tmp_path):
+    job = Job(folder=str(tmp_path), plain={}, cache_dir="")
+    looks = []
+
+    def join(seconds):
+        looks.append(job.wish.exists())
+        job.wish.unlink()
+
+    supervise._keep(job, SimpleNamespace(is_alive=lambda: True, join=join), 30.0)
+    assert looks == [True] and not job.wish.exists()

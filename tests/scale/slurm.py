@@ -6,11 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.runs import free_port, wait_for
 
 GPUS = ("/dev/null", "/dev/zero")
 """Stand in for devices: Slurm wants character devices, and opens none."""
@@ -108,9 +109,9 @@ def cluster(root: Path) -> Iterator[Cluster]:
         for command in (munge, ["slurmctld", "-D", *conf], ["slurmd", "-D", *conf]):
             stack.enter_context(daemon(command, root / f"{command[0]}.out"))
             if command is munge:
-                until(lambda: (root / "munge.socket").exists(), "munge")
+                wait_for(lambda: (root / "munge.socket").exists(), 30, "munge")
         found = Cluster(root)
-        until(lambda: "idle" in status(found), "the node")
+        wait_for(lambda: "idle" in status(found), 30, "the node")
         yield found
         subprocess.run(["scancel", "--user=root"], env={**os.environ, **found.environment}, capture_output=True)
 
@@ -135,16 +136,3 @@ def daemon(command: list[str], log: Path) -> Iterator[None]:
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def until(condition, what: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

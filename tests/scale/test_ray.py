@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Sandbox, alive, wait_for
-from tests.scale.slurm import free_port
+from tests.runs import Sandbox, alive, free_port, wait_for
 
 absent = [name for name in ("ray", "hydra_plugins.hydra_ray_launcher") if importlib.util.find_spec(name) is None]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(absent), reason="needs the extra: pip install -e '.[ray]'")]

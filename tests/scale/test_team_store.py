@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Sandbox, wait_for
-from tests.scale.slurm import free_port
+from tests.runs import Sandbox, free_port, wait_for
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres"

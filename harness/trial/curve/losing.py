@@ -13,14 +13,13 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from harness.base.stats import SAME
 from harness.store import journal
 from harness.store.past import description, result_of, trial_folders
 from harness.store.result import since_attempt
 
 FALSE = 0.001
 """Chance at a point that a trial which ties with its only rival is stopped; of more rivals together, no more."""
-TIE = 0.05
-"""Of true reward or preference accuracy: a difference that decides nothing, as in a report."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def has_lost(own: Point, best: Point) -> bool:
     recipe of the whole grid survived in 59 % of the orders alone, and with it in 99.5 % (``bench/stop_losing.py``).
     """
     error = math.sqrt(2) * max(own.stderr, best.stderr)
-    return best.mean - own.mean - TIE > NormalDist().inv_cdf(1 - FALSE / best.rivals) * error
+    return best.mean - own.mean - SAME > NormalDist().inv_cdf(1 - FALSE / best.rivals) * error
 
 
 def best_rival(folder: Path, share: float, metric: str) -> Point | None:
