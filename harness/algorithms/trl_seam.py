@@ -181,11 +181,12 @@ class AnchoredTrainer(SFTTrainer):
     @contextmanager
     def _as_base(self, model: Any) -> Iterator[Any]:
         options: Any = self.args.gradient_checkpointing_kwargs
-        with disable_gradient_checkpointing(model, options):
+        policy: Any = self.accelerator.unwrap_model(model)  # DDP's wrapper knows neither of the two below
+        with disable_gradient_checkpointing(policy, options):
             if self.ref_model is not None:
                 yield self.ref_model
                 return
-            with self.accelerator.unwrap_model(model).disable_adapter():
+            with policy.disable_adapter():
                 yield model
 
 

@@ -150,7 +150,7 @@ def _patiently(make: Any) -> Any:
 def check_reachable(tracking: Tracking) -> None:
     """Raise ``UserError`` within seconds if a tracking server does not answer, or a database cannot be opened."""
     uri = tracking.resolved_uri
-    if not uri.startswith(("http://", "https://")):
+    if not _is_server(uri):
         if uri.startswith(SQLITE):
             folder = Path(uri.removeprefix(SQLITE)).parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -184,7 +184,7 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
     try:
         api = client(uri)
         with _alone(uri):
-            experiment_id = _patiently(lambda: _experiment(api, tracking.experiment))
+            experiment_id = _patiently(lambda: _experiment(api, tracking.experiment, uri))
             return SweepRun(uri, experiment_id, _parent(api, experiment_id, sweep, description or {}))
     except UserError:
         raise
@@ -207,7 +207,11 @@ def source_tags(command: str | None, commit: str | None = None) -> dict[str, str
     return found
 
 
-def _experiment(api: Any, name: str) -> str:
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _experiment(api: Any, name: str, uri: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         raise UserError(
@@ -216,6 +220,15 @@ def _experiment(api: Any, name: str) -> str:
             value=name,
             fix=f"restore it: MLFLOW_TRACKING_URI=... mlflow experiments restore -x {found.experiment_id}; or name "
             "another: tracking.experiment=NAME",
+        )
+    if found is not None and str(found.artifact_location).startswith("mlflow-artifacts:") and not _is_server(uri):
+        raise UserError(
+            f"the artifacts of the experiment {name!r} lie behind the MLflow server that made it "
+            f"({found.artifact_location}), and its database alone cannot reach them",
+            key="tracking.uri",
+            value=uri,
+            fix="give the server's address, tracking.uri=http://…; or name another experiment: "
+            "tracking.experiment=NAME",
         )
     # The UI then opens on training runs, and not on traces.
     tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": HOW_TO_READ}

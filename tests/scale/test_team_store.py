@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ PASSWORD = "s3cr3t-of-the-team"
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A database server on a loopback address; the address of its empty database."""
+    """A database server on a loopback address; it holds the empty databases mlflow and direct."""
     root, port = Path(tempfile.mkdtemp(prefix="pg")), free_port()
     root.chmod(0o755)
     data, secret = root / "data", root / "secret"
@@ -58,9 +59,12 @@ def postgres() -> Iterator[str]:
         )
         try:
             env = {**os.environ, "PGPASSWORD": PASSWORD}
-            make = [str(tool / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "team", "mlflow"]
-            wait_for(lambda: subprocess.run(make, env=env, capture_output=True).returncode == 0, 30, "the database")
-            yield f"postgresql+psycopg://team:{PASSWORD}@127.0.0.1:{port}/mlflow"
+            make = [str(tool / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "team"]
+            for name in ("mlflow", "direct"):
+                command = [*make, name]
+                done = partial(subprocess.run, command, env=env, capture_output=True)
+                wait_for(lambda done=done: done().returncode == 0, 30, "the database")
+            yield f"postgresql+psycopg://team:{PASSWORD}@127.0.0.1:{port}"
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(30)
@@ -111,7 +115,7 @@ def database() -> Iterator[str]:
 
 @pytest.fixture
 def server(database, tmp_path_factory) -> Iterator[Server]:
-    made = Server(database, tmp_path_factory.mktemp("server"), free_port())
+    made = Server(f"{database}/mlflow", tmp_path_factory.mktemp("server"), free_port())
     made.start()
     yield made
     made.kill()
@@ -132,8 +136,8 @@ def test_two_sweeps_at_once_on_an_empty_store_then_report_and_gate_from_it_alone
         sandbox.start("-m", "algo=dpo,ipo", "seed=0,1", store, f"sweep={name}", "runner.threads=1")
         for sandbox, name in zip(sandboxes, ("anna", "ben"), strict=False)
     ]
-    for command in started:
-        out, _ = command.communicate(timeout=400)
+    ended = [(command, command.communicate(timeout=400)[0]) for command in started]
+    for command, out in ended:
         assert command.returncode == 0, out
         assert "MLflow is behind" not in out
     ci = sandboxes[2]
@@ -166,14 +170,24 @@ def test_a_server_that_is_killed_and_comes_back_has_all_in_the_end(sandboxes, se
     assert sum(len(path.read_text().splitlines()) - 1 for path in rows) >= 3
 
 
+def test_a_servers_experiment_is_not_filled_through_its_database(sandboxes, server, database):
+    anna = sandboxes[0]
+    assert anna.run("algo=dpo", f"tracking.uri={server.uri}", "tracking.experiment=ours").returncode == 0
+    done = anna.run("algo=ipo", f"tracking.uri={database}/mlflow", "tracking.experiment=ours")
+    assert done.returncode == 2 and "tracking.uri=" in done.stderr, done.stdout + done.stderr
+    assert "lie behind the MLflow server" in done.stderr and PASSWORD not in done.stderr
+    assert len(list(anna.cwd.glob("outputs/*/*/trial.json"))) == 1
+
+
 def test_a_database_is_used_directly_and_its_password_shown_nowhere(sandboxes, database):
     anna, ben, ci = sandboxes
+    database = f"{database}/direct"
     started = [
         sandbox.start("-m", "algo=dpo,ipo", f"tracking.uri={database}", f"sweep=direct-{k}", "runner.threads=1")
         for k, sandbox in enumerate((anna, ben))
     ]
-    for command in started:
-        out, _ = command.communicate(timeout=400)
+    ended = [(command, command.communicate(timeout=400)[0]) for command in started]
+    for command, out in ended:
         assert command.returncode == 0, out
         assert PASSWORD not in out
     for sandbox in (anna, ben):
