@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
 from harness.plan.predict import Prediction, Target, predict
 from harness.plan.render import Row, as_json, render
+from harness.plan.spread import spread
 from harness.runner import forkserver
 from harness.runner.display import say
 from harness.sweep.deep_checks import TEMPLATE, check
@@ -31,7 +33,12 @@ def main(argv: list[str]) -> int:
     if options is None:
         return 0
     sweep, rows, gpu, cuda = plan(
-        options.overrides, options.gpu, options.config_dir, multirun=options.multirun, lengths=options.lengths
+        options.overrides,
+        options.gpu,
+        options.config_dir,
+        multirun=options.multirun,
+        lengths=options.lengths,
+        gpus=options.gpus,
     )
     rule = {"limit": "filled to train.max_length", "data": "the longest of the data", "auto": AUTO}[options.lengths]
     if options.format == "json":
@@ -54,21 +61,33 @@ def plan(
     *,
     multirun: bool = True,
     lengths: Literal["auto", "data", "limit"] = "auto",
+    gpus: int = 1,
 ) -> tuple[Sweep, list[Row], Gpu | None, bool]:
     """The sweep, a row for each trial, the GPU to fit into, and whether a GPU was predicted for.
+
+    With several ``gpus``, a trial that one of them cannot hold is tried on 2, 4, 8 … up to so many.
 
     Raises:
         UserErrors: the sweep, the GPU's name or a chat template is wrong.
     """
     asked = None if gpu is None else gpu_of(gpu)
+    if gpus < 1:
+        raise UserError("a number of GPUs", key="--gpus", value=gpus, fix="--gpus 8")
     forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
     try:
         sweep = plan_sweep(named(overrides), multirun=multirun, config_dirs=config_dirs)
         if endless := _template_problems(sweep):
             raise UserErrors(endless)
         device, cuda = _place(asked, sweep)
+        if gpus > 1 and device is None:
+            raise UserError(
+                "of which kind is not known: no GPU is here",
+                key="--gpus",
+                value=gpus,
+                fix=f"--gpu h100 --gpus {gpus}, or --gpu with a size such as 24GB",
+            )
         target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[lengths])
-        return sweep, planned(sweep.points, device, target, config_dirs), device, cuda
+        return sweep, planned(sweep.points, device, target, config_dirs, gpus), device, cuda
     finally:
         forkserver.stop()
 
@@ -78,7 +97,9 @@ def _template_problems(sweep: Sweep) -> list[UserError]:
     return [e for found in check(sweep).values() for e in found.errors if e.key == TEMPLATE]
 
 
-def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = ()) -> list[Row]:
+def planned(
+    points: Sequence[Point], gpu: Gpu | None, target: Target, config_dirs: Sequence[str] = (), gpus: int = 1
+) -> list[Row]:
     """A row for each trial, with what to change about those that do not fit."""
     rows = []
     for point, label, found in zip(points, names(points), predict([p.setup for p in points], target, say), strict=True):
@@ -87,7 +108,12 @@ def planned(points: Sequence[Point], gpu: Gpu | None, target: Target, config_dir
         elif gpu is None or gpu.fits(found.peak):
             rows.append(Row(label, found))
         else:
-            rows.append(_changed(point, label, found, gpu, target, config_dirs))
+            row = _changed(point, label, found, gpu, target, config_dirs)
+            if gpus > 1 and row.prediction is not None and not gpu.fits(row.prediction.peak):
+                say(f"{label}: on how many GPUs does it fit?")
+                baseline = "quantized" if row.note == QUANTIZED else None
+                row = replace(row, shares=spread(_recomposed(point, config_dirs, baseline), gpu, gpus, target, say))
+            rows.append(row)
     return rows
 
 
@@ -149,6 +175,9 @@ def _options(argv: list[str]) -> Any | None:
     parser.add_argument("-m", "--multirun", action="store_true", help="the overrides are a sweep")
     parser.add_argument(
         "--gpu", metavar="GPU", help="a name (h100) or size (24GB) to fit into; default: the one present"
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="on how many of them, N at most, does a trial fit?"
     )
     parser.add_argument(
         "--lengths",

@@ -68,11 +68,8 @@ def fixes(
     return found, None if found else nearest
 
 
-def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:
-    """Changes worth trying: first those that leave the result as it is, then those that change what is learned.
-
-    The last is not to judge: what is trained may fit where its samples and their scores do not.
-    """
+def harmless(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:
+    """Changes that leave the result as it is: smaller batches where the peak is, and checkpointing."""
     train = setup.train
     if prediction.phase in ("baseline", "reference", "evaluate") and setup.eval.batch_size > 1:
         yield from ((f"eval.batch_size={size}",) for size in (setup.eval.batch_size // 8, 1) if size)
@@ -81,10 +78,18 @@ def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]
         yield checkpoint
     micro = train.micro_batch_size or 1
     sizes = [size for size in (micro // 2, micro // 4, 1) if 0 < size < micro]
-    smallest: tuple[str, ...] = ()
-    for size in dict.fromkeys(sizes):
-        smallest = (f"train.micro_batch_size={size}", *checkpoint)
-        yield smallest
+    yield from ((f"train.micro_batch_size={size}", *checkpoint) for size in dict.fromkeys(sizes))
+
+
+def candidates(setup: Setup, prediction: Prediction) -> Iterator[tuple[str, ...]]:
+    """Changes worth trying: first those that leave the result as it is, then those that change what is learned.
+
+    The last is not to judge: what is trained may fit where its samples and their scores do not.
+    """
+    train, smallest = setup.train, ()
+    for change in harmless(setup, prediction):
+        smallest = change if change[0].startswith("train.micro_batch_size=") else smallest
+        yield change
     for adapter in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(setup.adapter.name, ()):
         yield (f"adapter={adapter}",)
         if smallest:

@@ -13,6 +13,7 @@ from harness.base import formatting
 from harness.plan.fixes import UNJUDGED, Fix
 from harness.plan.gpus import CONTEXT_BYTES, FRAGMENTED, GB, HEAP, PROCESS_BYTES, Gpu, needed
 from harness.plan.predict import Prediction
+from harness.plan.spread import Share
 from harness.rehearsal.timeline import OWNERS
 
 PHASES = ("load", "baseline", "reference", "train", "rollout", "evaluate")
@@ -36,6 +37,7 @@ class Row:
         fixes: what to change where it does not fit.
         nearest: of the changes that were tried, the one that comes nearest, where none makes it fit.
         note: what a reader should know of it.
+        shares: what each of several GPUs would hold, where it was asked; the last is the fewest on which it fits.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Row:
     fixes: Sequence[Fix] = field(default_factory=tuple)
     nearest: Fix | None = None
     note: str = ""
+    shares: Sequence[Share] = ()
 
 
 def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markdown: bool) -> str:
@@ -69,6 +72,9 @@ def render(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str, markd
         if unfit:
             parts.append(_title("What to change", markdown))
             parts.append("\n".join(_advice(row, gpu) for row in unfit))
+        if any(row.shares for row in told):
+            parts.append(_title("On how many GPUs it fits", markdown))
+            parts.append("\n".join(_on_several(row, gpu) for row in told if row.shares))
     parts += [_title("Assumptions", markdown), "\n".join(f"- {line}" for line in assumptions(cuda, rule))]
     return "\n\n".join(parts) + "\n"
 
@@ -94,6 +100,7 @@ def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> s
                 **({"note": row.note} if row.note else {}),
                 "fixes": [_as_record(fix) for fix in row.fixes],
                 **({"nearest": _as_record(row.nearest)} if row.nearest else {}),
+                **({"shares": [_share(share, gpu, cuda=cuda) for share in row.shares]} if row.shares else {}),
             }
         )
     place = None if gpu is None else {"name": gpu.name, "bytes": gpu.bytes}
@@ -102,6 +109,19 @@ def as_json(rows: Sequence[Row], gpu: Gpu | None, *, cuda: bool, rule: str) -> s
 
 def _as_record(fix: Fix) -> dict[str, Any]:
     return {"overrides": fix.overrides, "predicted_peak_bytes": fix.peak}
+
+
+def _share(share: Share, gpu: Gpu | None, *, cuda: bool) -> dict[str, Any]:
+    if share.prediction is None:
+        return {"processes": share.processes, "problem": share.problem}
+    return {
+        "processes": share.processes,
+        "overrides": share.overrides,
+        "predicted_peak_bytes": share.prediction.peak,
+        "predicted_needed_bytes": share.prediction.needed(cuda=cuda),
+        "set_by": share.prediction.phase,
+        "fits": None if gpu is None else gpu.fits(share.prediction.peak),
+    }
 
 
 def assumptions(cuda: bool, rule: str) -> list[str]:
@@ -171,6 +191,24 @@ def _advice(row: Row, gpu: Gpu) -> str:
         for fix in row.fixes
     )
     return f"{head}: {ways}"
+
+
+def _on_several(row: Row, gpu: Gpu) -> str:
+    """What each of 2, 4, 8 … GPUs would hold of a trial, and how many are enough."""
+    lines: list[str] = []
+    enough: Share | None = None
+    for share in row.shares:
+        if share.prediction is None:
+            lines.append(f"  - {share.processes}: {share.problem}")
+            continue
+        fits = gpu.fits(share.prediction.peak)
+        enough = share if fits else enough
+        lines.append(
+            f"  - {share.processes}: each needs {gb(needed(share.prediction.peak))} GB of {gb(gpu.bytes)}, set by "
+            f"{share.prediction.phase}{'' if fits else ': too much'}"
+        )
+    answer = "on none of these" if enough is None else f"on {enough.processes}, with `{' '.join(enough.overrides)}`"
+    return "\n".join([f"- {row.label}: {answer}", *lines])
 
 
 def _title(words: str, markdown: bool) -> str:

@@ -16,6 +16,7 @@ from harness.plan.fixes import Fix, candidates
 from harness.plan.gpus import Gpu, gpu_of, needed
 from harness.plan.predict import Prediction, Target, inputs
 from harness.plan.render import Row, as_json, render
+from harness.plan.spread import numbers
 from harness.sweep.expand import plan_sweep
 from tests.rehearsal.test_rehearsal import SMALL, setup_of
 
@@ -171,3 +172,73 @@ def test_a_model_that_cannot_be_built_says_at_which_layer(tmp_path, monkeypatch,
     shown = capsys.readouterr()
     path = "LlamaForCausalLM > LlamaModel > LlamaDecoderLayer 0 > LlamaMLP"
     assert f"cannot be built without weights: stopped in {path}" in shown.out
+
+
+# -- several GPUs --------------------------------------------------------------------------------------
+
+
+def test_where_judging_sets_the_peak_its_batches_are_made_smaller_before_more_gpus_are_asked_for(monkeypatch):
+    def foreseen(setups: Any, *_: Any) -> list[Prediction]:
+        return [
+            Prediction({
+                "train": {"weights": 170e9 / s.parallel.processes},
+                "evaluate": {"weights": 32e9, "kv_cache": 1e9 * s.eval.batch_size},
+            })
+            for s in setups
+        ]  # fmt: skip
+
+    for module in ("harness.cli.plan", "harness.plan.fixes", "harness.plan.spread"):
+        monkeypatch.setattr(f"{module}.predict", foreseen)
+    sweep = plan_sweep([*SMALL, "algo=dpo", "adapter=lora", "eval.batch_size=64"], multirun=False)
+    row = planned(sweep.points, gpu_of("h100"), Target(cuda=True), gpus=8)[0]
+    last = row.shares[-1]
+    assert (
+        last.processes == 4
+        and last.prediction is not None
+        and "eval.batch_size=8" in last.overrides
+        and last.prediction.phase == "evaluate"
+    )
+
+
+def test_of_several_gpus_2_4_8_and_the_last_one_are_tried():
+    assert [numbers(n) for n in (1, 2, 3, 6, 8)] == [[], [2], [2, 3], [2, 4, 6], [2, 4, 8]]
+
+
+def test_the_fewest_gpus_that_hold_a_trial_are_named(monkeypatch):
+    def foreseen(setups: Any, *_: Any) -> list[Prediction]:
+        """160 GB in one piece, 16 GB of which every process has."""
+        return [Prediction({"train": {"weights": 16e9 + 144e9 / s.parallel.processes}}) for s in setups]
+
+    monkeypatch.setattr("harness.cli.plan.predict", foreseen)
+    monkeypatch.setattr("harness.plan.fixes.predict", foreseen)
+    monkeypatch.setattr("harness.plan.spread.predict", foreseen)
+    sweep = plan_sweep([*SMALL, "algo=dpo", "adapter=lora"], multirun=False)
+    gpu = gpu_of("h100")
+    row = planned(sweep.points, gpu, Target(cuda=True), gpus=8)[0]
+    assert [share.processes for share in row.shares] == [2, 4]
+    assert row.shares[-1].overrides[:2] == ("parallel.processes=4", "parallel.strategy=fsdp2")
+    assert row.shares[-1].overrides[2:] == ("train.micro_batch_size=2",), "its part of a batch is no more"
+    said = render([row], gpu, cuda=True, rule="r", markdown=False)
+    assert (
+        "on 4, with `parallel.processes=4 parallel.strategy=fsdp2 train.micro_batch_size=2`" in said
+        and "- 2: each needs" in said
+    )
+    told = json.loads(as_json([row], gpu, cuda=True, rule="r"))["trials"][0]["shares"]
+    assert [(share["processes"], share["fits"]) for share in told] == [(2, False), (4, True)]
+
+
+def test_where_pieces_are_refused_the_processes_hold_the_whole_policy_and_no_number_of_gpus_may_do(monkeypatch):
+    whole = [Prediction({"train": {"weights": 160e9}})]
+    for module in ("harness.cli.plan", "harness.plan.fixes", "harness.plan.spread"):
+        monkeypatch.setattr(f"{module}.predict", lambda setups, *_: whole * len(setups))
+    sweep = plan_sweep([*SMALL, "algo=grpo"], multirun=False)
+    row = planned(sweep.points, gpu_of("h100"), Target(cuda=True), gpus=4)[0]
+    assert [share.overrides[1] for share in row.shares] == ["parallel.strategy=ddp"] * 2
+    assert "on none of these" in render([row], gpu_of("h100"), cuda=True, rule="r", markdown=True)
+
+
+def test_how_many_gpus_of_no_kind_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("harness.cli.plan.gpu_present", lambda: None)
+    assert main(["plan", "--gpus", "8", "algo=dpo"]) == 2
+    assert "--gpu h100 --gpus 8" in capsys.readouterr().err
+    assert main(["plan", "--gpus", "0", "algo=dpo"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,6 @@ def test_a_slurm_that_takes_no_job_is_a_clear_error(sandbox, cluster):
 
 @pytest.mark.slow
 def test_a_machine_without_slurm_is_a_clear_error(sandbox):
-    done = sandbox.run("-m", "algo=dpo,ipo", *ON_SLURM, "sweep=none", PATH=str(Path(os.sys.executable).parent))
+    done = sandbox.run("-m", "algo=dpo,ipo", *ON_SLURM, "sweep=none", PATH=str(Path(sys.executable).parent))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert subprocess.list2cmdline(["sinfo"]) in done.stderr
