@@ -6,7 +6,35 @@ from pathlib import Path
 
 import pytest
 
+from harness.telemetry.inventory import device_levels
+from tests.telemetry.driver import GB, Driver, Gpu
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check"
+
+
+class Told:
+    """In place of a report: what was checked, and how it came out."""
+
+    def __init__(self) -> None:
+        self.passed: dict[str, bool] = {}
+
+    def check(self, name: str, passed: bool, found: str) -> None:
+        self.passed[name] = passed
+
+
+def test_of_a_gpu_and_a_full_stand_in_a_trial_takes_the_gpu_and_a_second_trial_the_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    from gpu_several import UUID, Another, choice
+
+    driver = Driver(Gpu("GPU-a", used=3 * GB))
+    told = Told()
+    choice(told, driver, tmp_path)
+    assert told.passed and all(told.passed.values())
+    assert set(device_levels(Another(driver))) == {"GPU-a", UUID}
+    busy = Told()
+    choice(busy, Driver(Gpu("GPU-a", used=int(79.5 * GB))), tmp_path)
+    assert list(busy.passed.values()) == [False, True], "the stand-in has more memory free: the check must say so"
 
 
 def test_without_a_gpu_it_says_why_nothing_was_checked(tmp_path):
