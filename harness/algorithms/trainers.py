@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.algorithms.base import Algorithm, Training, TrainJob
 from harness.algorithms.starting_point import Probe, checked
 from harness.algorithms.trl_seam import narrow_tiles
+from harness.models import prefixes
 from harness.models.plain_lora import matrices
 from harness.models.precision import without_autocast
 
@@ -24,6 +25,11 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
     job = replace(job, holds=algo.reference_of(job.adapter, job.train, job.data))
     if not algo.keeps_dropout or algo.uses_reference:
         without_dropout(job.model)
+    shared = prefixes.share(job.model, job.train.share_prefix)
+    if shared is not None and job.probes:
+        longest, asked = job.train.max_length, job.train.share_prefix
+        if not prefixes.agrees(job.model, shared, longest=longest, device=job.device, precision=job.precision):
+            shared.refuse(asked)
     if job.holds == "own":
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
     probe = Probe(job) if job.probes and job.adapter.peft_config() is not None else None
@@ -82,4 +88,5 @@ def released(trainer: Any, *, checkpointed: bool) -> Any:
     if checkpointed:
         model.gradient_checkpointing_disable()
     model.config.use_cache = True
+    prefixes.stop(model)
     return model.eval()

@@ -20,8 +20,10 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import dpo_trainer, kto_trainer, utils
 
 from harness.algorithms.losses import Said
+from harness.algorithms.regrouped import groups_together
 from harness.algorithms.replay import Replayed
 from harness.base.replacing import replaced
+from harness.models import prefixes
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
 TILE = 32_768
@@ -244,7 +246,16 @@ class RolloutTrainer(GRPOTrainer):
 
     def batch_of(self, prompts: Any) -> Any:
         """A micro-batch of a rollout; ``prompts`` are those of the next rollout where one is due."""
-        return super()._prepare_inputs(prompts)
+        held: Any = self._buffered_inputs
+        found = super()._prepare_inputs(prompts)
+        shared = prefixes.of(self.model)
+        # ``bnpo`` divides by the tokens of a micro-batch: another one is another loss.
+        if held is self._buffered_inputs or shared is None or not shared.on or self.args.loss_type == "bnpo":
+            return found
+        size = self.args.gradient_accumulation_steps
+        parts = range(0, len(self._buffered_inputs), size)
+        self._buffered_inputs = [b for i in parts for b in groups_together(self._buffered_inputs[i : i + size])]
+        return self._buffered_inputs[self.micro_step % self.args.steps_per_generation]
 
     def clipped(self, model: Any) -> Any:
         """The norm of the gradient, which is clipped."""

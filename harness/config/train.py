@@ -108,6 +108,7 @@ class Train:
         checkpoint_steps: steps between two checkpoints from which a killed trial continues; null for none.
         save: what is kept of the trained policy, as safetensors.
         replay: rows that keep what the model could do before.
+        share_prefix: read a prompt once for all of its completions; ``auto`` does for models above 10 M weights.
         keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
             validation split.
     """
@@ -135,6 +136,7 @@ class Train:
     save: Literal["adapter", "full", "none"] = "adapter"
     replay: Replay = unless_default(Replay())
     keep: Literal["last", "best"] = unless_default("last")
+    share_prefix: Literal["auto"] | bool = unless_default("auto")
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from harness.base.world import World
 from harness.config.train import Budget, Train
 from harness.models.precision import Place
 from harness.rehearsal import judging, pieces, standins, watch
+from harness.rehearsal.alike import Foreseen, alike_by
 from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
 from harness.rehearsal.rows import as_packed, lengthened, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
@@ -114,6 +115,8 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             stack.enter_context(pieces.one_of(setup.parallel.processes))
             stack.enter_context(pieces.seen_by(tracker))
         fakes = stack.enter_context(fake_tensors(cuda=scene.cuda)) if scene.fake else None
+        foreseen = Foreseen(setup, fill=scene.fill or setup.algo.packs)
+        stack.enter_context(alike_by(foreseen))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
         stack.enter_context(tracker)
@@ -126,12 +129,13 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")
-            training = _training(scene, model, folder, tracker, fakes)
+            training = _training(scene, model, folder, tracker, fakes, foreseen)
             del model
             watch.watch_owners(training, tracker)
             packs = setup.algo.packs
             fill = setup.train.max_length if scene.fill or packs else None
-            _take_worst_batches(training.trainer, fill, fakes, as_packed if packs else lambda batch: batch)
+            formed = as_packed if packs else lambda batch: batch
+            _take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
             _sample_longest(training, setup, scene.fill, fakes)
             training.trainer.train()
             if setup.eval.at:  # a point of the curve: what training holds is there beside it
@@ -238,7 +242,9 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
     return algo.with_rollouts(accumulation // few), short
 
 
-def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: FakeTensors | None) -> Training:
+def _training(
+    scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: FakeTensors | None, foreseen: Foreseen
+) -> Training:
     setup, place = scene.setup, scene.place
     algo, train = shortened(setup, scene.data)
     sharded = setup.parallel.sharded
@@ -263,7 +269,7 @@ def _training(scene: Scene, model: Any, folder: Path, tracker: Tracker, fakes: F
         precision=place.precision,
         clock=clock,
         frozen=place.frozen,
-        references=_References(tracker, fakes, setup.train.max_length if scene.fill else None),
+        references=_References(tracker, fakes, setup.train.max_length if scene.fill else None, foreseen),
         folders=scene.folders,
         callbacks=[*([by_name] if sharded else []), watch.Steady(tracker)],
         replay=longest_replayed(setup),
@@ -293,6 +299,7 @@ class _References:
     tracker: Tracker
     fakes: FakeTensors | None
     fill: int | None
+    foreseen: Foreseen
 
     def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
         """As ``stages.reference``."""
@@ -300,6 +307,7 @@ class _References:
         with outside():
             rows = [dataset[i] for i in longest_first(dataset)[:batch_size]]
             batch = lengthened(trainer.data_collator(rows), self.fill)
+            self.foreseen.remember(batch)
         batch = trainer.on_device(batch) if self.fakes is None else self.fakes.take_in(batch)
         trainer.compute_ref_log_probs(trainer.model.eval(), batch)
         trainer.model.train()
@@ -308,7 +316,7 @@ class _References:
 
 
 def _take_worst_batches(
-    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any]
+    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any], foreseen: Foreseen
 ) -> None:
     """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
     load = trainer.get_train_dataloader
@@ -317,6 +325,8 @@ def _take_worst_batches(
         with outside():
             count = trainer.args.gradient_accumulation_steps
             real = [formed(lengthened(batch, fill)) for batch in itertools.islice(load(), count)]
+            for batch in real:
+                foreseen.remember(batch)
         if not real:
             raise RuntimeError("the trainer drew no batch from the longest rows")
         return [fakes.take_in(batch) if fakes is not None else batch for batch in real]

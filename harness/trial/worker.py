@@ -22,7 +22,7 @@ from harness.algorithms.trainers import ready_trainer, released
 from harness.base.world import sharing_cores, total
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation
-from harness.models import coverage
+from harness.models import coverage, prefixes
 from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
 from harness.models.plain_lora import change_of, on_base
@@ -193,6 +193,8 @@ def train(
         start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}
         journal.write("training", reference=training.reference, quantized=setup.adapter.quantized, **start)
         count_parameters(training.trainer.model, expected, journal)
+        if (shared := prefixes.of(training.trainer.model)) is not None and shared.why:
+            journal.write("note", message=f"prompts are computed anew for each completion: {shared.why}")
         if setup.plain["adapter"].get("targets") == coverage.ALL and (told := coverage.note(training.trainer.model)):
             journal.write("note", message=told)
         if setup.parallel.sharded:
@@ -208,6 +210,8 @@ def train(
         take_steps(training.trainer, checkpoint)
         if ground.device == "cuda":
             torch.cuda.synchronize()
+    if shared is not None and shared.given:
+        journal.write("metrics", values={"throughput/computed_share": shared.computed / shared.given})
     share = before.changed(training.trainer.model)
     journal.write("metrics", values={"params/changed": share})
     if not share:

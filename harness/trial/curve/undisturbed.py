@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.models.prefixes import apart
+
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
@@ -26,7 +28,8 @@ def undisturbed(model: Any) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     try:
-        yield
+        with apart(model):  # judged as everything is judged
+            yield
     finally:
         for module in in_training:
             module.training = True

@@ -1,0 +1,61 @@
+"""Which rows begin alike, in a world where tensors have no data. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from harness.base.replacing import replaced
+from harness.models.prefixes import Prefixes
+from harness.trial.assemble import Setup
+
+
+class Foreseen:
+    """What a batch of a shape would hold.
+
+    Of an offline algorithm the batch as it was before its tensors lost their data, unless rows were made as long as
+    they may be: then nothing is known of their prompts, and each is taken to be read by itself. Of an online one,
+    groups of completions of full length.
+
+    Args:
+        setup: the trial.
+        fill: whether rows are as long as they may be.
+    """
+
+    def __init__(self, setup: Setup, *, fill: bool):
+        """Nothing is known yet."""
+        self._online = setup.algo.family == "online"
+        self._group = getattr(setup.algo, "num_generations", 1)
+        self._completion, self._fill = setup.train.max_completion_length, fill
+        self._known: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def remember(self, batch: Any) -> None:
+        """Of a real batch, the rows of token ids by their shape."""
+        if self._fill or self._online or not isinstance(batch, Mapping):
+            return
+        for kind in ("", "KL_"):
+            ids, mask = batch.get(f"{kind}input_ids"), batch.get(f"{kind}attention_mask")
+            if isinstance(ids, Tensor) and isinstance(mask, Tensor):
+                pairs = zip(ids.numpy(), mask.bool().numpy(), strict=True)
+                self._known[tuple(ids.shape)] = [row[kept] for row, kept in pairs]
+
+    def __call__(self, shape: tuple[int, ...]) -> list[np.ndarray] | None:
+        """The rows of a batch of this shape; None where they are not known."""
+        prompt = shape[1] - self._completion
+        if not self._online or prompt < 1:
+            return self._known.get(shape)
+        return [
+            np.concatenate([np.full(prompt, i // self._group), np.full(self._completion, shape[0] + i)])
+            for i in range(shape[0])
+        ]
+
+
+@contextmanager
+def alike_by(foreseen: Foreseen) -> Iterator[None]:
+    """Within it every body that shares beginnings asks ``foreseen`` where tensors have no data."""
+    with replaced(Prefixes, "foreseen", staticmethod(foreseen)):
+        yield
