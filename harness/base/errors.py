@@ -55,6 +55,10 @@ class UserError(Exception):
             lines.append(f"  fix: {fix}")
         super().__init__(without_password("\n".join(lines)))
 
+    def with_fix(self, fix: str) -> UserError:
+        """The same, with what to type instead."""
+        return UserError(self.rule, key=self.key, value=self.value, fix=fix)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between processes."""
         return _restore, (self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)

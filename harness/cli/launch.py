@@ -75,6 +75,7 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
         signal.signal(signal.SIGHUP, _as_interrupt)
     sweep = _without_invalid(sweep, check(sweep))  # before tracking: a refused sweep leaves no run behind
     check_writable(sweep.folder)
+    check_writable(cache_dir(sweep.plain), key="cache.dir")
     run = _track(sweep)
     overrides = _without_credentials(overrides, sweep.tracking)
     _announce(sweep)
@@ -103,7 +104,7 @@ def _run(options: Any, overrides: list[str]) -> tuple[int, Sweep]:
     return 1 if interrupted or broken is not None else code, sweep
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, key: str = "outputs") -> None:
     """Raise ``UserError`` where the folder of a sweep, or one of its trials', cannot be written; found by trying."""
     place = next((p for p in (folder, *folder.parents) if p.exists()), Path())
     for where in (place, *(trial_folders(folder) if place == folder else ())):
@@ -113,9 +114,9 @@ def check_writable(folder: Path) -> None:
         except OSError as error:
             raise UserError(
                 f"cannot be written ({error.strerror})",
-                key="outputs",
+                key=key,
                 value=str(where),
-                fix="outputs=/some/other/folder",
+                fix=f"{key}=/some/other/folder",
             ) from None
 
 
@@ -264,7 +265,9 @@ def _announce(sweep: Sweep) -> None:
         say(f"note: {busy}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
-        unused = f"; unused: {', '.join(setup.unused)}" if setup.unused and setup.unused != ("reward",) else ""
+        named = any(o.startswith("reward=") for o in point.overrides)  # the default one is no matter
+        ignored = [knob for knob in setup.unused if knob != "reward" or named]
+        unused = f"; unused: {', '.join(ignored)}" if ignored else ""
         how = (
             f"preset {train.preset}: lr {train.learning_rate:g}, {_length(train)} of {train.batch_size}"
             if setup.algo.trains

@@ -17,6 +17,7 @@ import yaml
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.compose import compose, conf_dir, hydra_config
+from harness.config.theirs import as_theirs, plugin_problems
 
 COMBINED = ("reward", "task")
 """Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
@@ -52,6 +53,9 @@ def main(argv: list[str]) -> int:
 
 def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
     """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
+    named = [name for o in plugins for name in o.partition("=")[2].strip("[]").split(",") if name.strip()]
+    if missing := plugin_problems([name.strip(" '\"") for name in named]):
+        raise UserErrors(missing)
     with hydra_config(folders):  # which knows whether they are there
         roots = [Path(folder) for folder in folders] or [conf_dir()]
         found = [(root, group, option) for root in roots for group, option in options_of(root)]
@@ -70,8 +74,20 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
             wrong += _told(f"{group}={option}", serious, ours=not folders)
         except UserError as error:
             wrong += _told(f"{group}={option}", [error], ours=not folders)
+        except Exception as error:  # of the user's own class; the options after it are looked at all the same
+            if not folders:
+                raise
+            node = {group: {"_target_": _class_of(root, group, option)}}
+            wrong += _told(f"{group}={option}", [as_theirs(error, node)], ours=False)
     print(f"{wrong} wrong" if wrong else "all sound")
     return 2 if wrong else 0
+
+
+def _class_of(root: Path, group: str, option: str) -> str:
+    """The class that a YAML names; its place where it names none."""
+    content = yaml.safe_load((root / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    named = content.get("_target_") if isinstance(content, dict) else None
+    return str(named or f"{group}/{option}.yaml")
 
 
 def _told(option: str, errors: Sequence[UserError], *, ours: bool) -> bool:

@@ -197,20 +197,34 @@ def as_user_error(error: Exception) -> UserError:
     elif re.search(r"(mismatched|extraneous) input '='|no viable alternative at input '[^']*='", text):
         fix = "a value that holds = must be in quotes within the shell's own: 'task.path=\"a=b.jsonl\"'"
     elif (missing := re.search(r"Could not override '(model|reward|task)\.path'", text)) is not None:
+        text = "what is chosen reads no files"
         fix = {
             "model": "the embedded model has no path; yours: model=hf model.path=PATH",
             "reward": "a reward of your own by path: reward=model reward.path=PATH",
             "task": "data of your own: task=preferences task.path=FILE, or task=problems task.path=FILE",
         }[missing.group(1)]
+        return UserError(text, key=f"{missing.group(1)}.path", fix=fix)
     elif (unknown := re.search(r"Could not override '([\w.@/]+)'", text)) is not None:
-        near = _like(unknown[1])
-        fix = (f"did you mean {near}? " if near else "") + "`python -m harness --cfg job` prints every key"
+        near, others = _like(unknown[1]), _options_with(unknown[1])
+        fix = f"it is a setting of {others}. " if others else f"did you mean {near}? " if near else ""
+        fix += "`python -m harness --cfg job` prints every key"
         return UserError("no such key", key=unknown[1], fix=fix)
     elif "mismatched input '<EOF>'" in text:
-        fix = "a value is missing; after a comma there is no blank: beta=0.1,0.5"
+        text = f"a value is missing: {text.splitlines()[0]}" if "LexerNoViableAlt" in text else "a value is missing"
+        fix = "a value after each = and each comma, and no blank after a comma: beta=0.1,0.5"
     elif "Could not append" in text or "Key '" in text or "not in struct" in text:
         fix = "check the spelling; `python -m harness --cfg job` prints every key (a leading + adds a new one)"
     return UserError(text, fix=fix)
+
+
+def _options_with(key: str) -> str:
+    """The options of a group that have the setting ``group.name``, two at most; empty where none has."""
+    import yaml
+
+    group, _, name = key.partition(".")
+    files = sorted((conf_dir() / group).rglob("*.yaml")) if name.isidentifier() else []
+    having = [f for f in files if name in (yaml.safe_load(f.read_text(encoding="utf-8")) or {})]
+    return " and ".join(f"{group}={f.relative_to(conf_dir() / group).with_suffix('').as_posix()}" for f in having[:2])
 
 
 def _like(wrong: str) -> str:

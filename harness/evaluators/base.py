@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from harness.base.errors import UserError
 from harness.base.records import unless_default
 from harness.models.precision import computing
 from harness.tasks.base import Task, TaskData
@@ -124,6 +126,36 @@ class Evaluation:
     examples: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+
+def sound(name: str, found: Any, taken: Mapping[str, str] | None = None) -> Evaluation:
+    """An evaluation that can be kept and compared.
+
+    Args:
+        name: of the evaluator, for messages.
+        found: what its ``evaluate`` returned.
+        taken: metrics of the evaluators before it, and whose they are.
+
+    Raises:
+        UserError: it is none, or its figures are no numbers, or another evaluator's.
+    """
+
+    def wrong(rule: str, fix: str, value: Any = "") -> UserError:
+        return UserError(f"evaluate() {rule}", key=f"eval.evaluators.{name}", value=value or name, fix=fix)
+
+    if not isinstance(found, Evaluation):
+        raise wrong(f"gives an Evaluation, not a {type(found).__name__}", "return Evaluation(metrics={...})")
+    for metric, value in found.metrics.items():
+        number = isinstance(value, int | float) or hasattr(value, "item")
+        if not number or not math.isfinite(float(value)):
+            fix = "leave out what could not be measured, and say why in Evaluation.absent"
+            raise wrong(f"gives the metric {metric} a value that is no finite number", fix, f"{metric}: {value!r}")
+        if (other := (taken or {}).get(metric)) is not None:
+            raise wrong(f"gives {metric}, which is a metric of {other}", "give it another name", metric)
+    for unit, columns in found.examples.items():
+        if len(sizes := {column: len(values) for column, values in columns.items()}) and len(set(sizes.values())) > 1:
+            raise wrong(f"gives examples ({unit}) whose columns differ in length", "a value for each example", sizes)
+    return found
 
 
 @dataclass(frozen=True)

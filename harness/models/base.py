@@ -161,5 +161,7 @@ def cannot_load(what: str, path: str, error: Exception) -> UserError:
         f"the {what} cannot be loaded ({said})",
         key="model.path",
         value=path,
-        fix="check the path; for a hub model check the network (or HF_HOME), or name a local directory",
+        fix="see that its files are whole: a download may have been cut off"
+        if Path(path).exists()
+        else "check the path; for a hub model check the network (or HF_HOME), or name a local directory",
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from harness.base.errors import UserError
 from harness.config import closure, identity
 from harness.models.base import Model
 from harness.store.cache import Cache, Entry
@@ -32,3 +34,23 @@ def made(model: Model, cache: Cache) -> Entry | None:
         "versions": identity.library_versions(),
     }
     return cache.fetch(STAGE, identity.digest(inputs), model.make, inputs=inputs)
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+def loaded_as_said(model: Any, config: Any) -> Any:
+    """What ``load()`` of a model gave, which must be the model that its ``configuration()`` is of.
+
+    Raises:
+        UserError: it is none, or of another size: plans and checks would be of another model.
+    """
+    own = getattr(model, "config", None)
+    if own is None or not callable(getattr(model, "generate", None)):
+        rule = f"load() gives a causal language model of transformers, not a {type(model).__name__}"
+        raise UserError(rule, key="model", fix="return what AutoModelForCausalLM.from_pretrained or from_config gives")
+    said, found = ({name: getattr(c.get_text_config(), name, None) for name in SIZES} for c in (config or own, own))
+    if odd := [f"{name} {found[name]}, and not {said[name]}" for name in SIZES if found[name] != said[name]]:
+        rule = f"load() gives a model with {'; '.join(odd)} as configuration() says"
+        raise UserError(rule, key="model", fix="let both speak of one model")
+    return model

@@ -79,7 +79,8 @@ def gpu_of(text: str) -> Gpu:
     size = re.fullmatch(r"(\d+(?:\.\d+)?)(gib|gb|g)", name)
     if size and float(size.group(1)) > 0:
         return Gpu(text, int(float(size.group(1)) * (2**30 if size.group(2) == "gib" else GB)))
-    raise UserError("no such GPU", key="--gpu", value=text, fix=f"a size such as 24GB, or one of {', '.join(KNOWN)}")
+    sized = f"--gpu {name}GB" if re.fullmatch(r"\d+(\.\d+)?", name) and float(name) > 0 else "a size such as 24GB"
+    raise UserError("no such GPU", key="--gpu", value=text, fix=f"{sized}, or one of {', '.join(KNOWN)}")
 
 
 def gpu_present() -> Gpu | None:

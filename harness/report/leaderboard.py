@@ -247,6 +247,9 @@ def render_terminal(frame: pd.DataFrame, width: int | None = None) -> str:
     width = width or (shutil.get_terminal_size((WIDTH, 24)).columns if tty else WIDTH)
     board = leaderboard(frame, form=short_interval).map(formatting.printable)
     shown = _columns_that_fit(board, width)
+    figures = [name for name in shown if name not in COLUMNS[:2]]
+    silent = (board["outcome"] == formatting.MISSING) & (board[figures] == formatting.MISSING).all(axis=1)
+    board = pd.DataFrame(board[~silent])  # a row of reference that has nothing to say here
     roomy = board["trial"].str.len().max() + 80 <= width  # two spaces between columns, else one
     grid = Table(box=box.SIMPLE, padding=(0, int(roomy), 0, 0), pad_edge=False, show_edge=False)
     for name in shown:
@@ -299,7 +302,7 @@ def _header(name: str) -> str:
 
 def _columns_that_fit(board: pd.DataFrame, width: int) -> list[str]:
     """The columns for a terminal of this width: those that matter least go first, the trial never does."""
-    shown = [n for n in board.columns if n in (*COLUMNS, PREDICTED)]
+    shown = [n for n in board.columns if n in (*COLUMNS, PREDICTED, *WITHOUT_REWARD)]
     needs = {n: max(*map(len, _header(n).split("\n")), *board[n].str.len()) + 1 for n in shown}
     needs["trial"] = NARROWEST_TRIAL + 1
     for name in DROPPED_FIRST:

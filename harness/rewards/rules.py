@@ -115,4 +115,7 @@ def column_missing(data: TaskData, column: str) -> list[UserError]:
     if not data.train_prompts or column in data.train_prompts[0]:
         return []
     known = ", ".join(sorted(data.train_prompts[0]))
-    return [UserError("the prompt rows have no such column", key="reward.column", value=column, fix=f"one of {known}")]
+    fix = (
+        f"reward.column=NAME with one of {known}; or a reward that reads no column: reward=model learns one from pairs"
+    )
+    return [UserError("the prompt rows have no such column", key="reward.column", value=column, fix=fix)]

@@ -173,4 +173,4 @@ def _set_threads(threads: int | None) -> None:
         return
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, os.cpu_count() or threads))  # beyond its cores torch waits for itself

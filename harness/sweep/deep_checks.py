@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
+from harness.config.theirs import as_theirs, own_classes
 from harness.models.adapters import Adapter, trainable_in
+from harness.models.making import loaded_as_said
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 
@@ -27,6 +29,11 @@ TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
 TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
+SMALL = 10_000_000
+"""Weights up to which a model of the user's own is loaded before a sweep."""
+USUAL_RANK = 64
+CHEAP = ("preference", "true_reward", "behaviour")
+"""Evaluators whose metrics' names are found on toy models in no time: a user's own must have others."""
 TRIED = 20
 """Rows of which the template must render one."""
 
@@ -54,7 +61,8 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
     own = not type(setup.adapter).__module__.startswith("harness.") or setup.adapter.names_modules
-    if setup.prompt or not setup.model.embedded or own or _own_rewards(setup.reward):
+    own = own or (setup.rank or 0) > USUAL_RANK
+    if setup.prompt or not setup.model.embedded or own or _own_rewards(setup.reward) or _own_evaluators(setup):
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -76,9 +84,12 @@ def _main(sender: Any, plains: list[str]) -> None:
             try:
                 cache[key] = find_problems(plain)
             except Exception as error:  # a library's, about files of the user's: its words are all that is known
-                words = next(iter(str(error).strip().splitlines()), "")
-                rule = f"cannot be checked ({type(error).__name__}: {words[:300]})"
-                cache[key] = [UserError(rule, key="model", fix="see that the model's folder is whole")]
+                if any(own_classes(plain)):
+                    cache[key] = [as_theirs(error, plain)]
+                else:
+                    words = next(iter(str(error).strip().splitlines()), "")
+                    rule = f"cannot be checked ({type(error).__name__}: {words[:300]})"
+                    cache[key] = [UserError(rule, key="model", fix="see that the model's folder is whole")]
         answers.append(cache[key])
     sender.send(answers)
     sender.close()
@@ -89,6 +100,7 @@ def _read(plain: dict[str, Any]) -> list[Any]:
     """What of a configuration ``find_problems`` reads."""
     lengths = [(plain.get("eval") or {}).get(k) for k in ("max_length", "max_completion_length")]
     groups = [plain.get(k) for k in ("model", "task", "prompt", "adapter", "train", "reward")]
+    groups.append((plain.get("eval") or {}).get("evaluators"))
     return [*groups, lengths, (plain.get("algo") or {}).get("_target_")]
 
 
@@ -113,7 +125,8 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
     context = _context_problems(setup, config)
     found = [*setup.model.checkpoint_problems(source), *_vocabulary_problems(tokenizer, config), *context]
     rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
-    return [*found, *rows, *_target_problems(setup, config), *_reward_problems(setup, data)]
+    own = [*_model_problems(setup, config, source), *_reward_problems(setup, data), *_evaluator_problems(setup, data)]
+    return [*found, *rows, *_target_problems(setup, config), *own]
 
 
 def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
@@ -249,6 +262,60 @@ def _reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
     return []
 
 
+def _own_evaluators(setup: Setup) -> dict[str, Any]:
+    """Evaluators of the user's own."""
+    return {n: e for n, e in setup.eval.active.items() if not type(e).__module__.startswith("harness.")}
+
+
+def _evaluator_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """What evaluators of the user's own say of toy models and the first rows of the data."""
+    asked = {n: e for n, e in _own_evaluators(setup).items() if e.not_applicable(setup.task, data) is None}
+    if not asked:
+        return []
+    from harness.trial.behaviour import context_on_toys, fixture_rows, of_evaluator
+
+    found: list[UserError] = []
+    rows = fixture_rows(data, setup.eval.split)
+
+    def toys() -> Any:
+        return context_on_toys(setup.task, rows, chat=False)
+
+    shipped = {n: e for n, e in setup.eval.active.items() if n in CHEAP and n not in asked}
+    taken = {metric: n for n, e in shipped.items() for metric in of_evaluator(e, toys(), n)}
+    for name, evaluator in asked.items():
+        try:
+            of_evaluator(evaluator, toys(), name, taken)
+        except UserError as error:
+            found.append(error)
+        except Exception as error:  # whatever the user's code raises
+            node = {"eval": {"evaluators": {name: {"_target_": _dotted(evaluator)}}}}
+            found.append(as_theirs(error, node))
+    return found
+
+
+def _model_problems(setup: Setup, config: Any, source: Path | None) -> list[UserError]:
+    """A small model of the user's own is loaded: what it gives must be what ``configuration()`` says."""
+    own = setup.model
+    if type(own).__module__.startswith("harness.") or config is None:
+        return []
+    import torch
+
+    size = sum(p.numel() for p in skeleton(config, own).parameters())
+    if size > SMALL:
+        return []
+    try:
+        loaded_as_said(own.load(source, dtype=torch.float32, device="cpu", quantization=None), config)
+    except UserError as error:
+        return [error]
+    except Exception as error:  # whatever the user's code raises
+        return [as_theirs(error, {"model": {"_target_": _dotted(own)}})]
+    return []
+
+
+def _dotted(component: Any) -> str:
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
 def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
     adapter = setup.adapter
@@ -276,6 +343,11 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     if shapes == []:
         rule = "no linear layer of the model has such a name, so there is nothing to adapt"
         return [UserError(rule, key=key, value=value, fix=TARGETS)]
+    if shapes and adapter.rank is not None and adapter.rank > (widest := max(max(shape) for shape in shapes)):
+        rule = (
+            f"is more than the widest layer has ({widest:,}), and a product of that rank is no smaller than the layer"
+        )
+        return [UserError(rule, key="rank", value=adapter.rank, fix="rank=16, or adapter=full")]
     try:
         wrapped = adapter.wrapped_empty(model)
         found = told = trainable_in(wrapped)

@@ -12,6 +12,7 @@ from harness.base.errors import UserError, UserErrors
 from harness.base.records import Trial
 from harness.config.compose import as_user_error, build, compose, hydra_config
 from harness.config.listed import LISTED, listed
+from harness.config.theirs import as_theirs
 from harness.runner.run_trial import Runner
 from harness.store.mlflow_store import SweepRun, Tracking
 from harness.store.result import write_json
@@ -103,8 +104,8 @@ def plan_sweep(overrides: Sequence[str], *, multirun: bool, config_dirs: Sequenc
         except UserErrors as errors:
             invalid.append((combination, errors))
             continue
-        except UserError as error:
-            invalid.append((combination, UserErrors([error])))
+        except Exception as error:  # ours, or whatever a class of the user's own raises; any other is raised again
+            invalid.append((combination, UserErrors([as_theirs(error, config)])))  # type: ignore[arg-type]
             continue
         if trial.trial_id in seen:
             duplicates.append((combination, trial.trial_id))

@@ -28,7 +28,7 @@ def check_contract(task: Task, data: Any) -> TaskData:
     name = f"{type(task).__module__}.{type(task).__qualname__}"
     if not isinstance(data, TaskData):
         rule = f"load() must return a harness.tasks.base.TaskData, not {type(data).__name__}"
-        raise UserErrors([UserError(rule, key="task", value=name)])
+        raise UserErrors([UserError(rule, key="task", value=name, fix="return TaskData(train_pairs=[...], ...)")])
     errors = []
     for kind, wanted in WANTED.items():
         value: Any = getattr(data, kind)
@@ -83,7 +83,9 @@ def _score_problems(task: Task, data: TaskData, name: str) -> list[UserError]:
     except Exception as error:  # whatever the user's code raises
         words = f"{type(error).__name__}: {error}"
         rule = f"score() raised {words} for the completion {TRIED!r} of the row {dict(row)!r:.200}"
-        return [UserError(rule, key="task", value=name, fix="score() must take any text")]
+        absent = type(task).score is Task.score
+        fix = "write score(), or leave has_reward = False" if absent else "score() must take any text"
+        return [UserError(rule, key="task", value=name, fix=fix)]
     if isinstance(found, Score) and math.isfinite(found.reward):
         return []
     fix = "return Score(reward=1.0, correct=True)"

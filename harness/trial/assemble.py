@@ -15,6 +15,7 @@ from harness.base.errors import UserError, UserErrors
 from harness.config import renamed
 from harness.config.compose import build
 from harness.config.parallel import Parallel
+from harness.config.theirs import plugin_problems
 from harness.config.train import Train, fill_from_preset, train_problems, with_lengths
 from harness.evaluators.base import Eval
 from harness.models import Model
@@ -83,6 +84,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     errors: list[UserError] = []
     unused: list[str] = []
     plugins = tuple(plain.get("plugins") or ())
+    errors += plugin_problems(plugins)
     for group, knob in (("algo", "beta"), ("adapter", "rank")):
         default = _class_default(nodes[group], knob, plugins)
         _inject(nodes[group], knob, plain.get(knob), group, errors, unused, default)
@@ -103,7 +105,12 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         except UserErrors as found:
             errors += found.errors
         if name == "model":
-            train_node = with_lengths(train_node, built[name].context_length() if name in built else None)
+            context = built[name].context_length() if name in built else None
+            if context is not None and (isinstance(context, bool) or not isinstance(context, int)):
+                rule, fix = "context_length() gives a number of tokens, or None", "return an int"
+                errors.append(UserError(rule, key="model", value=repr(context), fix=fix))
+                context = None
+            train_node = with_lengths(train_node, context)
     algo: Any = built.get("algo")
     adapter: Any = built.get("adapter")
     if algo is not None and adapter is not None:

@@ -20,7 +20,7 @@ import torch
 
 from harness.config import closure, identity
 from harness.config.fingerprint import BASE, JUDGING, Fingerprint, by_order, rounded
-from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.evaluators.base import EvalContext, Evaluation, Evaluator, sound
 from harness.models import base_entries
 from harness.models.loading import character_tokenizer
 from harness.store.journal import Journal
@@ -197,12 +197,18 @@ def _no_pairs() -> Any:
 # -- figures -------------------------------------------------------------------------------------------
 
 
-def of_evaluator(evaluator: Evaluator, context: EvalContext) -> dict[str, float]:
-    """What an evaluator says of the toy: its metrics, and of results per example a mean that their order weighs."""
+def of_evaluator(
+    evaluator: Evaluator, context: EvalContext, name: str = "", taken: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """What an evaluator says of the toy: its metrics, and of results per example a mean that their order weighs.
+
+    Raises:
+        UserError: the evaluator ``name`` gives no sound evaluation.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         judge = toy_judge(Path(scratch) / "judge")
         own, context = evaluator.on_fixture(context, str(judge))
-        return figures_of(own.evaluate(context))
+        return figures_of(sound(name or type(evaluator).__name__, own.evaluate(context), taken))
 
 
 def figures_of(found: Evaluation) -> dict[str, float]:

@@ -18,6 +18,7 @@ from harness.config import identity
 from harness.evaluators.base import EvalContext, Merging
 from harness.models.adapters import Adapter
 from harness.models.loading import load_pretrained
+from harness.models.making import loaded_as_said
 from harness.models.precision import Place, place_on
 from harness.store.cache import Cache, Entry
 from harness.store.journal import Journal
@@ -87,7 +88,14 @@ class Ground:
         """The base that is judged: as a user would deploy it, stored and computing as the policy does, or in 4 bits."""
         if self.baseline_quantization is not None:
             return self.load_policy_base()
-        return self.setup.model.load(self.source, dtype=self.dtype, device=self.device).eval()
+        return self._loaded(dtype=self.dtype)
+
+    def _loaded(self, **options: Any) -> Any:
+        model, source = self.setup.model, self.source
+        found = model.load(source, device=self.device, **options)
+        if not type(model).__module__.startswith("harness."):
+            loaded_as_said(found, model.configuration(source))
+        return found.eval()
 
     @property
     def baseline_quantization(self) -> Any | None:
@@ -105,7 +113,7 @@ class Ground:
         if quantization is not None and self.setup.parallel.sharded:
             quantization.bnb_4bit_quant_storage = self.place.unpacked  # whole numbers would stay in one piece
         dtype = self.place.stored_for(adapter.trains_base)
-        return self.setup.model.load(self.source, dtype=dtype, device=self.device, quantization=quantization).eval()
+        return self._loaded(dtype=dtype, quantization=quantization)
 
     def reward_folders(self, journal: Journal) -> dict[str, Path]:
         """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 REPLAYED = 2_000
 """Rows like those that the embedded base learned from, of which replay takes its own."""
 REPLAY_FIX = "train.replay.path=general.jsonl, rows of prompt and completion that the model is to keep"
+FORMS = "docs/data.md says which forms are read"
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
@@ -126,7 +127,14 @@ def load_data(task: Task, cache: Cache) -> TaskData:
     """
     key = f"{type(task).__module__}.{type(task).__qualname__}{json.dumps(asdict(task), sort_keys=True)}"
     with keeping(cache):
-        return _load_keyed(_Keyed(task, key + task.fingerprint()))
+        try:
+            return _load_keyed(_Keyed(task, key + task.fingerprint()))
+        except UserErrors:
+            raise
+        except UserError as error:
+            if error.fix:
+                raise
+            raise error.with_fix(f"mend the rows, or leave them out of the file; {FORMS}") from None
 
 
 def load_replay(setup: Setup) -> list[Row]:

@@ -21,7 +21,7 @@ from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
 from harness.base.world import sharing_cores, total
 from harness.config import closure, identity
-from harness.evaluators.base import Evaluation
+from harness.evaluators.base import Evaluation, sound
 from harness.models import coverage, prefixes
 from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
@@ -92,6 +92,7 @@ def run(job: Job, journal: Journal) -> None:
 def judge_base(ground: Ground, journal: Journal) -> None:
     """Run every evaluator on the base, or take its figures from the cache; nothing where ``eval.baseline`` is none."""
     setup, context = ground.setup, None
+    taken: dict[str, str] = {}
     if setup.eval.baseline == "none":
         return
     quantization = ground.baseline_quantization
@@ -116,16 +117,18 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             "versions": {**identity.library_versions(), **identity.versions_beside(judged)},
         }
 
-        def build(folder: Path, evaluator: Any = evaluator) -> Mapping[str, Any]:
+        def build(folder: Path, evaluator: Any = evaluator, name: str = name) -> Mapping[str, Any]:
             nonlocal context
             context = context or ground.eval_context(ground.load_base(), None)
-            found = evaluator.evaluate(context)
+            found = sound(name, evaluator.evaluate(context))
             (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
             return {}
 
         entry = ground.cache.fetch(f"baseline-{name}", identity.digest(inputs), build, inputs=inputs)
         note_stage(journal, f"baseline-{name}", entry)
-        record(ground, journal, "baseline", Evaluation(**json.loads((entry.path / "evaluation.json").read_text())))
+        found = sound(name, Evaluation(**json.loads((entry.path / "evaluation.json").read_text())), taken)
+        taken |= dict.fromkeys(found.metrics, name)
+        record(ground, journal, "baseline", found)
     del context
     free_memory(ground.device)
 
@@ -307,10 +310,13 @@ def account_for_roles(training: Training, setup: Setup, journal: Journal) -> Non
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
     """Run every evaluator on the trained model; what one of them computed serves the others."""
     context = ground.eval_context(model, reference)
-    for evaluator in ground.setup.eval.active.values():
+    taken: dict[str, str] = {}
+    for name, evaluator in ground.setup.eval.active.items():
         if evaluator.not_applicable(ground.setup.task, ground.data) is not None:
             continue
-        record(ground, journal, "eval", evaluator.evaluate(context))
+        found = sound(name, evaluator.evaluate(context), taken)
+        taken |= dict.fromkeys(found.metrics, name)
+        record(ground, journal, "eval", found)
 
 
 def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> None:

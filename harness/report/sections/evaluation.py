@@ -49,7 +49,10 @@ def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
         if averaged
         else "held-out rows"
     )
-    words = f"{LEGEND} ({over}); in parentheses is the difference to the base."
+    words = (
+        f"{LEGEND} ({over}); in parentheses is the difference to the base. A figure without brackets describes all "
+        "samples together (distinct n-grams, percentiles of length), or rows of one prompt: it has no interval."
+    )
     return ["## Evaluation", words, *tables] if tables else []
 
 

@@ -1,0 +1,62 @@
+"""Errors that come out of a user's own classes, said as theirs: which class, which method, which line."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import UserError
+from harness.config.compose import OWN_PACKAGE
+
+CONTRACTS = "docs/extending.md says what each method takes and gives"
+
+
+def own_classes(plain: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+    """(key, dotted name) of every class in a composed configuration that is no class of the harness."""
+    for name, node in plain.items():
+        key = f"{at}.{name}" if at else str(name)
+        if not isinstance(node, Mapping) or key.startswith("hydra"):
+            continue
+        target = str(node.get("_target_", OWN_PACKAGE))
+        if target.split(".")[0] != OWN_PACKAGE:
+            yield key, target
+        yield from own_classes(node, key)
+
+
+def as_theirs(error: Exception, plain: Mapping[str, Any]) -> UserError:
+    """Any error that a configuration with a user's own classes led to; one without such classes is raised again."""
+    own = dict(own_classes(plain))
+    if isinstance(error, UserError):
+        return error
+    if not own:
+        raise error
+    words = " ".join(str(error).split())[:300]
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    packages = {target.split(".")[0] for target in own.values()}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.split(".")[0] in packages:
+            key = next((k for k, target in own.items() if target.rpartition(".")[0] == module), next(iter(own)))
+            place = f"{Path(frame.f_code.co_filename).name}:{line}"
+            rule = f"{frame.f_code.co_name}() failed at {place} ({said})"
+            return UserError(rule, key=key, value=own[key].rpartition(".")[2], fix=f"mend it; {CONTRACTS}")
+    names = ", ".join(f"{key} ({target})" for key, target in own.items())
+    rule = f"a class of your own gives what cannot be worked with ({said}); it is one of: {names}"
+    return UserError(rule, key=next(iter(own)), fix=f"see what its methods return; {CONTRACTS}")
+
+
+def plugin_problems(plugins: Any) -> list[UserError]:
+    """Packages in ``plugins`` that are not there."""
+    found = []
+    for name in plugins or ():
+        try:
+            there = importlib.util.find_spec(str(name)) is not None
+        except (ImportError, ValueError):
+            there = False
+        if not there:
+            fix = "install it, or start from the folder that holds it (PYTHONPATH)"
+            found.append(UserError("no such package can be imported", key="plugins", value=str(name), fix=fix))
+    return found

@@ -1,0 +1,167 @@
+"""Classes of a user's own that break their contract: said before anything trains, as theirs, and one by one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.base.errors import UserError
+from harness.config.theirs import as_theirs, own_classes, plugin_problems
+from harness.evaluators.base import Evaluation, sound
+from harness.models.making import loaded_as_said
+from tests.runs import Sandbox
+
+CLASSES = """
+from dataclasses import dataclass
+from harness.evaluators.base import Evaluation, Evaluator
+from harness.models import Shape
+from harness.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Says(Evaluator):
+    kind: str = "good"
+
+    def evaluate(self, context):
+        if self.kind == "raises":
+            raise ValueError("no such word")
+        if self.kind == "dict":
+            return {"words": 1.0}
+        if self.kind == "clash":
+            return Evaluation({"true_reward": 1.0})
+        if self.kind == "uneven":
+            return Evaluation({"words": 1.0}, examples={"prompts": {"example": ["a", "b"], "words": [1.0]}})
+        return Evaluation({"words": {"text": "many", "lost": float("nan")}.get(self.kind, 1.0)})
+
+
+@dataclass(frozen=True)
+class Loads(Task):
+    def load(self):
+        return {}["rows"]
+
+
+@dataclass(frozen=True)
+class Odd(Shape):
+    kind: str = "good"
+
+    def context_length(self):
+        return "256" if self.kind == "context" else super().context_length()
+
+    def load(self, source, **options):
+        if self.kind == "raises":
+            raise RuntimeError("no weights here")
+        return None if self.kind == "none" else super().load(source, **options)
+"""
+SHAPE = """
+_target_: mine_to_break.classes.Odd
+kind: {kind}
+label: odd
+architecture: llama
+config: {{vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+         num_key_value_heads: 2, max_position_embeddings: 2048}}
+"""
+WORDS = {
+    "evaluator/raises": "evaluate() failed at classes.py",
+    "evaluator/dict": "gives an Evaluation, not a dict",
+    "evaluator/clash": "gives true_reward, which is a metric of true_reward",
+    "evaluator/uneven": "columns differ in length",
+    "evaluator/text": "no finite number",
+    "evaluator/lost": "no finite number",
+    "task/loads": "load() failed at classes.py",
+    "model/context": "gives a number of tokens, or None",
+    "model/none": "not a NoneType",
+    "model/raises": "load() failed at classes.py",
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A package with the classes above, and a YAML for each mistake."""
+    package = tmp_path / "mine_to_break"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "classes.py").write_text(CLASSES)
+    for name in (*WORDS, "evaluator/good"):
+        group, kind = name.split("/")
+        path = tmp_path / "conf" / group / f"{kind}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        of = {"evaluator": f"_target_: mine_to_break.classes.Says\nkind: {kind}\n", "model": SHAPE.format(kind=kind)}
+        path.write_text(of.get(group, "_target_: mine_to_break.classes.Loads\n"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_validate_names_each_and_goes_on(folder, cache_dir):
+    sandbox = Sandbox(folder, cache_dir)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = sandbox.run(
+        "validate", "--config-dir=conf", "plugins=[mine_to_break]", quick=False, timeout=500, PYTHONPATH=path
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    told = dict(part.split("\n", 1) for part in done.stdout.split("WRONG ")[1:])
+    for name, words in WORDS.items():
+        said = told[name.replace("/", "=")]
+        assert words in said and "fix: " in said, (name, said)
+    assert "ok  evaluator=good" in done.stdout and f"{len(WORDS)} wrong" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [
+    ("task=loads",), ("+evaluator@eval.evaluators.text=text",), ("+evaluator@eval.evaluators.clash=clash",),
+    ("model=context",), ("model=raises", "train.max_length=64"),
+])  # fmt: skip
+def test_a_sweep_is_refused_before_it_trains(folder, cache_dir, overrides):
+    sandbox = Sandbox(folder, cache_dir)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = sandbox.run(
+        "--config-dir=conf", "plugins=[mine_to_break]", "algo=dpo", *overrides, "sweep=no", PYTHONPATH=path
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert sandbox.folders("no") == []
+
+
+def test_a_class_of_ones_own_is_found_wherever_it_stands():
+    plain = {"eval": {"evaluators": {"w": {"_target_": "mine.W"}}}, "task": {"_target_": "harness.tasks.X"}, "n": 1}
+    assert list(own_classes(plain)) == [("eval.evaluators.w", "mine.W")]
+    with pytest.raises(KeyError):
+        as_theirs(KeyError("ours"), {"task": {"_target_": "harness.tasks.X"}})
+    said = str(as_theirs(TypeError("'<' not supported"), {"model": {"_target_": "mine.Model"}}))
+    assert said.startswith("model: ") and "mine.Model" in said and "fix: " in said
+
+
+def test_packages_that_are_not_there_are_named():
+    assert plugin_problems(["json", "harness"]) == []
+    (error,) = plugin_problems(["no_such_package_at_all"])
+    assert error.key == "plugins" and "no_such_package_at_all" in str(error)
+
+
+def test_an_evaluation_is_numbers_under_names_of_its_own():
+    good = Evaluation({"words": 3, "share": 0.5}, examples={"prompts": {"example": ["a"], "words": [3.0]}})
+    assert sound("mine", good, {"true_reward": "true_reward"}) is good
+    wrong: list[tuple[Any, dict[str, str]]] = [
+        ({"words": 1.0}, {}), (Evaluation({"words": "many"}), {}), (Evaluation({"words": float("inf")}), {}),  # type: ignore[dict-item]
+        (Evaluation({"words": 1.0}), {"words": "another"}),
+        (Evaluation({}, examples={"pairs": {"example": [1, 2], "x": [1.0]}}), {}),
+    ]  # fmt: skip
+    for found, taken in wrong:
+        with pytest.raises(UserError, match="eval.evaluators.mine") as raised:
+            sound("mine", found, taken)
+        assert raised.value.fix
+
+
+def test_what_a_model_loads_is_what_its_configuration_says():
+    def model(layers: int) -> Any:
+        config = SimpleNamespace(hidden_size=64, num_hidden_layers=layers, vocab_size=100)
+        config.get_text_config = lambda: config
+        return SimpleNamespace(config=config, generate=print)
+
+    two = model(2)
+    assert loaded_as_said(two, two.config) is two and loaded_as_said(two, None) is two
+    with pytest.raises(UserError, match="num_hidden_layers 4, and not 2"):
+        loaded_as_said(model(4), two.config)
+    with pytest.raises(UserError, match="not a NoneType"):
+        loaded_as_said(None, two.config)
