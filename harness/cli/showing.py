@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from typing import Any
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError, UserErrors
@@ -14,6 +15,10 @@ examples:
   python -m harness data task=problems task.path=problems.jsonl algo=grpo --format md
 """
 WIDE = 110
+NO_MODEL = (
+    "no model is named, and the embedded one is not for these rows: name yours to see their tokens and what it cannot "
+    "take (model=hf model.path=./my-model, or model=smollm2); a trial needs one too"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -54,10 +59,12 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
     setup = assemble(plain)
     cache = cache_of(setup)
     data = load_data(setup.task, cache)
+    if setup.model.task_problems(setup.task) and not any(o.startswith("model") for o in overrides):
+        return _of_no_model(setup, data, markdown=markdown), []
     source = source_of(setup.model, cache)
     tokenizer = setup.model.tokenizer(source)
     found = looked_at(setup, data, tokenizer, style_for(setup, data, tokenizer), cache, source)
-    seen, notes = audited(data), [*data.notes, *found.notes]
+    seen, notes = audited(data), [*data.notes, *found.notes, *_told(setup, data)]
     title = type(setup.task).__name__.lower()
     if markdown:
         page = card(seen, title=title, digest=data.digest, more=found.facts, notes=notes, examples=found.examples)
@@ -65,6 +72,26 @@ def shown(overrides: list[str], config_dir: str | None, *, markdown: bool) -> tu
         page = plain_card({**seen.facts, **found.facts}, notes, found.examples, leaks=len(seen.leaks))
     problems = found.problems(setup.task.allow_skipped)
     return page, [*setup.model.task_problems(setup.task), *problems]
+
+
+def _told(setup: Any, data: Any) -> list[str]:
+    """What a sweep says of held-out rows before it starts."""
+    from harness.tasks.audit import few_prompts, one_answer
+
+    return [line for told in (few_prompts, one_answer) for line in told(data, setup.eval.split)]
+
+
+def _of_no_model(setup: Any, data: Any, *, markdown: bool) -> str:
+    """What can be said of rows before there is a model whose tokens they become."""
+    from harness.tasks.audit import card
+    from harness.trial.data import audited
+
+    seen, notes = audited(data), [*data.notes, *_told(setup, data), NO_MODEL]
+    if markdown:
+        return card(
+            seen, title=type(setup.task).__name__.lower(), digest=data.digest, more={}, notes=notes, examples=[]
+        )
+    return plain_card(dict(seen.facts), notes, [], leaks=len(seen.leaks))
 
 
 def plain_card(facts: dict[str, str], notes: list[str], examples: list[str], *, leaks: int) -> str:
