@@ -19,8 +19,9 @@ from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import Reference, Training, TrainJob
 from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.trl_seam import RolloutTrainer
+from harness.models import prefixes
 from harness.models.draws import drawing, uniforms
-from harness.models.generation import own_distribution, sampling_config, stop_ids
+from harness.models.generation import own_distribution, rows_within_cache, sampling_config, stop_ids
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
 from harness.tasks.conversation import prompt_ids
@@ -59,6 +60,7 @@ def online_options(job: TrainJob) -> dict[str, Any]:
     return {
         "clock": job.clock,
         "reference": job.reference,
+        "rollout_batch": job.train.rollout_batch,
         "scorer": Scorer(job.reward, job.task, job.data.train_prompts),
         "make_desk": partial(
             Desk,
@@ -111,18 +113,27 @@ class OnlineTrainer(RolloutTrainer):
         beta: above 0, log-probabilities of the reference are computed in every rollout.
         scorer: the reward.
         make_desk: gives the reward what it works with, once the policy is known.
+        rollout_batch: completions to sample at once; None: as many as a cache may hold.
         options: TRL's.
     """
 
     def __init__(
-        self, *, clock: Any, reference: Any, beta: float, scorer: Scorer, make_desk: Callable[..., Desk], **options: Any
+        self,
+        *,
+        clock: Any,
+        reference: Any,
+        beta: float,
+        scorer: Scorer,
+        make_desk: Callable[..., Desk],
+        rollout_batch: int | None = None,
+        **options: Any,
     ):
         """Construct with beta 0 (no reference is loaded), then set both and open the reward."""
         score: Any = self._score
         for model in (options["model"], reference):
             number_positions(model)
         super().__init__(reward_funcs=score, **options)
-        self._clock, self.scorer = clock, scorer
+        self._clock, self.scorer, self._rollout_batch = clock, scorer, rollout_batch
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))
         self.beta = beta
@@ -197,10 +208,20 @@ class OnlineTrainer(RolloutTrainer):
         numbers = uniforms(self.args.seed, range(first, first + own), tokens)
         with (
             own_distribution(self.model, self.processing_class),
-            drawing(self.model, numbers, self.temperature),
+            drawing(self.model, numbers, self.temperature, self.at_once(prompts)),
             self.accelerator.autocast(),  # of an adapter's model, generate calls what autocast is not wrapped around
         ):
             return super().sampled(prompts, *arguments, **options)
+
+    def at_once(self, prompts: list[list[int]]) -> int | None:
+        """Rows to sample at once; None where TRL's own way is taken, which samples all."""
+        policy: Any = self.model
+        shared = prefixes.of(policy)
+        if self._rollout_batch is None and (shared is None or not shared.on):
+            return None
+        longest = max(map(len, prompts), default=0) + self.generation_config.max_new_tokens
+        wide = self.accelerator.mixed_precision == "no"
+        return self._rollout_batch or rows_within_cache(policy.config, longest, len(prompts), wide=wide)
 
     def saved(self, folder: Path) -> None:
         """How many samples were drawn: those of a resumed training are the next ones."""

@@ -109,6 +109,8 @@ class Train:
         save: what is kept of the trained policy, as safetensors.
         replay: rows that keep what the model could do before.
         share_prefix: read a prompt once for all of its completions; ``auto`` does for models above 10 M weights.
+        rollout_batch: completions that an online algorithm samples at once; null: as many as 2 GiB of keys and values
+            hold, for models above 10 M weights, else all of a rollout. It changes no sample.
         keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
             validation split.
     """
@@ -137,6 +139,7 @@ class Train:
     replay: Replay = unless_default(Replay())
     keep: Literal["last", "best"] = unless_default("last")
     share_prefix: Literal["auto"] | bool = unless_default("auto")
+    rollout_batch: Annotated[int, Gt(0)] | None = unless_default(None)
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness.base.replacing import replaced
+from harness.models.rollouts import sampled
 
 NO_PROBABILITIES = "probability tensor contains"
 """Torch's words where it samples from what is no distribution begin so; ``evaluators.scoring`` knows them."""
@@ -45,26 +46,53 @@ class Draws(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """(B, V) logits in; out the same with all but one at minus infinity."""
         self.numbers = self.numbers.to(scores.device)
-        sums = (scores.float() / self.temperature).softmax(-1).double().cumsum(-1)
-        if not bool(sums[:, -1].isfinite().all()):
-            raise RuntimeError(f"{NO_PROBABILITIES} what is no number")
-        passed = self.numbers[:, input_ids.shape[1] - self.width, None] * sums[:, -1:]
-        chosen = torch.searchsorted(sums, passed, right=True)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+        chosen = drawn(scores, self.numbers[:, input_ids.shape[1] - self.width], self.temperature)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+def drawn(scores: Tensor, numbers: Tensor, temperature: float) -> Tensor:
+    """The token (B,) of each row of logits (B, V) on which its number (B,) falls.
+
+    Raises:
+        RuntimeError: the logits are no numbers, in torch's words.
+    """
+    sums = (scores.float() / temperature).softmax(-1).double().cumsum(-1)
+    if not bool(sums[:, -1].isfinite().all()):
+        raise RuntimeError(f"{NO_PROBABILITIES} what is no number")
+    return torch.searchsorted(sums, numbers[:, None] * sums[:, -1:], right=True)[:, 0]
 
 
 @contextmanager
-def drawing(model: Any, numbers: Tensor, temperature: float) -> Iterator[None]:
-    """Within it ``model.generate`` samples the rows of one batch by ``numbers``, in their order."""
+def drawing(model: Any, numbers: Tensor, temperature: float, chunk: int | None = None) -> Iterator[None]:
+    """Within it ``model.generate`` samples the rows of one batch by ``numbers``, in their order.
+
+    With a ``chunk`` they are sampled so many at a time, by ``rollouts.sampled``, which reads a prompt once.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole = base.generate
 
-    def drawn(input_ids: Tensor, generation_config: Any, **options: Any) -> Any:
+    def in_chunks(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **_: Any) -> Tensor:
+        held = numbers.to(input_ids.device)
+        ends = generation_config.eos_token_id
+        found = sampled(
+            base,
+            input_ids,
+            attention_mask,
+            lambda logits, rows, number: drawn(logits, held[rows, number], temperature),
+            tokens=generation_config.max_new_tokens,
+            ends=[] if ends is None else [ends] if isinstance(ends, int) else ends,
+            pad=generation_config.pad_token_id,
+            chunk=chunk or 1,
+            at_least=generation_config.min_new_tokens or 0,
+        )
+        return torch.cat([input_ids, found], dim=1)
+
+    def one_by_one(input_ids: Tensor, generation_config: Any, **options: Any) -> Any:
         greedy = copy.deepcopy(generation_config)
         greedy.do_sample = False
         greedy.temperature = greedy.top_k = greedy.top_p = None
         draws = LogitsProcessorList([Draws(numbers, temperature, input_ids.shape[1])])
         return whole(input_ids=input_ids, generation_config=greedy, logits_processor=draws, **options)
 
-    with replaced(base, "generate", drawn):
+    with replaced(base, "generate", one_by_one if chunk is None else in_chunks):
         yield

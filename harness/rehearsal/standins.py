@@ -147,11 +147,12 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 
 @contextmanager
-def ends_of_sampling(model: Any) -> Iterator[None]:
+def ends_of_sampling(model: Any, each: int = 1) -> Iterator[None]:
     """Within it ``generate`` samples the first token and the last one, which bound the memory of all.
 
     Args:
         model: a causal language model, wrapped by peft or not.
+        each: completions of a prompt, for all of which it is read once.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole = model.generate
@@ -165,6 +166,9 @@ def ends_of_sampling(model: Any) -> Iterator[None]:
         if generation_config is not None:
             options["generation_config"] = generation_config
         first = whole(input_ids=input_ids, attention_mask=attention_mask, **options)
+        if each > 1:
+            first.past_key_values.batch_repeat_interleave(each)
+            rows *= each
         if tokens > 1:
             cache = stretched(first.past_key_values, prompt + tokens - 2, model.config)
             del first

@@ -357,9 +357,10 @@ def _sample_longest(training: Training, setup: Setup, fill: bool, fakes: FakeTen
         return
 
     def sampled(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        width = max(map(len, prompt_ids))
-        ids = torch.ones((len(prompt_ids), width), dtype=torch.long)
-        with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model):
+        width, rows = max(map(len, prompt_ids)), trainer.at_once(prompt_ids)
+        group = 1 if rows is None else min(rows, getattr(setup.algo, "num_generations", 1))
+        ids = torch.ones((-(-min(rows or len(prompt_ids), len(prompt_ids)) // group), width), dtype=torch.long)
+        with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model, group):
             model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampler.generation_config
             )

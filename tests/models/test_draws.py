@@ -70,3 +70,40 @@ def test_a_token_without_probability_is_never_drawn():
 def test_logits_that_are_no_numbers_are_a_divergence():
     with pytest.raises(Diverged), sampling_from_numbers(lambda: "they are not finite"):
         Draws(uniforms(0, [0], 1), 1.0, 1)(torch.zeros(1, 1), torch.tensor([[1.0, torch.nan]]))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 16])
+def test_chunks_and_shared_prompts_change_no_sample(model, chunk):
+    rows = [0, 0, 1, 2, 2, 2, 3]
+    numbers = uniforms(3, range(len(rows)), TOKENS)
+    whole = sampled(model, rows, numbers)
+    ids = PROMPTS[rows]
+    for ends in (None, [3, 9]):
+        how = GenerationConfig(max_new_tokens=TOKENS, do_sample=True, pad_token_id=0, eos_token_id=ends)
+        with torch.no_grad():
+            with drawing(model, numbers, 1.0):
+                plain = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), generation_config=how)
+            with drawing(model, numbers, 1.0, chunk):
+                found = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), generation_config=how)
+        assert torch.equal(found, plain)
+        assert ends is not None or torch.equal(found[:, ids.shape[1] :], whole)
+
+
+def test_a_prompt_is_read_once_and_rows_that_have_ended_leave(model, monkeypatch):
+    seen: list[tuple[int, int]] = []
+    forward = model.forward
+
+    def looked(*arguments: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        seen.append(tuple(input_ids.shape))
+        return forward(*arguments, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "forward", looked)
+    ids = PROMPTS[[2] * 8 + [1] * 8]
+    how = GenerationConfig(max_new_tokens=TOKENS, do_sample=True, pad_token_id=0, eos_token_id=[3, 9, 12, 17])
+    with torch.no_grad(), drawing(model, uniforms(0, range(16), TOKENS), 1.0, 16):
+        found = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), generation_config=how)
+    assert seen[0] == (2, 4) and seen[1][0] <= 16
+    widths = [rows for rows, _ in seen[1:]]
+    assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
+    ended = torch.isin(found[:, 4:], torch.tensor([3, 9, 12, 17])).any(1)
+    assert ended.any() and not ended.all()
