@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 STOP = ".stopped"
 DRIFT = "a configuration file has changed since; name the sweep again to train what it holds now"
+RATES = "real models are trained with 1e-7 to 1e-4, the embedded one with 1e-4 to 2e-3"
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -292,7 +293,13 @@ def _busy(sweep: Sweep) -> str | None:
 def _noted(setup: Setup) -> list[str]:
     """What a trial's data makes of its settings."""
     data = load_data(setup.task, cache_of(setup))
+    rate = setup.train.learning_rate
     return [
+        *(
+            [f"train.learning_rate={rate:g} moves every weight by as much in a step of Adam: {RATES}"]
+            if setup.algo.trains and rate is not None and rate > 0.1
+            else []
+        ),
         *(setup.algo.notes(data, setup.train) if setup.algo.trains else ()),
         *(line for told in (few_prompts, one_answer) if setup.eval.active for line in told(data, setup.eval.split)),
     ]

@@ -206,10 +206,6 @@ def train_problems(train: Train, algo: str) -> list[UserError]:
                     fix=f"train.{key}={example}, or add it to algo.presets.{train.preset}",
                 )
             )
-    if train.learning_rate is not None and train.learning_rate > 1:
-        rule = "is the size of Adam's step for every weight, and a model's weights are well below 1"
-        value = train.learning_rate
-        errors.append(UserError(rule, key="train.learning_rate", value=value, fix="train.learning_rate=1e-6"))
     named = train.budget.all_named
     if len(named) > 1:
         errors.append(

@@ -263,7 +263,7 @@ def test_an_extra_that_is_not_installed_makes_no_yaml_of_ours_wrong(capsys):
 def test_a_blank_after_a_comma_is_said():
     with pytest.raises(UserError) as caught, hydra_config():
         compose(["beta=0.1,"])
-    assert "after a comma there is no blank" in caught.value.fix
+    assert "no blank after a comma" in caught.value.fix
 
 
 @pytest.mark.parametrize("group", ["algo", "model", "eval", "tracking"])
