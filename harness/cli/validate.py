@@ -105,7 +105,7 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
     Raises:
         UserError: it is wrong in all of them; what is said is of the first.
     """
-    failed: UserError | UserErrors | None = None
+    failed: Exception | None = None
     for beside in _surroundings(group, folders):
         if failed is not None:
             print(f"  once more, with {' '.join(beside)}", file=sys.stderr, flush=True)
@@ -113,9 +113,11 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
             _built(group, option, root, folders, [*plugins, *beside])
             tried = _tried(group, option, root, folders, [*plugins, *beside]) if folders else ""
             return tried + (f"  (with {' '.join(beside)})" if beside else "")
-        except (UserError, UserErrors) as error:
+        except Exception as error:  # in later surroundings also of what stands there: a model that is wrong itself
+            if failed is None and not isinstance(error, UserError):
+                raise
             failed = failed or error
-    assert failed is not None
+    assert isinstance(failed, UserError)
     raise failed
 
 

@@ -301,8 +301,10 @@ def _validate(
     from pydantic.errors import PydanticUserError
 
     if not is_dataclass(target) or inspect.isabstract(target):
-        rule = "names an abstract class, which cannot be built" if is_dataclass(target) else "names no dataclass"
-        errors.append(UserError(rule, key=f"{path}._target_", value=target.__name__, fix="name a component's class"))
+        absent = ", ".join(f"{name}()" for name in sorted(getattr(target, "__abstractmethods__", ())))
+        rule = f"cannot be built without {absent}" if is_dataclass(target) else "names no dataclass"
+        fix = f"write {absent}, or name another class" if absent else "name a component's class"
+        errors.append(UserError(rule, key=f"{path}._target_", value=target.__name__, fix=fix))
         return None
     try:
         return TypeAdapter(target).validate_python(fields)

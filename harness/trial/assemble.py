@@ -107,8 +107,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         if name == "model":
             context = built[name].context_length() if name in built else None
             if context is not None and (isinstance(context, bool) or not isinstance(context, int)):
-                rule, fix = "context_length() gives a number of tokens, or None", "return an int"
-                errors.append(UserError(rule, key="model", value=repr(context), fix=fix))
+                rule, kind = f"context_length() gives a number of tokens, or None, not {context!r}", type(built[name])
+                errors.append(UserError(rule, key="model", value=kind.__name__, fix="return an int"))
                 context = None
             train_node = with_lengths(train_node, context)
     algo: Any = built.get("algo")

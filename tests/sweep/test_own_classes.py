@@ -49,6 +49,8 @@ class Odd(Shape):
     kind: str = "good"
 
     def context_length(self):
+        if self.kind == "lost":
+            raise ValueError("no context")
         return "256" if self.kind == "context" else super().context_length()
 
     def load(self, source, **options):
@@ -73,6 +75,7 @@ WORDS = {
     "evaluator/lost": "no finite number",
     "task/loads": "load() failed at classes.py",
     "model/context": "gives a number of tokens, or None",
+    "model/lost": "context_length() failed at classes.py",
     "model/none": "not a NoneType",
     "model/raises": "load() failed at classes.py",
 }
