@@ -145,6 +145,8 @@ def sound(name: str, found: Any, taken: Mapping[str, str] | None = None) -> Eval
 
     if not isinstance(found, Evaluation):
         raise wrong(f"gives an Evaluation, not a {type(found).__name__}", "return Evaluation(metrics={...})")
+    if not isinstance(found.metrics, Mapping):
+        raise wrong("gives its metrics by name", "Evaluation(metrics={'name': 1.0})", f"metrics: {found.metrics!r}")
     for metric, value in found.metrics.items():
         number = isinstance(value, int | float) or hasattr(value, "item")
         if not number or not math.isfinite(float(value)):

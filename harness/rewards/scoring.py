@@ -75,7 +75,10 @@ def checked(
     """Call ``function`` and insist on one finite number per completion."""
     name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     try:
-        values: list[Any] = list(function(rows, texts, ended))
+        given: Any = function(rows, texts, ended)
+        values: list[Any] | None = None
+        if hasattr(given, "__iter__") and not isinstance(given, str):
+            values = list(given)  # a generator may raise now
     except UserError:
         raise
     except Exception as error:
@@ -85,6 +88,12 @@ def checked(
             key="reward",
             fix=f"mend it: called with {_one(rows[at], texts[at])}, it must return a list of one finite number",
         ) from error
+    if values is None:
+        rule, fix = (
+            f"the reward {name} returned {given!r}",
+            "return a list of one finite number per completion, in order",
+        )
+        raise UserError(rule, key="reward", fix=fix)
     if len(values) != len(texts):
         raise UserError(
             f"the reward {name} returned {len(values)} numbers for {len(texts)} completions",

@@ -300,6 +300,10 @@ def _model_problems(setup: Setup, config: Any, source: Path | None) -> list[User
         return []
     import torch
 
+    digest = own.recipe_digest(setup.task)
+    if not isinstance(digest, str):
+        rule = f"recipe_digest() gives a text by which what it loads is known, not {digest!r}"
+        return [UserError(rule, key="model", value=type(own).__name__, fix="return a str, such as a hash of its files")]
     size = sum(p.numel() for p in skeleton(config, own).parameters())
     if size > SMALL:
         return []
