@@ -20,12 +20,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from harness.base.errors import UserError
+from harness.models.base import context_length
 from harness.models.precision import computing
 
 WORTH = 0.95
 """Of the cost of the batch as it comes, what the shared one may cost at most: laying out takes time too."""
 MOST = 64
 """Rows of a group at most: the mask of a group grows with the square of its tokens."""
+MOST_TOKENS = 32_768
+"""Of a laid-out row: its mask has as many numbers as the square of them."""
 PROMPT, NOBODY = -1, -1
 LARGE = 10**7
 """Weights below which laying out takes about as long as reading: a step of the embedded model is milliseconds."""
@@ -59,16 +62,18 @@ class Layout:
     source: list[np.ndarray]
 
 
-def laid_out(rows: Sequence[np.ndarray], *, square: float) -> Layout | None:
+def laid_out(rows: Sequence[np.ndarray], *, square: float, room: int = MOST_TOKENS) -> Layout | None:
     """The cheapest way to read rows of token ids, or None where as they come is about as good.
 
     Args:
         rows: token ids without padding.
         square: what attention between two tokens costs, in units of what else a token costs.
+        room: tokens of a laid-out row at most, but for a row that is longer by itself: some architectures keep masks of
+            the length of their context.
     """
     width = max(map(len, rows), default=0)
     order = sorted(range(len(rows)), key=lambda i: rows[i].tolist())
-    groups = _groups([rows[i] for i in order], square)
+    groups = _groups([rows[i] for i in order], square, room)
     sizes = [prefix + sum(len(rows[i]) - prefix for i in order[first:end]) for first, end, prefix in groups]
     bins = _packed(sizes)
     tokens = max((sum(sizes[k] for k in members) for members in bins), default=0)
@@ -96,7 +101,7 @@ def laid_out(rows: Sequence[np.ndarray], *, square: float) -> Layout | None:
     return Layout(ids, positions, group, branch, source)
 
 
-def _groups(rows: Sequence[np.ndarray], square: float) -> list[tuple[int, int, int]]:
+def _groups(rows: Sequence[np.ndarray], square: float, room: int) -> list[tuple[int, int, int]]:
     """Of sorted rows, (first, end, tokens that they share) of each group, at the lowest cost of all groupings."""
     alike = [0, *(_common(a, b) for a, b in zip(rows, rows[1:], strict=False))]
     best, cut = [0.0], [0]
@@ -106,6 +111,8 @@ def _groups(rows: Sequence[np.ndarray], square: float) -> list[tuple[int, int, i
             total += len(rows[first])
             prefix = min(prefix, alike[first + 1]) if first < end - 1 else prefix
             tokens = total - (end - first - 1) * prefix
+            if tokens > room and first < end - 1:
+                break
             found = min(found, (best[first] + tokens + square * tokens * tokens, first))
             if not alike[first]:
                 break
@@ -167,7 +174,7 @@ class Prefixes:
         on: whether they do anything.
         why: why they do nothing, for a reader; empty where there is nothing to say.
         foreseen: for a batch without data, of a shape: the rows that it would have; None leaves it alone.
-        given: tokens of the batches that came, padding included.
+        given: tokens of the plain batches that came, padding included.
         computed: tokens that were read instead.
     """
 
@@ -183,15 +190,20 @@ class Prefixes:
         self._kinds = kinds if len(kinds) > 1 else set()
         if kinds == {"full_attention"}:
             self._window = None
+        named = {n: v for n, v in text.to_dict().items() if "window" in n or "chunk" in n}
+        self._spans = [v for v in named.values() if isinstance(v, int) and not isinstance(v, bool) and v > 1]
+        self._room = context_length(text) or MOST_TOKENS
         self._places: tuple[tuple[int, ...], Tensor] | None = None
         body.prefixes = self  # a copy of the body has a copy of this
         body.register_forward_pre_hook(self._before, with_kwargs=True)
         body.register_forward_hook(self._after, with_kwargs=True)
 
-    @property
-    def longest_unseen(self) -> int:
-        """Tokens of a row beyond which some layers look at a window alone; 0 where none does."""
-        return self._window or 0
+    def near(self, longest: int) -> int:
+        """The farthest that layers of this architecture may look in rows of ``longest`` tokens; 0: nothing says so.
+
+        By whatever name a configuration has for it (``sliding_window``, ``window_size``, ``attention_chunk_size``).
+        """
+        return max((size for size in self._spans if size < longest), default=0)
 
     def refuse(self, asked: Literal["auto"] | bool) -> None:
         """Raise where sharing was asked for by name and gives other numbers."""
@@ -204,14 +216,16 @@ class Prefixes:
         if not self.on or arguments or not self._plain(body, ids, mask, options):
             return None
         assert isinstance(ids, Tensor) and isinstance(mask, Tensor)
-        shape, device, fake = tuple(ids.shape), ids.device, _fake(ids)
+        shape, device, fake = tuple(ids.shape), ids.device, isinstance(ids, FakeTensor)
         if fake:
             rows = None if self.foreseen is None else self.foreseen(shape)
             marks = np.array([[k < len(row) for k in range(shape[1])] for row in rows or ()])
         else:
             marks, tokens = mask.bool().cpu().numpy(), ids.cpu().numpy()
             rows = [row[kept] for row, kept in zip(tokens, marks, strict=True)]
-        layout = None if rows is None else laid_out(rows, square=self._square)
+        layout = None if rows is None else laid_out(rows, square=self._square, room=self._room)
+        self.given += ids.numel()
+        self.computed += ids.numel() if layout is None else layout.ids.size
         if layout is None:
             return None
         places = np.zeros(shape, dtype=np.int64)
@@ -223,7 +237,6 @@ class Prefixes:
                 return torch.empty(part.shape, dtype=torch.long, device=device)
             return torch.from_numpy(part).to(device)
 
-        self.given, self.computed = self.given + places.size, self.computed + layout.ids.size
         self._places = shape, made(places)
         changed = {k: v for k, v in options.items() if k != "cache_position"}
         return arguments, changed | {
@@ -301,8 +314,7 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
     Two completions of one prompt are read together and apart. Rows are longer than the window of attention, where
     training has such rows.
     """
-    window = prefixes.longest_unseen
-    prompt = window if 0 < window < longest else PROBED
+    prompt = max(PROBED, prefixes.near(longest))
     vocabulary = model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, prompt + PROBED), generator=draw)
@@ -322,7 +334,9 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
             plain = said()
         before = prefixes.computed
         off = float((said() - plain).abs().mean())
-        if prefixes.computed > before and off <= APART[precision]:
+        together = prefixes.computed - before < ids.numel()
+        prefixes.given = prefixes.computed = 0  # these rows are none of training's
+        if together and off <= APART[precision]:
             return True
         prefixes.why = f"read together, completions are {off:.2g} nats a token from what they are apart"
     except Exception as error:  # whatever an architecture makes of such a mask
@@ -331,10 +345,6 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
         model.train(was)
     prefixes.on = False
     return False
-
-
-def _fake(tensor: Tensor) -> bool:
-    return isinstance(tensor, FakeTensor)
 
 
 def _weights(body: Any) -> int:

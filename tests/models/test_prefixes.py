@@ -15,6 +15,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -178,11 +179,30 @@ def test_rows_that_share_nothing_are_packed_where_padding_is_much_and_left_alone
     assert laid_out(rows("abc"), square=0.0) is None and laid_out([], square=0.0) is None
 
 
+def test_no_row_is_laid_out_beyond_the_room_that_there_is():
+    given = rows(*("p" * 30 + c * 10 for c in "abcdefgh"))
+    layout = laid_out(given, square=0.0, room=64)
+    assert layout is not None and layout.ids.shape[1] <= 64 and len(layout.ids) > 1
+    whole = laid_out(given, square=0.0)
+    assert whole is not None and whole.ids.shape == (1, 110)
+
+
 def test_long_completions_are_not_put_into_one_row_where_attention_would_cost_more_than_it_saves():
     long = rows(*("p" + c * 400 for c in "abcdefgh"))
     assert laid_out(long, square=0.01) is None
     shared = rows(*("p" * 400 + c for c in "abcdefgh"))
     assert laid_out(shared, square=0.01) is not None
+
+
+def test_a_layer_that_looks_at_a_window_by_another_name_is_found_out_at_its_length():
+    """GPT-Neo's local layers mask by the place in the row, which a laid-out row changes."""
+    size = {"hidden_size": 64, "num_heads": 4, "vocab_size": 200, "max_position_embeddings": 512}
+    config = GPTNeoConfig(**size, num_layers=2, attention_types=[[["global", "local"], 1]], window_size=40)
+    model = model_of(config, "eager")
+    found = Prefixes(model.base_model)
+    assert found.near(500) == 40 and found.near(30) == 0
+    assert not prefixes.agrees(model, found, longest=500, device="cpu", precision="fp32")
+    assert not found.on and found.why
 
 
 # -- whether to -----------------------------------------------------------------------------------------
