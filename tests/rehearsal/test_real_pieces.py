@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from unittest.mock import patch
 
 import pytest
 
-from harness.trial.heap import M_MMAP_THRESHOLD, _glibc, give_back
+from harness.trial.heap import _glibc
+from tests.rehearsal.growing import from_the_first_step, grown, start
 from tests.runs import free_port
 
 STEP = (
@@ -21,15 +21,6 @@ STEP = (
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="glibc only")
-
-
-def start() -> None:
-    """Of each measuring process: one thread, and blocks above 64 KiB are the kernel's again once freed."""
-    import torch
-
-    torch.set_num_threads(1)
-    library = _glibc()
-    assert library is not None and library.mallopt(M_MMAP_THRESHOLD, 64 * 1024)
 
 
 @contextmanager
@@ -54,9 +45,7 @@ def took(port: int | None, rank: int, overrides: tuple[str, ...]) -> dict[str, A
     from harness.models.precision import place_on
     from harness.rehearsal import pieces
     from harness.rehearsal.step import Scene, rehearse
-    from harness.rehearsal.watch import Steady
     from harness.tasks.conversation import Style
-    from harness.telemetry.host import peak_resident_bytes, reset_peak, resident_bytes
     from harness.trial.assemble import assemble
     from harness.trial.checks import check_data
 
@@ -67,18 +56,6 @@ def took(port: int | None, rank: int, overrides: tuple[str, ...]) -> dict[str, A
         if quantization is not None:
             quantization.bnb_4bit_quant_storage = place.unpacked
         return setup.model.load(None, dtype=torch.float32, device="cpu", quantization=quantization)
-
-    seen: dict[str, float] = {}
-    begin = Steady.on_train_begin
-
-    def begun(self: Steady, *args: Any, **options: Any) -> None:
-        gc.collect()
-        give_back()
-        assert reset_peak()
-        seen["resident"] = resident_bytes("self") or 0
-        seen["counted"] = sum(self.tracker.live.values())
-        seen["from"] = len(self.tracker.timeline().records)
-        begin(self, *args, **options)
 
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=True, bf16=False)
     real = port is not None
@@ -91,18 +68,18 @@ def took(port: int | None, rank: int, overrides: tuple[str, ...]) -> dict[str, A
         fill=True,
         load=load if real else None,
     )
-    with patch.object(Steady, "on_train_begin", begun):
+    with from_the_first_step() as seen:
         if port is None:
             timeline = rehearse(scene, setup.model.configuration(), evaluation=False)
         else:
             with patch.object(pieces, "one_of", lambda _: among_two(port, rank)):
                 timeline = rehearse(scene, setup.model.configuration(), evaluation=False)
-    step = timeline.records[int(seen["from"]) :].sum(axis=1).max()
+    step, resident = grown(timeline, seen)
     return {
         **{owner: size for owner, size in timeline.peaks()["train"].owners.items() if size},
         "peak": sum(timeline.peaks()["train"].owners.values()),
-        "step": step - seen["counted"],
-        "grown": (peak_resident_bytes("self") or 0) - seen["resident"],
+        "step": step,
+        "grown": resident,
     }
 
 

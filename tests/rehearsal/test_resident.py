@@ -6,16 +6,15 @@ In a process whose C library gives freed blocks back at once. A trial's own hold
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from harness.trial.heap import M_MMAP_THRESHOLD, _glibc, give_back
+from harness.trial.heap import _glibc
+from tests.rehearsal.growing import from_the_first_step, grown, start
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
 STEP = (
@@ -26,15 +25,6 @@ STEP = (
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="glibc only")
 
 
-def start() -> None:
-    """Of the measuring process: one thread, and blocks above 64 KiB are the kernel's again once freed."""
-    import torch
-
-    torch.set_num_threads(1)
-    library = _glibc()
-    assert library is not None and library.mallopt(M_MMAP_THRESHOLD, 64 * 1024)
-
-
 def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     """From the moment when a trainer is there to the end of its step: bytes by the tracker, and resident."""
     import torch
@@ -42,9 +32,7 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     from harness.config.compose import compose, hydra_config
     from harness.models.precision import place_on
     from harness.rehearsal.step import Scene, rehearse
-    from harness.rehearsal.watch import Steady
     from harness.tasks.conversation import Style
-    from harness.telemetry.host import peak_resident_bytes, reset_peak, resident_bytes
     from harness.trial.assemble import assemble
     from harness.trial.checks import check_data
 
@@ -54,25 +42,12 @@ def growth(overrides: tuple[str, ...]) -> tuple[float, float]:
     def load(quantization: Any) -> Any:
         return setup.model.load(None, dtype=torch.float32, device="cpu", quantization=quantization)
 
-    seen: dict[str, float] = {}
-    begin = Steady.on_train_begin
-
-    def begun(self: Steady, *args: Any, **options: Any) -> None:
-        gc.collect()
-        give_back()
-        assert reset_peak()
-        seen["resident"] = resident_bytes("self") or 0
-        seen["counted"] = sum(self.tracker.live.values())
-        seen["from"] = len(self.tracker.timeline().records)
-        begin(self, *args, **options)
-
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=True, bf16=False)
     rows = Style().rows
     scene = Scene(setup, check_data(setup), setup.model.tokenizer(None), rows, place, fill=True, load=load)
-    with patch.object(Steady, "on_train_begin", begun):
+    with from_the_first_step() as seen:
         timeline = rehearse(scene, setup.model.configuration(), evaluation=False)
-    counted = timeline.records[int(seen["from"]) :].sum(axis=1).max()
-    return counted - seen["counted"], (peak_resident_bytes("self") or 0) - seen["resident"]
+    return grown(timeline, seen)
 
 
 @pytest.fixture(scope="module")
