@@ -94,7 +94,7 @@ def client(uri: str) -> Any:
     with _alone(uri):
         if uri.startswith(SQLITE):
             _make_tables(Path(uri.removeprefix(SQLITE)), lambda draft: MlflowClient(tracking_uri=f"{SQLITE}{draft}"))
-        made = _patiently(lambda: MlflowClient(tracking_uri=whole))
+        made = patiently(lambda: MlflowClient(tracking_uri=whole))
     _opened.add(uri)
     return made
 
@@ -115,7 +115,7 @@ def _alone(uri: str) -> Iterator[None]:
     """One command at a time in what makes tables, experiments and parent runs of a SQLite store.
 
     SQLite has no lock that lasts over several transactions, so a file beside the database is one. A server serves
-    commands on other machines, where no file of ours helps: there ``_patiently`` tries again.
+    commands on other machines, where no file of ours helps: there ``patiently`` tries again.
     """
     from filelock import FileLock
 
@@ -135,7 +135,7 @@ def _alone(uri: str) -> Iterator[None]:
         lock.release()
 
 
-def _patiently(make: Any) -> Any:
+def patiently(make: Any) -> Any:
     """What ``make`` returns; made again where another command was making the same thing at that moment."""
     for attempt in range(TRIES):
         try:
@@ -184,7 +184,7 @@ def open_sweep(tracking: Tracking, sweep: str, description: Mapping[str, str] | 
     try:
         api = client(uri)
         with _alone(uri):
-            experiment_id = _patiently(lambda: _experiment(api, tracking.experiment, uri))
+            experiment_id = patiently(lambda: _experiment(api, tracking.experiment, uri))
             return SweepRun(uri, experiment_id, _parent(api, experiment_id, sweep, description or {}))
     except UserError:
         raise

@@ -20,7 +20,7 @@ from harness.config import fingerprint
 from harness.store.columns import tags_from
 from harness.store.journal import Tail
 from harness.store.logged import BATCH, chunks, describe_run, log_policy
-from harness.store.mlflow_store import SweepRun, client, in_one_line
+from harness.store.mlflow_store import SweepRun, client, in_one_line, patiently
 from harness.store.past import past_of, result_of
 from harness.store.points import AT_THE_END, points_of
 from harness.store.result import document, write_json
@@ -95,12 +95,13 @@ def project(folder: Path, sweep: SweepRun) -> str | None:
     """Bring MLflow up to date with one trial's journals; returns the run id (None before the first attempt).
 
     Safe to repeat: points carry the journal's own time stamps, and offsets advance only after success. Of two at once
-    one waits, since each would make a run.
+    one waits, since each would make a run; where another sweep made a row of the store at the same moment (two that
+    read the same data set), it is done again.
     """
     from filelock import FileLock
 
     with FileLock(folder / ".projection.lock"):
-        return _project(folder, sweep)
+        return patiently(lambda: _project(folder, sweep))
 
 
 def _project(folder: Path, sweep: SweepRun) -> str | None:

@@ -19,6 +19,8 @@ STEPS = (
     "train.logging_steps=1", "train.save=none", "train.share_prefix=true,false", "runner.threads=1",
 )  # fmt: skip
 ROUNDED = 1e-4
+ONE_EACH = {"ppo"}
+"""One completion of a prompt, and prompts of one length: nothing to share, and no padding to save."""
 LOSSES = {"train/loss", "train/grad_norm", "train/kl", "train/approx_kl", "train/value_loss", "train/logps/chosen"}
 
 
@@ -48,7 +50,8 @@ def test_losses_and_gradients_are_those_of_rows_read_apart(tmp_path, cache_dir, 
     for algo, found in both.items():
         (shared, computed), (apart, none) = found[True], found[False]
         assert none is None and apart, algo
-        assert computed is not None and computed < 0.95, (algo, computed)
+        most = 1.0 if algo in ONE_EACH else 0.95
+        assert computed is not None and computed <= most, (algo, computed)
         assert shared.keys() == apart.keys()
         for name, value in apart.items():
             assert shared[name] == pytest.approx(value, rel=1e-3, abs=ROUNDED), (algo, name)

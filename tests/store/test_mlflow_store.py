@@ -167,7 +167,7 @@ def test_what_another_command_makes_at_that_moment_is_tried_again(monkeypatch, w
             raise error
         return "made"
 
-    assert tracking._patiently(make) == "made"
+    assert tracking.patiently(make) == "made"
 
 
 def test_what_is_no_race_is_raised_at_once():
@@ -178,7 +178,7 @@ def test_what_is_no_race_is_raised_at_once():
         raise RuntimeError("permission denied for database")
 
     with pytest.raises(RuntimeError):
-        tracking._patiently(make)
+        tracking.patiently(make)
     assert len(calls) == 1
 
 

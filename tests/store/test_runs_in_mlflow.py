@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from harness.base.records import Outcome, Trial
 from harness.runner.books import close_books, open_book
-from harness.store import mlflow_sync
+from harness.store import mlflow_store, mlflow_sync
 from harness.store.journal import Journal
 from harness.store.mlflow_store import SweepRun
 from harness.store.mlflow_sync import project
@@ -121,6 +122,19 @@ def test_a_lost_or_damaged_note_of_the_id_makes_no_second_run(store, finished, c
     note.unlink() if content is None else note.write_bytes(content)
     assert project(finished, SWEEP) == first == one(store).info.run_id
     assert json.loads(note.read_text())["state"]["run_id"] == first
+
+
+def test_a_data_set_that_another_sweep_made_at_that_moment_delays_nothing(store, finished, monkeypatch):
+    answers = [MlflowException('(psycopg.errors.UniqueViolation) duplicate key value violates "dataset_pk"'), None]
+
+    def log_inputs(*_: Any) -> None:
+        if (answer := answers.pop(0) if answers else None) is not None:
+            raise answer
+
+    monkeypatch.setattr(store, "log_inputs", log_inputs)
+    monkeypatch.setattr(mlflow_store.time, "sleep", lambda s: None)
+    project(finished, SWEEP)
+    assert one(store).info.status == "FINISHED" and not answers
 
 
 def test_of_two_runs_of_an_attempt_the_one_that_ended_is_kept(store, finished):
