@@ -25,11 +25,14 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
     job = replace(job, holds=algo.reference_of(job.adapter, job.train, job.data))
     if not algo.keeps_dropout or algo.uses_reference:
         without_dropout(job.model)
-    shared = prefixes.share(job.model, job.train.share_prefix)
-    if shared is not None and job.probes:
+    if job.probes:
         longest, asked = job.train.max_length, job.train.share_prefix
-        if not prefixes.agrees(job.model, shared, longest=longest, device=job.device, precision=job.precision):
-            shared.refuse(asked)
+        shared = prefixes.ready(job.model, asked, longest=longest, device=job.device, precision=job.precision)
+    else:
+        shared = prefixes.of(job.model) or prefixes.share(job.model, job.train.share_prefix)
+    if shared is not None:
+        shared.on = not shared.why
+        shared.given = shared.computed = 0
     if job.holds == "own":
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
     probe = Probe(job) if job.probes and job.adapter.peft_config() is not None else None

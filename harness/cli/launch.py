@@ -22,7 +22,6 @@ from harness.base.records import Outcome, TrialResult
 from harness.cli.concluding import conclude
 from harness.config import identity
 from harness.config.compose import hydra_application
-from harness.config.devices import compute_device
 from harness.config.plugins import register
 from harness.config.train import Train
 from harness.launchers import elsewhere
@@ -262,8 +261,6 @@ def _announce(sweep: Sweep) -> None:
         say(f"sweep {sweep.name}: {len(sweep.points)} trial{'s' if len(sweep.points) != 1 else ''} in {sweep.folder}")
     for note in dict.fromkeys(note for point in sweep.points for note in _noted(point.setup)):
         say(f"note: {note}")
-    if (busy := _busy(sweep)) is not None:
-        say(f"note: {busy}")
     for point in sweep.points:
         setup, train = point.setup, point.setup.train
         named = any(o.startswith("reward=") for o in point.overrides)  # the default one is no matter
@@ -275,19 +272,6 @@ def _announce(sweep: Sweep) -> None:
             else "evaluates the model as it is"
         )
         say(f"  {point.trial.trial_id}  {how}{unused}")
-
-
-def _busy(sweep: Sweep) -> str | None:
-    """What to do where other work takes the cores that trials would take: their threads wait for one another."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    on_gpu = compute_device(sweep.runner.device) != "cpu"  # where the cores have little to do
-    if on_gpu or sweep.runner.threads is not None or load < max(1.0, 0.75 * cores):
-        return None
-    return (
-        f"this machine is busy (load {load:.1f} on {count(cores, 'core')}), and trials take every core: "
-        "runner.threads=1 may be several times faster meanwhile"
-    )
 
 
 def _noted(setup: Setup) -> list[str]:

@@ -40,6 +40,26 @@ class Merging:
     bits: int | None = None
 
 
+class Memo:
+    """What one evaluator computed of a model, for the others.
+
+    Attributes:
+        kept: of a model that other trials judge too: given the key and the way to compute it, what it is; None where
+            nobody else will ask.
+    """
+
+    def __init__(self, kept: Callable[[tuple[Any, ...], Callable[[], Any]], Any] | None = None):
+        """Nothing is known yet."""
+        self.kept = kept
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returned when it was first asked for under ``key``."""
+        if key not in self._known:
+            self._known[key] = compute() if self.kept is None else self.kept(key, compute)
+        return self._known[key]
+
+
 @dataclass(frozen=True)
 class EvalContext:
     """What an evaluator may look at.
@@ -89,7 +109,7 @@ class EvalContext:
     sampled_prompts: int | None = None
     bare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
     progress: Callable[[str, int, int], None] | None = None
-    memo: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    memo: Memo = field(init=False, repr=False, compare=False, default_factory=lambda: Memo())
 
     def computing(self) -> AbstractContextManager[Any]:
         """The one arithmetic of all scores; make it anew for each forward pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from harness.base.calibration import clustered_error, share
 from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext
+from harness.models import prefixes
 from harness.models.draws import NO_PROBABILITIES
 from harness.models.generation import (
     has_virtual_tokens,
@@ -25,6 +27,8 @@ from harness.models.generation import (
 from harness.tasks.base import Row
 from harness.tasks.conversation import encode_sides, prompt_ids
 
+PAIRS, SAMPLES = ("pairs",), "samples"
+"""Keys of what evaluators share (``Memo``); that of samples goes on with how they were drawn."""
 MOST_LOGITS = 2**28
 """In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
 128,000 and 1,024 tokens that is two rows; a batch of 64 would take 84 GB."""
@@ -46,12 +50,24 @@ class PairLogProbs:
     rejected_tokens: torch.Tensor
     truncated: int
 
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any]) -> PairLogProbs:
+        """From what ``numbers`` gave."""
+        wide = {name: torch.tensor(numbers[name], dtype=torch.float64) for name in ("chosen", "rejected")}
+        counts = {name: torch.tensor(numbers[name], dtype=torch.long) for name in ("chosen_tokens", "rejected_tokens")}
+        return cls(**wide, **counts, truncated=numbers["truncated"])
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it without tensors; no bit is lost."""
+        return {
+            name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()
+        }
+
 
 def pair_log_probs(context: EvalContext) -> PairLogProbs:
     """Score both sides of every held-out pair of the context's split under its model; once for all evaluators."""
-    if "pairs" not in context.memo:
-        context.memo["pairs"] = _score_pairs(context)
-    return context.memo["pairs"]
+    return context.memo.once(PAIRS, lambda: _score_pairs(context))
 
 
 def _score_pairs(context: EvalContext) -> PairLogProbs:
@@ -70,7 +86,8 @@ def completion_log_probs(
     """Sum of log p(token | before) over each completion, and the number of its tokens.
 
     Batches hold sequences of similar length; padding is on the right, where causal attention cannot see it, so
-    a value does not depend on what shares its batch.
+    a value does not depend on what shares its batch. A model that reads rows that begin alike as one
+    (``models.prefixes``) has completions of one prompt in one batch.
 
     Args:
         context: model, device, batch size and length limit.
@@ -82,27 +99,39 @@ def completion_log_probs(
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     counts = torch.zeros(len(sequences), dtype=torch.long)
     done = 0
-    for chosen in batches(context, [len(prompt) + len(completion) for prompt, completion in sequences]):
+    lengths = [len(prompt) + len(completion) for prompt, completion in sequences]
+    shared = prefixes.of(context.model)
+    prompts = None if shared is None or shared.why else [prompt for prompt, _ in sequences]
+    for chosen in batches(context, lengths, prompts):
         rows = [(sequences[i][0] + sequences[i][1])[: context.max_length] for i in chosen]
-        picked = _token_log_probs(context, rows)
-        for row, index in enumerate(chosen):
-            start = max(len(sequences[index][0]), 1)
-            sums[index] = picked[row, start - 1 : len(rows[row]) - 1].double().sum().cpu()
+        starts = [max(len(sequences[i][0]), 1) for i in chosen]
+        first = min(starts)
+        picked = _token_log_probs(context, rows, first)
+        for row, (index, start) in enumerate(zip(chosen, starts, strict=True)):
+            sums[index] = picked[row, start - first : len(rows[row]) - first].double().sum().cpu()
             counts[index] = max(0, len(rows[row]) - start)
         context.tell("scoring", done := done + len(chosen), len(sequences))
     return sums, counts
 
 
-def _token_log_probs(context: EvalContext, rows: Sequence[list[int]]) -> torch.Tensor:
-    """Log-probabilities of all tokens but the first, shape (rows, longest - 1); the logits live in here alone."""
+def _token_log_probs(context: EvalContext, rows: Sequence[list[int]], first: int) -> torch.Tensor:
+    """Log-probabilities of the tokens from ``first`` on, (rows, longest - first); the logits live in here alone."""
     pad, width = context.tokenizer.pad_token_id, max(map(len, rows))
+    kept = max(0, width - first) + 1
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
-    with context.computing():
-        found = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    logits = found[:, -width:-1].float()  # an adapter may put virtual tokens before the real ones
+    less = {"logits_to_keep": kept} if _keeps(context.model) else {}
+    with context.computing(), prefixes.together(context.model):
+        found = context.model(input_ids=ids, attention_mask=mask, use_cache=False, **less).logits
+    logits = found[:, -kept:-1].float()  # an adapter may put virtual tokens before the real ones
     del found
-    return torch.gather(logits, 2, ids[:, 1:, None]).squeeze(2) - torch.logsumexp(logits, 2)
+    return torch.gather(logits, 2, ids[:, width - kept + 1 :, None]).squeeze(2) - torch.logsumexp(logits, 2)
+
+
+def _keeps(model: Any) -> bool:
+    """Whether a model can be asked for the logits of its last tokens alone."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def _finite(context: EvalContext, sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,13 +151,26 @@ def rows_at_once(context: EvalContext, width: int) -> int:
     return max(1, min(context.batch_size, MOST_LOGITS // (width * vocabulary)))
 
 
-def batches(context: EvalContext, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of sequences, shortest first, in batches whose longest row (the last) fits with all others."""
+def batches(
+    context: EvalContext, lengths: Sequence[int], prompts: Sequence[list[int]] | None = None
+) -> Iterator[list[int]]:
+    """Indices of sequences, shortest first, in batches whose logits are not too many.
+
+    With ``prompts`` those of one prompt follow one another, at the place of the longest of them.
+    """
+    places: Sequence[Any] = lengths
+    if prompts is not None:
+        longest: dict[tuple[int, ...], int] = {}
+        for prompt, length in zip(prompts, lengths, strict=True):
+            longest[tuple(prompt)] = max(length, longest.get(tuple(prompt), 0))
+        places = [(longest[tuple(p)], p, length) for p, length in zip(prompts, lengths, strict=True)]
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and len(batch) >= rows_at_once(context, min(lengths[index], context.max_length)):
+    width = 0
+    for index in sorted(range(len(lengths)), key=places.__getitem__):
+        width = max(width, min(lengths[index], context.max_length))
+        if batch and len(batch) >= rows_at_once(context, width):
             yield batch
-            batch = []
+            batch, width = [], min(lengths[index], context.max_length)
         batch.append(index)
     if batch:
         yield batch
@@ -165,11 +207,12 @@ def held_out_samples(
         Rows, and ``per_prompt`` samples of each, row by row.
     """
     rows = context.data.eval_prompts[context.split][:max_prompts]
-    key = ("samples", per_prompt, temperature, len(rows))
-    if key not in context.memo:
+
+    def drawn() -> list[Sample]:
         prompts = [row["prompt"] for row in context.rows(rows)]
-        context.memo[key] = sample(context, prompts, per_prompt=per_prompt, temperature=temperature)
-    return rows, context.memo[key]
+        return sample(context, prompts, per_prompt=per_prompt, temperature=temperature)
+
+    return rows, context.memo.once((SAMPLES, per_prompt, temperature, len(rows)), drawn)
 
 
 def sample_log_probs(

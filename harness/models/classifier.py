@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from harness.models import prefixes
 from harness.models.precision import computing
 from harness.tasks.conversation import encode_completions, is_conversational, reply_end
 
@@ -122,6 +123,8 @@ def score_sequences(
 ) -> Tensor:
     """Scores of token sequences, float32, in their order; padded on the right, in batches of similar length.
 
+    A model that reads rows that begin alike as one (``prefixes``) has them in one batch.
+
     transformers reads a score at the last token that is not the pad token. Where that is the end-of-sequence token
     too, the end would not be seen: such sequences are padded with another token.
 
@@ -135,9 +138,11 @@ def score_sequences(
         turn: within it, forward passes are the model's (an adapter on a shared base is active).
     """
     scores = torch.zeros(len(sequences))
+    shared = prefixes.of(shell)
     pad = shell.config.get_text_config().pad_token_id = padding_for(sequences, pad)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    with turn():
+    size = len if shared is None or shared.why else list  # rows that begin alike stand beside each other
+    order = sorted(range(len(sequences)), key=lambda i: size(sequences[i]))
+    with turn(), prefixes.together(shell):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = max(len(sequences[i]) for i in chosen)

@@ -10,7 +10,7 @@ sharing have it (arXiv 2402.05099, 2410.20305).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -274,10 +274,16 @@ class Prefixes:
         return output
 
 
-def share(model: Any, asked: Literal["auto"] | bool) -> Prefixes | None:
-    """Have a causal language model read shared beginnings once; None where it does not, as asked or being small."""
+def share(model: Any, asked: Literal["auto"] | bool, *, layers: int | None = None) -> Prefixes | None:
+    """Have a causal language model read shared beginnings once; None where it does not, as asked or being small.
+
+    ``layers`` are the whole model's where this one has fewer.
+    """
     body = getattr(model, "base_model", None)
-    if asked is False or body is None or body is model or (asked == "auto" and _weights(body) < LARGE):
+    if asked is False or body is None or body is model:
+        return None
+    times = 1.0 if layers is None else layers / body.config.get_text_config().num_hidden_layers
+    if asked == "auto" and times * _weights(body) < LARGE:
         return None
     return Prefixes(body)
 
@@ -287,20 +293,42 @@ def of(model: Any) -> Prefixes | None:
     return next((found for m in model.modules() if (found := m.__dict__.get("prefixes")) is not None), None)
 
 
+def ready(model: Any, asked: Literal["auto"] | bool, *, longest: int, device: str, precision: str) -> Prefixes | None:
+    """Have a model that was loaded just now share beginnings where it is asked to: in ``together`` alone, for now.
+
+    Raises:
+        UserError: it was asked for by name, and gives other numbers.
+    """
+    if (found := of(model)) is None and (found := share(model, asked)) is not None:
+        if not agrees(model, found, longest=longest, device=device, precision=precision):
+            found.refuse(asked)
+        found.on = False
+    return found
+
+
 def stop(model: Any) -> None:
     """Read every row by itself from now on."""
     if (found := of(model)) is not None:
         found.on = False
 
 
-@contextmanager
-def apart(model: Any) -> Iterator[None]:
+def apart(model: Any) -> AbstractContextManager[None]:
     """Within it ``model`` reads every row by itself."""
+    return _switched(of(model), on=False)
+
+
+def together(model: Any) -> AbstractContextManager[None]:
+    """Within it ``model`` reads rows that begin alike as one, where it can."""
     found = of(model)
+    return _switched(None if found is None or found.why else found, on=True)
+
+
+@contextmanager
+def _switched(found: Prefixes | None, *, on: bool) -> Iterator[None]:
     if found is None:
         yield
         return
-    was, found.on = found.on, False
+    was, found.on = found.on, on
     try:
         yield
     finally:
@@ -312,7 +340,7 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
     """Whether both ways give the same log-probabilities; where not, sharing is off from then on, and why is kept.
 
     Two completions of one prompt are read together and apart. Rows are longer than the window of attention, where
-    training has such rows.
+    training has such rows. Of a model without a head over tokens hidden states are compared, to their own size.
     """
     prompt = max(PROBED, prefixes.near(longest))
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -323,11 +351,15 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
     was = model.training
     model.eval()
 
+    head = model.get_output_embeddings()
+
     def said() -> Tensor:
         with computing(device, precision):
-            hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            logits = model.get_output_embeddings()(hidden.last_hidden_state[:, prompt - 1 : -1])
-        return logits.float().log_softmax(-1).gather(2, ids[:, prompt:, None])
+            body = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            hidden = body.last_hidden_state[:, prompt - 1 : -1]
+            if head is None:
+                return hidden.float() / hidden.float().abs().mean()
+            return head(hidden).float().log_softmax(-1).gather(2, ids[:, prompt:, None])
 
     try:
         with apart(model):

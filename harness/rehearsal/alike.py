@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,18 @@ class Foreseen:
             np.concatenate([np.full(prompt, i // self._group), np.full(self._completion, shape[0] + i)])
             for i in range(shape[0])
         ]
+
+
+@contextmanager
+def known(rows: Sequence[Sequence[int]], *, fill: bool) -> Iterator[None]:
+    """Within it a batch without data of as many rows holds these token ids; nothing is known of filled ones."""
+    taken = [np.asarray(row) for row in rows]
+
+    def foreseen(shape: tuple[int, ...]) -> list[np.ndarray] | None:
+        return None if fill or shape != (len(taken), max(map(len, taken))) else taken
+
+    with replaced(Prefixes, "foreseen", staticmethod(foreseen)):
+        yield
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from harness.evaluators.scoring import batches, completion_log_probs
 from harness.models.generation import own_distribution, rows_within_cache, sampling_config
 from harness.models.precision import Place, computing
 from harness.rehearsal import standins
+from harness.rehearsal.alike import known
 from harness.tasks.base import TaskData
 from harness.tasks.conversation import encode_sides, prompt_ids
 from harness.trial.assemble import Setup
@@ -51,13 +52,16 @@ def judge(
     *,
     place: Place,
     fake: bool,
+    fill: bool = False,
     layers: int | None = None,
 ) -> None:
     """Score one batch and sample one batch with ``model``, as the evaluators do; ``layers`` are the whole model's."""
     settings = setup.eval
     if scored:
         context = context_of(setup, model, tokenizer, TaskData(), rows, place)
-        completion_log_probs(context, heaviest(context, scored))
+        taken = heaviest(context, scored)
+        with known([(p + c)[: context.max_length] for p, c in taken], fill=fill):
+            completion_log_probs(context, taken)
     if prompts:
         width = max(map(len, prompts))
         longest, wide = width + settings.max_completion_length, place.precision != "bf16"

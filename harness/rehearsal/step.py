@@ -27,6 +27,7 @@ from harness.algorithms.trainers import ready_trainer, released
 from harness.algorithms.trl_seam import PairTrainer, sampling_model
 from harness.base.world import World
 from harness.config.train import Budget, Train
+from harness.models import prefixes
 from harness.models.precision import Place
 from harness.rehearsal import judging, pieces, standins, watch
 from harness.rehearsal.alike import Foreseen, alike_by
@@ -107,6 +108,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
                 *parts,
                 place=scene.place,
                 fake=scene.fake,
+                fill=scene.fill,
                 layers=scene.layers,
             )
 
@@ -200,6 +202,8 @@ def _base(
         if quantization is not None:  # each weight is whole on the device before it is quantized
             torch.empty(standins.largest(model), dtype=scene.place.dtype)
     watch.mark_layers(model, config, tracker)
+    prefixes.share(model, scene.setup.train.share_prefix, layers=scene.layers)
+    prefixes.stop(model)
     tracker.enter(phase)
     return model.eval()
 

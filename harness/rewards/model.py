@@ -164,17 +164,29 @@ class ModelReward(Reward):
     def open(self, desk: Desk) -> ScoreFunction:
         """Load the model, or put its adapter onto the policy's base."""
         if self.spec is None:
-            return self._scorer(desk, *_by_path(self, desk), mean=0.0, deviation=1.0)
+            shell, tokenizer, turn = _by_path(self, desk)
+            self._share_prompts(desk, shell)
+            return self._scorer(desk, shell, tokenizer, turn, mean=0.0, deviation=1.0)
         folder = desk.folders[self.spec.key]
         note = _note(folder)
-        shared = self.spec.adapter.peft_config() is not None
-        shell, turn = _on_shared_base(desk, folder) if shared else _separate(desk, folder)
+        if self.spec.adapter.peft_config() is not None:
+            shell, turn = _on_shared_base(desk, folder)
+        else:
+            shell, turn = _separate(desk, folder)
+            self._share_prompts(desk, shell)
         mean, deviation = (note["mean"], note["deviation"]) if self.normalize else (0.0, 1.0)
         return self._scorer(desk, shell, desk.tokenizer, turn, mean=mean, deviation=deviation)
 
     def without_weights(self) -> ModelReward:
         """A reward model of the same shape."""
         return _Weightless(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+    def _share_prompts(self, desk: Desk, shell: Any) -> None:
+        """Have a model of its own read a prompt once for all of its completions, where the policy does."""
+        from harness.models import prefixes
+
+        if desk.policy is None or prefixes.of(desk.policy) is not None:
+            prefixes.ready(shell, "auto", longest=self.max_length, device=desk.device, precision=desk.precision)
 
     def _scorer(
         self, desk: Desk, shell: Any, tokenizer: Any, turn: Any, *, mean: float, deviation: float

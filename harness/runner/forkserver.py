@@ -16,6 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.base.formatting import count
+from harness.runner.waiting import PRESENT
+from harness.telemetry.cores import cores
+
 LOST = 255
 """Exit code of a process whose server was killed: multiprocessing knows no more of it, and it may live."""
 GUARD = Path(__file__).with_name("guard.py")
@@ -36,10 +40,25 @@ def warm_up() -> None:
     from multiprocessing import forkserver
 
     context()
+    PRESENT.look(None)
     _tell_guard()
     with _server_environment():
         forkserver.ensure_running()
     _tell_guard()
+
+
+def settle(threads: int | None) -> str | None:
+    """Before a trial: choose how its threads wait, by what others do now (``waiting``); what to say of it, if anything.
+
+    The server that trials are forked from is another one where the choice is.
+    """
+    before = PRESENT.environment
+    held = PRESENT.look(threads)
+    if PRESENT.environment != before:
+        stop()
+    if held is None:
+        return None
+    return f"other work holds {held:.1f} of {count(cores(), 'core')}: threads wait asleep, and steps take longer"
 
 
 def start(target: Callable[..., None], *args: Any, name: str) -> Any:
@@ -186,6 +205,7 @@ def _server_environment() -> Any:
         "BITSANDBYTES_NOWELCOME": "1",
         # Trials end by os._exit; the resource tracker cleans up after them and need not tell.
         "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+        **PRESENT.environment,
     }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: value for name, value in names.items() if before[name] is None})

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le
 from harness.base.records import Outcome, Trial, TrialResult
 from harness.base.world import World
 from harness.config.devices import compute_device
+from harness.runner import forkserver
 from harness.runner.books import close_books, close_open_attempt, open_book
 from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.display import Display
@@ -147,6 +148,9 @@ def _attempt(
         job = _job(setup, runner, folder, decided, world, gpus)
         if mask := job.environment.get("CUDA_VISIBLE_DEVICES"):
             book.write("gpus", mask=mask, chosen=gpus.said is not None)
+        if compute_device(runner.device) == "cpu" and (said := forkserver.settle(runner.threads)) is not None:
+            display.say(f"{display.label} · {said}")
+            book.write("note", message=said)
         levels, done = device_levels(), None
         if runner.preflight and decided.mode == "train" and not decided.from_checkpoint:
             done = _preflight(job, runner, levels, display)

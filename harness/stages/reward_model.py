@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.base import calibration
 from harness.config import closure, identity
+from harness.models import prefixes
 from harness.models.classifier import load_head, padding_for, save_head, score_sequences, sequences_of, with_score
 from harness.models.precision import STOCHASTIC, optimizer_arguments, without_autocast
 from harness.rewards.model import RewardModelSpec
@@ -140,7 +141,8 @@ def _build(spec: RewardModelSpec, ground: StageGround, folder: Path) -> Mapping[
         for parameter in trainer.model.parameters():
             if parameter.requires_grad and config is not None:
                 parameter.data = parameter.data.float()
-        trainer.train()
+        with prefixes.together(shell):
+            trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         trained = without_autocast(trainer.accelerator.unwrap_model(trainer.model)).eval()
         if config is None:  # what is kept is what scores, here and in every trial

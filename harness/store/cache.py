@@ -24,6 +24,8 @@ from harness.base.errors import UserError
 
 MARK = "entry.json"
 DAMAGED = ".damaged-"
+HELD_OUT = "held-out-"
+"""Begins the names of stages that hold what a model says of held-out rows before it is trained."""
 SMALL = 64 * 2**20
 """Bytes up to which a file is hashed anew by every process."""
 _hashed: dict[tuple[str, tuple[int, ...]], str] = {}

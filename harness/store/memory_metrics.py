@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.base.records import Event
 from harness.store import journal
+from harness.store.cache import HELD_OUT
 from harness.telemetry.host import MB
 from harness.telemetry.sampler import MemorySummary
 
@@ -165,7 +166,12 @@ def _shared_work(worker: list[Event]) -> set[str]:
         return set()  # the high-water mark of a trial that failed is wherever it was
     built = [str(e.data["stage"]) for e in worker if e.kind == "stage" and not e.data["hit"]]
     return {
-        name if name == "reference" else "baseline" if name.startswith("baseline-") else "prepare" for name in built
+        "baseline"
+        if name.startswith("baseline-")
+        else "reference"
+        if name.startswith(("reference", HELD_OUT))
+        else "prepare"
+        for name in built
     }
 
 

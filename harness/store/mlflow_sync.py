@@ -17,6 +17,7 @@ from typing import Any
 from harness.base import absences, formatting
 from harness.base.records import Event, Outcome
 from harness.config import fingerprint
+from harness.store.cache import HELD_OUT
 from harness.store.columns import tags_from
 from harness.store.journal import Tail
 from harness.store.logged import BATCH, chunks, describe_run, log_policy
@@ -210,8 +211,8 @@ def _log_stage(api: Any, sweep: SweepRun, state: _State, event: Event, trial: Ma
     A stage that an earlier store has seen built gets a run here too, or its figures would be nowhere to be found.
     """
     data = event.data
-    if data["stage"].startswith("baseline-"):
-        return  # the baseline's figures are on the trial itself
+    if data["stage"].startswith(("baseline-", HELD_OUT)):
+        return  # the figures of an untrained model are on the trial itself
     run_id = state.stages.get(data["key"]) or stage_run(api, sweep, event, trial)
     state.stages[data["key"]] = run_id
     api.set_tag(state.run_id, f"stage.{data['stage']}", run_id)

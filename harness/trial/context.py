@@ -16,6 +16,7 @@ from harness.base.errors import UserError
 from harness.base.world import World
 from harness.config import identity
 from harness.evaluators.base import EvalContext, Merging
+from harness.models import prefixes
 from harness.models.adapters import Adapter
 from harness.models.loading import load_pretrained
 from harness.models.making import loaded_as_said
@@ -29,6 +30,7 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.assemble import Setup
 from harness.trial.data import style_for, usable
 from harness.trial.job import Job
+from harness.trial.of_the_base import OfTheBase
 from harness.trial.ranks import CacheOfRanks
 
 SAMPLED_PROMPTS = 32
@@ -55,6 +57,9 @@ class Ground:
     wish: Path | None = None
     found: Found = field(default_factory=Found)
     progress: Callable[[str, int, int], None] | None = None
+    journal: Journal | None = None
+    told: set[str] = field(default_factory=set)
+    """Keys of stages that the journal knows already."""
 
     def rows(self, rows: Any) -> list[dict[str, Any]]:
         """Rows in the form the model wants."""
@@ -95,6 +100,8 @@ class Ground:
         found = model.load(source, device=self.device, **options)
         if not type(model).__module__.startswith("harness."):
             loaded_as_said(found, model.configuration(source))
+        asked, longest = self.setup.train.share_prefix, max(self.setup.train.max_length, self.setup.eval.max_length)
+        prefixes.ready(found, asked, longest=longest, device=self.device, precision=self.precision)
         return found.eval()
 
     @property
@@ -179,6 +186,22 @@ class Ground:
             merging=self.merging() if trained and setup.adapter.peft_config() is not None else None,
         )
 
+    def base_context(self, base: Any, *, deployed: bool = False) -> EvalContext:
+        """What evaluators see of a model before training; what is computed of it is kept for every other trial.
+
+        Args:
+            base: that training starts from, or with ``deployed`` that is judged (``load_base``).
+            deployed: which of them it is.
+        """
+        adapter, place = self.setup.adapter, self.place
+        context = self.eval_context(base, None)
+        if deployed and self.baseline_quantization is None:
+            dtype, quantization = self.dtype, None
+        else:
+            dtype, quantization = place.stored_for(adapter.trains_base), adapter.quantization(place.unpacked)
+        context.memo.kept = OfTheBase(self, str(dtype), None if quantization is None else quantization.to_dict())
+        return context
+
     def merging(self) -> Merging:
         """The base that the trained adapter can be merged into, and the way back to the bits that it came from."""
         setup, place = self.setup, self.place
@@ -198,16 +221,12 @@ class Ground:
 
     def before_training(self, model: Any) -> Callable[[], AbstractContextManager[EvalContext]]:
         """The way back from the trained ``model``: its adapter off, or the base's own weights, loaded for the while."""
-        memo: dict[Any, Any] = {}
 
         @contextmanager
         def turn() -> Iterator[EvalContext]:
             adapter = self.setup.adapter.peft_config() is not None
             with model.disable_adapter() if adapter else nullcontext():
-                context = self.eval_context(model if adapter else self.load_policy_base(), None)
-                context.memo.update(memo)
-                yield context
-                memo.update(context.memo)
+                yield self.base_context(model if adapter else self.load_policy_base())
 
         return turn
 
@@ -268,6 +287,7 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
         wish=job.wish,
         found=found,
         progress=progress,
+        journal=journal,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from harness.algorithms import sharding
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
-from harness.base.world import sharing_cores, total
+from harness.base.world import leader_first, sharing_cores, total
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation, sound
 from harness.models import coverage, prefixes
@@ -119,7 +119,7 @@ def judge_base(ground: Ground, journal: Journal) -> None:
 
         def build(folder: Path, evaluator: Any = evaluator, name: str = name) -> Mapping[str, Any]:
             nonlocal context
-            context = context or ground.eval_context(ground.load_base(), None)
+            context = context or ground.base_context(ground.load_base(), deployed=True)
             found = sound(name, evaluator.evaluate(context))
             (folder / "evaluation.json").write_text(json.dumps(asdict(found)))
             return {}
@@ -138,7 +138,8 @@ def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
     from harness.evaluators.scoring import PairLogProbs, pair_log_probs
 
     if ground.data.eval_pairs.get(ground.setup.eval.split) and "preference" in ground.setup.eval.active:
-        return pair_log_probs(ground.eval_context(model, None))
+        with leader_first(ground.world):
+            return pair_log_probs(ground.base_context(model))
     empty = torch.zeros(0)
     return PairLogProbs(empty, empty, empty, empty, 0)
 
