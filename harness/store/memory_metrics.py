@@ -164,15 +164,17 @@ def _shared_work(worker: list[Event]) -> set[str]:
     """Phases of a finished trial in which it built something for the cache, which is no cost of its own."""
     if not any(e.kind == "done" for e in worker):
         return set()  # the high-water mark of a trial that failed is wherever it was
-    built = [str(e.data["stage"]) for e in worker if e.kind == "stage" and not e.data["hit"]]
-    return {
-        "baseline"
-        if name.startswith("baseline-")
-        else "reference"
-        if name.startswith(("reference", HELD_OUT))
-        else "prepare"
-        for name in built
-    }
+    stages = [e.data for e in worker if e.kind == "stage" and not e.data["hit"] and not e.data.get("within")]
+    return {phase for data in stages if (phase := _phase_of(str(data["stage"]))) is not None}
+
+
+def _phase_of(stage: str) -> str | None:
+    """The phase that a stage fills; None of samples of the base, which are drawn in the midst of evaluation."""
+    if stage.startswith("baseline-"):
+        return "baseline"
+    if stage.startswith(HELD_OUT):
+        return None if stage.endswith("samples") else "reference"
+    return stage if stage == "reference" else "prepare"
 
 
 def summary_from(events: list[Event], rank: int | None = None) -> MemorySummary | None:

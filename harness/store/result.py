@@ -135,7 +135,7 @@ def _last_values(events: Sequence[Event]) -> dict[str, float]:
         found["time/total_s"] = sum(v for k, v in found.items() if k.startswith("time/") and k not in OF_NO_PHASE)
     stages = [e.data for e in events if e.kind == "stage"]
     if stages:
-        built = (journal.number(data.get("seconds")) for data in stages if not data["hit"])
+        built = (journal.number(data.get("seconds")) for data in stages if not data["hit"] and not data.get("within"))
         found[SHARED] = sum(seconds for seconds in built if seconds is not None)
     return found
 

@@ -199,7 +199,8 @@ class Ground:
             dtype, quantization = self.dtype, None
         else:
             dtype, quantization = place.stored_for(adapter.trains_base), adapter.quantization(place.unpacked)
-        context.memo.kept = OfTheBase(self, str(dtype), None if quantization is None else quantization.to_dict())
+        bits = None if quantization is None else quantization.to_dict()
+        context.memo.kept = OfTheBase(self, str(dtype), bits, within=deployed)
         return context
 
     def merging(self) -> Merging:
@@ -337,8 +338,10 @@ def choose_style(setup: Setup, data: TaskData, tokenizer: Any, journal: Journal)
     return style
 
 
-def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None) -> None:
-    """Journal that a stage was found or built."""
+def note_stage(
+    journal: Journal, stage: str, entry: Entry, metrics: Mapping[str, Any] | None = None, *, within: bool = False
+) -> None:
+    """Journal that a stage was found or built, ``within`` another one whose seconds hold its own."""
     journal.write(
         "stage",
         stage=stage,
@@ -347,6 +350,7 @@ def note_stage(journal: Journal, stage: str, entry: Entry, metrics: Mapping[str,
         why=entry.why,
         seconds=entry.seconds,
         **({} if metrics is None else {"metrics": {k: float(v) for k, v in metrics.items()}}),
+        **({"within": True} if within else {}),
     )
     if "damaged" in entry.why:
         journal.write("note", message=f"cache, {stage}: {entry.why}")

@@ -31,11 +31,13 @@ class OfTheBase:
         ground: of the trial.
         dtype: of the model's weights as they are stored.
         quantization: of the model; None where it has none.
+        within: whether it is asked while another stage is built.
     """
 
     ground: Ground
     dtype: str
     quantization: Mapping[str, Any] | None
+    within: bool = False
 
     def __call__(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns, or has returned to a trial before this one."""
@@ -68,7 +70,7 @@ class OfTheBase:
         stage = f"{HELD_OUT}{key[0]}"
         entry = Cache(ground.cache.root).fetch(stage, identity.digest(inputs), build, inputs=inputs)
         if ground.journal is not None and entry.path.name not in ground.told:
-            note_stage(ground.journal, stage, entry)
+            note_stage(ground.journal, stage, entry, within=self.within)
             ground.told.add(entry.path.name)
         found = json.loads((entry.path / "found.json").read_text())
         if key == PAIRS:

@@ -375,6 +375,9 @@ def test_what_a_trial_built_for_the_cache_is_no_cost_of_its_own():
     built = [Event(1.0, "stage", {"stage": name, "hit": False}) for name in ("sft", "baseline-preference", "reference")]
     assert memory_metrics(marks, None)["memory/peak_mb"] == 60.0
     assert memory_metrics([*marks, *built, Event(2.0, "done")], None)["memory/peak_mb"] == 40.0
+    samples = [Event(1.0, "stage", {"stage": "held-out-samples", "hit": False})]  # drawn in the midst of evaluation
+    pairs = [Event(1.0, "stage", {"stage": "held-out-pairs", "hit": False, "within": True})]  # counted by another
+    assert memory_metrics([*marks, *samples, *pairs, Event(2.0, "done")], None)["memory/peak_mb"] == 60.0
     assert memory_metrics([*marks, *built], None)["memory/peak_mb"] == 60.0  # of one that failed it is where it got
 
 

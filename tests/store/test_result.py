@@ -275,6 +275,7 @@ def test_seconds_of_stages_that_a_trial_built_stand_apart_and_are_no_phase():
         at(1.0, "phase", name="prepare", previous=None),
         at(2.0, "stage", stage="sft", hit=False, seconds=40.0),
         at(3.0, "stage", stage="baseline-preference", hit=False, seconds=2.5),
+        at(3.5, "stage", stage="held-out-pairs", hit=False, seconds=2.0, within=True),
         at(4.0, "stage", stage="reward_model", hit=True, seconds=99.0),
         at(5.0, "phase", name=None, previous="prepare", previous_s=60.0),
     ]
