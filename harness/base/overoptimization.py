@@ -86,12 +86,12 @@ def fit(form: Form, observed: Sequence[Observed], *, seed: int = 0) -> Law | str
     by_seed = len(groups) >= FEWEST_GROUPS
     units = groups if by_seed else [np.array([i]) for i in range(len(used))]
     rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))])
-        if (found := _solved(columns[chosen], changes[chosen])) is not None:
-            draws.append(found)
-    alpha, beta = (_interval(best[i], [d[i] for d in draws], len(used)) for i in (0, 1))
+    drawn = np.zeros((DRAWS, len(units)))
+    for weights in drawn:
+        np.add.at(weights, rng.integers(len(units), size=len(units)), 1.0)
+    member = np.array([[float(i in unit) for i in range(len(used))] for unit in units])
+    draws = _solved_weighted(columns, changes, drawn @ member)
+    alpha, beta = (_interval(best[i], draws[:, i], len(used)) for i in (0, 1))
     around = float(((changes - changes.mean()) ** 2).sum())
     explained = 1 - float(((changes - columns @ best) ** 2).sum()) / around if around else 0.0
     return Law(form, alpha, beta, explained, len(used), "seeds" if by_seed else "points")
@@ -109,7 +109,17 @@ def _solved(columns: np.ndarray, changes: np.ndarray) -> np.ndarray | None:
     return np.linalg.lstsq(columns, changes, rcond=None)[0]
 
 
-def _interval(mean: float, draws: Sequence[float], points: int) -> Interval:
+def _solved_weighted(columns: np.ndarray, changes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Least squares for each row of ``weights`` (draws, points), those that determine both parameters: (n, 2)."""
+    a, b = columns.T
+    aa, ab, bb, ay, by = (weights @ product for product in (a * a, a * b, b * b, a * changes, b * changes))
+    determinant = aa * bb - ab * ab
+    sound = determinant > 1e-12 * aa * bb
+    alpha, beta = bb * ay - ab * by, aa * by - ab * ay
+    return np.stack([alpha[sound], beta[sound]], axis=1) / determinant[sound, None]
+
+
+def _interval(mean: float, draws: np.ndarray, points: int) -> Interval:
     if 2 * len(draws) < DRAWS:
         return Interval(float(mean), None, None, points, "too few draws")
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -12,7 +12,7 @@ from harness.base.formatting import short_id, without_shared_seed
 from harness.config.compose import compose, hydra_config
 from harness.plan.fixes import fixes
 from harness.plan.gpus import Gpu, gpu_of, gpu_present
-from harness.plan.predict import Prediction, Target, predict
+from harness.plan.predict import Prediction, Target, known, predict
 from harness.plan.render import Row, as_json, render
 from harness.plan.spread import spread
 from harness.runner import forkserver
@@ -76,8 +76,6 @@ def plan(
     forkserver.warm_up()  # its imports take seconds; the sweep is composed meanwhile
     try:
         sweep = plan_sweep(named(overrides), multirun=multirun, config_dirs=config_dirs)
-        if endless := _template_problems(sweep):
-            raise UserErrors(endless)
         device, cuda = _place(asked, sweep)
         if gpus > 1 and device is None:
             raise UserError(
@@ -87,14 +85,17 @@ def plan(
                 fix=f"--gpu h100 --gpus {gpus}, or --gpu with a size such as 24GB",
             )
         target = Target(cuda, fill={"limit": True, "data": False, "auto": None}[lengths])
+        if endless := _template_problems(sweep, target):
+            raise UserErrors(endless)
         return sweep, planned(sweep.points, device, target, config_dirs, gpus), device, cuda
     finally:
         forkserver.stop()
 
 
-def _template_problems(sweep: Sweep) -> list[UserError]:
+def _template_problems(sweep: Sweep, target: Target) -> list[UserError]:
     """Chat templates that a rehearsal, which renders the longest rows, would hang or fail at."""
-    return [e for found in check(sweep).values() for e in found.errors if e.key == TEMPLATE]
+    rehearsed = replace(sweep, points=[p for p in sweep.points if not known(p.setup, target)])
+    return [e for found in check(rehearsed).values() for e in found.errors if e.key == TEMPLATE]
 
 
 def planned(

@@ -129,6 +129,11 @@ def predict(
     return [found[key] for key in keys]
 
 
+def known(setup: Setup, target: Target) -> bool:
+    """Whether ``predict`` would rehearse nothing."""
+    return cache_of(setup).find(STAGE, identity.digest(inputs(setup, target.of(setup)))) is not None
+
+
 def lighter(setup: Setup, prediction: Prediction, fits: Callable[[Prediction], bool]) -> Setup | None:
     """The trial with its base judged quantized, where the deployed base is what does not fit; None elsewhere.
 

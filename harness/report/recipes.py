@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -69,7 +70,7 @@ class Recipe:
 
         Two seeds that coincide have no spread, and are not certain for that. Of one seed its own figure.
         """
-        values, rows = self.values(metric), [found for r in self.rows() if (found := measured(r, metric)) is not None]
+        values, rows = self.values(metric), [found for r in self.rows if (found := measured(r, metric)) is not None]
         if len(values) < 2:
             return rows[0] if rows else None
         found = stats.t_interval(values)
@@ -83,8 +84,9 @@ class Recipe:
             low, high = max(0.0, low), min(1.0, high)
         return Interval(found.mean, low, high, len(values), "t")
 
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Of its trials."""
+        """Of its trials; made once, since a frame of many columns gives its rows slowly."""
         return [{str(k): v for k, v in row.items()} for row in self.frame.to_dict("records")]
 
     def mean(self, metric: str) -> float | None:
@@ -99,7 +101,7 @@ class Recipe:
 
     def hours(self) -> float | None:
         """Mean hours that a trial had the device, less what it built for all trials."""
-        found = [h for row in self.rows() if (h := hours_of(row)) is not None]
+        found = [h for row in self.rows if (h := hours_of(row)) is not None]
         return math.fsum(found) / len(found) if found else None
 
     def scores(self, metric: str, examples: Examples) -> stats.Scores:
