@@ -17,9 +17,13 @@ class Told:
 
     def __init__(self) -> None:
         self.passed: dict[str, bool] = {}
+        self.said: list[str] = []
 
     def check(self, name: str, passed: bool, found: str) -> None:
         self.passed[name] = passed
+
+    def say(self, text: str = "") -> None:
+        self.said.append(text)
 
 
 def test_of_a_gpu_and_a_full_stand_in_a_trial_takes_the_gpu_and_a_second_trial_the_other(tmp_path, monkeypatch):
@@ -35,6 +39,18 @@ def test_of_a_gpu_and_a_full_stand_in_a_trial_takes_the_gpu_and_a_second_trial_t
     busy = Told()
     choice(busy, Driver(Gpu("GPU-a", used=int(79.5 * GB))), tmp_path)
     assert list(busy.passed.values()) == [False, True], "the stand-in has more memory free: the check must say so"
+
+
+@pytest.mark.slow
+def test_prompts_that_are_read_once_are_compared_with_prompts_that_are_not(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from gpu_prefixes import prefixes
+
+    told = Told()
+    prefixes(told, ["llama-10m"], device="cpu", lengths={"pairs": (2, 2, 40, 8), "groups": (1, 4, 40, 8)})
+    assert list(told.passed.values()) == [True, True]
+    rows = [line for line in told.said if line.startswith("| llama-10m")]
+    assert len(rows) == 2, rows
 
 
 def test_without_a_gpu_it_says_why_nothing_was_checked(tmp_path):
