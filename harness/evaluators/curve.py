@@ -59,7 +59,9 @@ def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
     columns: dict[str, Sequence[float]] = {}
     absent: dict[str, str] = {}
     if context.task.has_reward:
-        columns["true_reward"] = [context.task.score(rows[d.row], d.text).reward for d in drawn]
+        columns["true_reward"] = [
+            s.reward for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
+        ]
     else:
         absent["true_reward"] = "the task has no rule that scores a completion"
     if paid is not None:
@@ -100,7 +102,9 @@ def best_of_n(context: EvalContext, paid: Paid, most: int) -> dict[int, dict[str
     prompts = [prompt_key(row["prompt"]) for row in rows]
     told = {"proxy_reward": paid([rows[d.row] for d in drawn], [d.text for d in drawn], [d.ended for d in drawn])}
     if context.task.has_reward:
-        told["true_reward"] = [context.task.score(rows[d.row], d.text).reward for d in drawn]
+        told["true_reward"] = [
+            s.reward for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
+        ]
     own: list[list[int]] = [[] for _ in rows]
     for place, one in enumerate(drawn):
         own[one.row].append(place)

@@ -40,7 +40,7 @@ class TrueReward(Evaluator):
         rows, drawn = held_out_samples(
             context, per_prompt=self.samples, temperature=self.temperature, max_prompts=self.max_prompts
         )
-        scores = [context.task.score(rows[d.row], d.text) for d in drawn]
+        scores = context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
         columns = {
             "true_reward": grouped([s.reward for s in scores], self.samples),
             "correct": grouped([float(s.correct) for s in scores], self.samples),

@@ -88,7 +88,7 @@ class WinRate(Evaluator):
         """The task's rule, or the judge, loaded."""
         judge = self.judge_model
         if judge is None:
-            return lambda rows, drawn: [context.task.score(r, d.text).reward for r, d in zip(rows, drawn, strict=True)]
+            return lambda rows, drawn: [s.reward for s in context.task.scores(rows, [d.text for d in drawn])]
         from harness.rewards.base import Desk
 
         rows = context.bare or context.rows

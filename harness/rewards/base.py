@@ -110,4 +110,4 @@ class Verifier(Reward):
     def __call__(self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[float]:
         """The task's true reward."""
         assert self.task is not None
-        return [self.task.score(row, text).reward for row, text in zip(rows, completions, strict=True)]
+        return [score.reward for score in self.task.scores(rows, completions)]

@@ -52,7 +52,7 @@ class Scorer:
         rows, texts = [self.rows[i] for i in indices], [text_of(c) for c in completions]
         self._means = {}
         if self.task.has_reward:
-            scores = [self.task.score(row, text) for row, text in zip(rows, texts, strict=True)]
+            scores = self.task.scores(rows, texts)
             self._means = {
                 "true_reward": sum(s.reward for s in scores) / len(scores),
                 "correct": sum(s.correct for s in scores) / len(scores),

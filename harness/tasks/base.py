@@ -130,6 +130,10 @@ class Task(ABC):
         """The true reward of ``completion`` for the prompt row; only where ``has_reward``."""
         raise TypeError(f"{type(self).__name__} knows no true reward")
 
+    def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> list[Score]:
+        """The same for many at once, in order; a task whose rule takes long scores several at a time."""
+        return [self.score(row, text) for row, text in zip(rows, completions, strict=True)]
+
     def declines(self, completion: str) -> bool:
         """Whether ``completion`` declines to answer; only where ``knows_declining``."""
         raise TypeError(f"{type(self).__name__} cannot tell declining from answering")

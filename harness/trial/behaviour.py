@@ -241,7 +241,7 @@ def of_rules(task: Task, data: TaskData) -> dict[str, float]:
         said = [(row, of(i, row)) for i, row in enumerate(prompts)]
         columns: dict[str, list[float]] = {}
         if task.has_reward:
-            scores = [task.score(row, text) for row, text in said]
+            scores = task.scores([row for row, _ in said], [text for _, text in said])
             columns |= {"reward": [s.reward for s in scores], "correct": [float(s.correct) for s in scores]}
         if task.knows_declining:
             columns["declines"] = [float(task.declines(text)) for _, text in said]

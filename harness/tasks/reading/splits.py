@@ -203,11 +203,15 @@ def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Ove
     return f"{said}: {len(train.rows) - left} training rows dropped"
 
 
+SCORED = ("prompt", "answer", "tests", "entry_point", "start")
+"""Columns of a prompt, and what tasks judge a completion by."""
+
+
 def _prompts(rows: Iterable[Row]) -> list[Row]:
     """Distinct prompts in order, each with what ``Task.score`` reads (the first row's)."""
     distinct: dict[str, Row] = {}
     for row in rows:
-        kept = {key: row[key] for key in ("prompt", "answer") if key in row}
+        kept = {key: row[key] for key in SCORED if key in row}
         distinct.setdefault(prompt_key(row["prompt"]), kept)
     return list(distinct.values())
 

@@ -1,0 +1,1 @@
+"""What runs inside a sandbox: scripts of the standard library alone."""
