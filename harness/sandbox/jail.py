@@ -18,8 +18,7 @@ Kind = Literal["bubblewrap", "none"]
 INSIDE = Path(__file__).with_name("inside")
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache")
 SCRATCH_BYTES = 16 * 2**20
-KEY = "task.sandbox"
-UNSAFE = "task.sandbox=none runs what the model writes with your own rights, on your own files"
+UNSAFE = "=none runs what the model writes with your own rights, on your own files"
 
 
 def command(script: str, arguments: Sequence[object], *, kind: Kind, filtered: int | None) -> list[str]:
@@ -81,16 +80,17 @@ def _as_file(content: bytes) -> int:
 
 
 @cache
-def problem(kind: Kind) -> UserError | None:
-    """Why no sandbox of this kind can be had here; None where it can."""
+def problem(kind: Kind, key: str = "task.sandbox") -> UserError | None:
+    """Why no sandbox of this kind can be had here; None where it can. ``key`` is the setting that chose it."""
+    unsafe = key + UNSAFE
     if kind == "none":
         return None
     if sys.platform != "linux" or seccomp.program() is None:
         words = "bubblewrap runs on Linux, on x86-64 and aarch64; this machine is another one"
-        return UserError(words, key=KEY, value=kind, fix=f"run it there; {UNSAFE}")
+        return UserError(words, key=key, value=kind, fix=f"run it there; {unsafe}")
     if shutil.which("bwrap") is None:
         words = "what a model writes is run in bubblewrap, which is not installed"
-        return UserError(words, key=KEY, value=kind, fix=f"apt-get install bubblewrap; {UNSAFE}")
+        return UserError(words, key=key, value=kind, fix=f"apt-get install bubblewrap; {unsafe}")
     rules = _as_file(seccomp.program() or b"")
     try:
         asked = command("wire.py", [], kind=kind, filtered=rules)
@@ -100,5 +100,5 @@ def problem(kind: Kind) -> UserError | None:
     if done.returncode == 0:
         return None
     said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    fix = f"let users make namespaces (a container needs --security-opt seccomp=unconfined or --privileged); {UNSAFE}"
-    return UserError(f"bubblewrap is there and starts nothing: {said}", key=KEY, value=kind, fix=fix)
+    fix = f"let users make namespaces (a container needs --security-opt seccomp=unconfined or --privileged); {unsafe}"
+    return UserError(f"bubblewrap is there and starts nothing: {said}", key=key, value=kind, fix=fix)

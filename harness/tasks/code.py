@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from harness.sandbox import jail
 from harness.sandbox.exam import Hall, Paper
-from harness.tasks.base import Row, Score, Task, TaskData
+from harness.tasks.base import Row, Score, Task, TaskData, prompt_key
 from harness.tasks.reading.checking import Checked, check
 from harness.tasks.reading.files import fingerprint_of, read_table
 from harness.tasks.reading.messages import EMPTY_PROMPT, Malformed, Skip
@@ -76,6 +76,12 @@ class Code(Task):
         return assemble(
             train, held, share=self.held_out, seed=self.seed, overlap=self.overlap, eval_key="task.eval_path"
         )
+
+    def all_rows(self, keys: str) -> list[Row]:
+        """Every problem of ``path``, each once, none held out; ``keys`` are the settings' own (``eval.…NAME``)."""
+        if (found := jail.problem(self.sandbox, f"{keys}.sandbox")) is not None:
+            raise found
+        return list({prompt_key(row["prompt"]): row for row in self._checked(self.path, f"{keys}.path").rows}.values())
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) over the bytes of the files, without parsing them."""
