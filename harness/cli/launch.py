@@ -277,8 +277,10 @@ def _announce(sweep: Sweep) -> None:
 def _noted(setup: Setup) -> list[str]:
     """What a trial's data makes of its settings."""
     data = load_data(setup.task, cache_of(setup))
-    rate = setup.train.learning_rate
+    rate, split = setup.train.learning_rate, setup.eval.split
+    unjudged = setup.eval.active and not (data.eval_pairs.get(split) or data.eval_prompts.get(split))
     return [
+        *([f"the data has no held-out rows in split {split}, so nothing says what training does"] if unjudged else []),
         *(
             [f"train.learning_rate={rate:g} moves every weight by as much in a step of Adam: {RATES}"]
             if setup.algo.trains and rate is not None and rate > 0.1

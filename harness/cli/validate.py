@@ -16,6 +16,7 @@ import yaml
 
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
+from harness.cli.own_files import sound_part
 from harness.config.compose import compose, conf_dir, hydra_config
 from harness.config.theirs import as_theirs, plugin_problems
 
@@ -23,6 +24,10 @@ COMBINED = ("reward", "task")
 """Keys of errors that say of a combination, and not of a YAML, that it is impossible."""
 RULES = ("rules", "policy")
 """What a gate goes by: no part of a trial. The second is what the group was called."""
+SERVICES = ("runner", "tracking", "cache")
+"""Groups that are no part of a trial's own story."""
+OWN_TASKS = 3
+"""Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
 """Groups of which a step is tried, on tensors without data."""
 
@@ -53,16 +58,28 @@ def main(argv: list[str]) -> int:
 
 def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
     """Every option of the folders, composed, built and tried; without folders the harness's own, built alone."""
-    named = [name for o in plugins for name in o.partition("=")[2].strip("[]").split(",") if name.strip()]
-    if missing := plugin_problems([name.strip(" '\"") for name in named]):
-        raise UserErrors(missing)
-    with hydra_config(folders):  # which knows whether they are there
-        roots = [Path(folder) for folder in folders] or [conf_dir()]
-        found = [(root, group, option) for root in roots for group, option in options_of(root)]
-    if not found:
+    for o in plugins:
+        value = o.partition("=")[2]
+        if missing := plugin_problems(yaml.safe_load(value) if value.startswith("[") else value):
+            raise UserErrors(missing)
+    if not folders:
+        return _all_of([conf_dir()], [], plugins)
+    folder = Path(folders[0])
+    if not folder.is_dir():
+        with hydra_config(folders):  # which says so
+            pass
+    with sound_part(folder) as (part, unread):
+        for name, error in unread:
+            _told(name, [error], ours=False)
+        return _all_of([part], [str(part)], plugins, len(unread))
+
+
+def _all_of(roots: Sequence[Path], folders: Sequence[str], plugins: Sequence[str], wrong: int = 0) -> int:
+    """Look at every option of ``roots``; ``wrong`` are the files that could not be read."""
+    found = [(root, group, option) for root in roots for group, option in options_of(root)]
+    if not found and not wrong:
         fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
         raise UserError("nothing to validate there", key="--config-dir", value=str(roots[0]), fix=fix)
-    wrong = 0
     for place, (root, group, option) in enumerate(found, 1):
         if folders:  # some of them take half a minute
             print(f"trying {group}={option} ({place} of {len(found)})", file=sys.stderr, flush=True)
@@ -105,20 +122,38 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
     Raises:
         UserError: it is wrong in all of them; what is said is of the first.
     """
-    failed: Exception | None = None
+    failed: list[Exception] = []
     for beside in _surroundings(group, folders):
-        if failed is not None:
+        if failed:
+            if not _foreign(failed[-1], group):
+                break
             print(f"  once more, with {' '.join(beside)}", file=sys.stderr, flush=True)
         try:
             _built(group, option, root, folders, [*plugins, *beside])
             tried = _tried(group, option, root, folders, [*plugins, *beside]) if folders else ""
             return tried + (f"  (with {' '.join(beside)})" if beside else "")
         except Exception as error:  # in later surroundings also of what stands there: a model that is wrong itself
-            if failed is None and not isinstance(error, UserError):
+            if not failed and not isinstance(error, UserError):
                 raise
-            failed = failed or error
-    assert isinstance(failed, UserError)
-    raise failed
+            failed.append(error)
+    told = [error for error in failed if isinstance(error, UserError)]
+    if group == "task" and all(_foreign(error, group) for error in failed):
+        return (
+            f"  (its rows are read; no step tried, since no model here can read them: {str(told[-1]).splitlines()[0]})"
+        )
+    raise next((error for error in told if not _foreign(error, group)), told[min(1, len(told) - 1)])
+
+
+def _foreign(error: Exception, group: str) -> bool:
+    """Whether an error is about what stands beside an option of ``group``, so that other surroundings may do."""
+    errors = error.errors if isinstance(error, UserErrors) else [error]
+    keys = [(e.key or "").partition(".")[0] for e in errors if isinstance(e, UserError)]
+    beside = {"model", "adapter", "train"} if group == "task" else {"model", "task", "eval", "adapter"}
+    if group == "model":
+        beside = {"train", "model"}
+    if group in ("reward", "evaluator") and any("KeyError" in str(e) for e in errors):
+        return True  # of a row of the embedded task, which has not the columns of the user's own
+    return any(key in beside - {group} or (key == "model" and group == "model") for key in keys) or not keys
 
 
 def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
@@ -127,9 +162,11 @@ def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
         return [[]]
     if group == "model":
         return [[], ["train.max_length=64", "train.max_completion_length=16"]]  # a context may be short
-    own = [option for folder in folders for kind, option in options_of(Path(folder)) if kind == "model"]
+    own = {g: [o for f in folders for kind, o in options_of(Path(f)) if kind == g] for g in ("model", "task")}
     lengths = ["train.max_length=64", "train.max_completion_length=16"]
-    return [[], ["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own)]
+    models = [["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own["model"])]
+    tasks = [[f"task={option}", *model] for option in own["task"][:OWN_TASKS] for model in models]
+    return [[], *models, *(tasks if group in ("reward", "evaluator") else [])]
 
 
 def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:
@@ -140,6 +177,11 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
         read_rules(str(root / group / f"{option}.yaml"))
         return
     needed = [f"{key}={value}" for key, value in _needed(root, group, option).items()]
+    if folders and group in SERVICES:
+        from harness.sweep.expand import named, plan_sweep
+
+        plan_sweep(named([*plugins, f"{group}={option}"]), multirun=False, config_dirs=folders)
+        return
     with hydra_config(folders):
         assemble(compose([*plugins, *_chosen(group, option), *needed]))
 
@@ -159,6 +201,7 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     Raises:
         UserError: it breaks its contract.
     """
+    from harness.models.base import Model
     from harness.plan.predict import Prediction, Target, predict
     from harness.sweep import deep_checks
     from harness.sweep.expand import named, plan_sweep
@@ -179,6 +222,8 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
                 fix="mend it; one that needs a download says in on_fixture() how it is tried without",
             )
         return "  (looked at toy models)"
+    if type(point.setup.model).configuration is Model.configuration:
+        return "  (no step tried: the model has no configuration())"
     (found,) = predict([point.setup], Target(cuda=False))
     if not isinstance(found, Prediction):
         raise found
@@ -216,7 +261,7 @@ def _evaluate(sender: Any, text: str, name: str) -> None:
 
 def options_of(root: Path) -> Iterator[tuple[str, str]]:
     """(group, option) of every YAML below a configuration folder; the top-level file and Hydra's own are left out."""
-    for file in sorted(root.rglob("*.yaml")):
+    for file in sorted(path for path in root.rglob("*.yaml") if path.is_file()):
         group = file.relative_to(root).parent.as_posix()
         if group == "." or group.startswith("hydra/"):
             continue

@@ -334,13 +334,26 @@ def _explain(item: Any, target: type, path: str) -> UserError:
     rule = item["msg"][:1].lower() + item["msg"][1:]
     known = [name for name in inspect.signature(target).parameters]
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return UserError("unknown key", key=key, fix=f"remove it; known keys of {path}: {', '.join(known)}")
+        if (own := _undeclared(target, str(item["loc"][-1]), key)) is not None:
+            return own
+        return UserError("unknown key", key=key, fix=f"remove it; known keys of {path}: {', '.join(known) or 'none'}")
     if item["type"] == "missing":
         return UserError("a value is required", key=key, fix=f"set it: {key}=...")
     fix = _example(target, names, key)
     if "expected" in (item.get("ctx") or {}):
         fix = f"use one of {item['ctx']['expected']}"
     return UserError(rule.removeprefix("value error, "), key=key, value=item["input"], fix=fix)
+
+
+def _undeclared(target: type, name: str, key: str) -> UserError | None:
+    """A setting that a class has, and not as a field of a dataclass; None where it has none of the name."""
+    if "__dataclass_params__" not in vars(target):
+        rule = f"{target.__qualname__} is no dataclass of its own, so it has no settings"
+        return UserError(rule, key=key, fix=f"@dataclass(frozen=True) above it, and {name}: TYPE = DEFAULT below")
+    if hasattr(target, name):
+        rule = f"{target.__qualname__}.{name} has no type, so it is no setting"
+        return UserError(rule, key=key, fix=f"{name}: {type(getattr(target, name)).__name__} = ...")
+    return None
 
 
 def _example(target: type, names: Sequence[Any], key: str) -> str:

@@ -51,6 +51,9 @@ def as_theirs(error: Exception, plain: Mapping[str, Any]) -> UserError:
 def plugin_problems(plugins: Any) -> list[UserError]:
     """Packages in ``plugins`` that are not there."""
     found = []
+    if isinstance(plugins, str):
+        words = "is a list of packages"
+        return [UserError(words, key="plugins", value=plugins, fix=f"plugins=[{plugins}], in quotes for a shell")]
     for name in plugins or ():
         try:
             there = importlib.util.find_spec(str(name)) is not None

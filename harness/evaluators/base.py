@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.rewards.base import Reward
+
+
+METRIC = re.compile(r"[\w\-. :/]+", re.ASCII)
+"""Names of metrics that MLflow takes."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,16 @@ def sound(name: str, found: Any, taken: Mapping[str, str] | None = None) -> Eval
         raise wrong(f"gives an Evaluation, not a {type(found).__name__}", "return Evaluation(metrics={...})")
     if not isinstance(found.metrics, Mapping):
         raise wrong("gives its metrics by name", "Evaluation(metrics={'name': 1.0})", f"metrics: {found.metrics!r}")
+    for part, kind in (("examples", Mapping), ("tables", Mapping), ("absent", Mapping)):
+        if not isinstance(value := getattr(found, part), kind):
+            raise wrong(f"gives {part} by name", f"Evaluation({part}={{'name': ...}})", f"{part}: {value!r}")
+    for table, rows in found.tables.items():
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise wrong(f"gives the table {table} as rows of columns", "a dictionary for each row", f"{rows!r:.80}")
     for metric, value in found.metrics.items():
+        if not (isinstance(metric, str) and METRIC.fullmatch(metric)):
+            fix = "letters, digits and _ - . / only"
+            raise wrong("gives a metric a name that MLflow takes not", fix, f"{metric!r}")
         number = isinstance(value, int | float) or hasattr(value, "item")
         if not number or not math.isfinite(float(value)):
             fix = "leave out what could not be measured, and say why in Evaluation.absent"

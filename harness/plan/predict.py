@@ -15,6 +15,7 @@ from harness.base.errors import UserError
 from harness.base.formatting import count
 from harness.base.streams import silence
 from harness.config import closure, identity
+from harness.config.theirs import as_theirs, own_classes
 from harness.plan.gpus import needed, resident
 from harness.runner import forkserver
 from harness.trial.assemble import Setup, with_baseline
@@ -240,10 +241,13 @@ def _main(sender: Any, text: str, target: Target) -> None:
     except UserError as error:
         answer = error
     except Exception as error:  # whatever a library meets on tensors without data: no prediction, and no lost sweep
+        plain = json.loads(text)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (str(error).strip() or "no message").splitlines()[0][:300]
         place = f"{Path(where.filename).name}:{where.lineno}"
         answer = UserError(f"the rehearsal failed ({type(error).__name__} at {place}: {text})")
+        if any(own_classes(plain)):
+            answer = as_theirs(error, plain)
     sender.send(answer)
     sender.close()
     os._exit(0)

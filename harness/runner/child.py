@@ -93,10 +93,13 @@ def tell_story(job: Job, journal: Journal) -> None:
 def describe(error: BaseException) -> dict[str, object]:
     """An exception as an event: its class, one line, and whether memory ran out."""
     text = str(error).strip()
-    first = text.splitlines()[0] if text else ""
+    if isinstance(error, UserError):  # what to do about it is part of it
+        first = "; ".join(line.strip() for line in text.splitlines())
+    else:
+        first = text.splitlines()[0] if text else ""
     return {
         "error": type(error).__name__,
-        "message": first[:500],
+        "message": first[:900],
         "oom": is_out_of_memory(error),
         "user_error": isinstance(error, UserError),
         "traceback": "".join(traceback.format_exception(error))[-8000:],

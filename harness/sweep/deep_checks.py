@@ -14,12 +14,19 @@ from harness.base.streams import silence
 from harness.config.devices import gpu_visible
 from harness.config.theirs import as_theirs, own_classes
 from harness.models.adapters import Adapter, trainable_in
-from harness.models.making import loaded_as_said
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
+from harness.sweep.own_checks import (
+    adapter_problems,
+    evaluator_problems,
+    model_problems,
+    name_problems,
+    own_evaluators,
+    own_rewards,
+    reward_problems,
+)
 
 if TYPE_CHECKING:
-    from harness.rewards.base import Reward
     from harness.sweep.expand import Sweep
     from harness.tasks.base import Row, TaskData
     from harness.trial.assemble import Setup
@@ -29,11 +36,7 @@ TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
 TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
-SMALL = 10_000_000
-"""Weights up to which a model of the user's own is loaded before a sweep."""
 USUAL_RANK = 64
-CHEAP = ("preference", "true_reward", "behaviour")
-"""Evaluators whose metrics' names are found on toy models in no time: a user's own must have others."""
 TRIED = 20
 """Rows of which the template must render one."""
 
@@ -52,17 +55,22 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
     try:  # twice: its server may have been killed, or the machine short of memory for a moment
         answers = forkserver.asked(_main, plains, name="checks", tries=2)
     except forkserver.Ended as ended:
+        own = [named for p in asked for named in own_classes(p.setup.plain)]
         rule = f"the process that looks at models and data ended with code {ended.code}"
         fix = "-9 is mostly a lack of memory; look for what is very large in the model's folder"
-        raise UserErrors([UserError(rule, key="model", fix=fix)]) from None
+        if own and (ended.code or 0) >= 0:  # nobody killed it
+            rule = f"{rule}: something in it ends Python; your own are {', '.join(name for _, name in own)}"
+            fix = "raise an exception in place of sys.exit(), exit() and os._exit()"
+        raise UserErrors([UserError(rule, key=own[0][0] if own else "model", fix=fix)]) from None
     return {point.trial.trial_id: UserErrors(errors) for point, errors in zip(asked, answers, strict=True) if errors}
 
 
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
-    own = not type(setup.adapter).__module__.startswith("harness.") or setup.adapter.names_modules
+    own = any(not type(part).__module__.startswith("harness.") for part in (setup.algo, setup.adapter))
+    own = own or setup.adapter.names_modules
     own = own or (setup.rank or 0) > USUAL_RANK
-    if setup.prompt or not setup.model.embedded or own or _own_rewards(setup.reward) or _own_evaluators(setup):
+    if setup.prompt or not setup.model.embedded or own or own_rewards(setup.reward) or own_evaluators(setup):
         return True
     standard = type(setup.model)()
     return (setup.model.hidden, setup.model.intermediate, setup.model.context, setup.train.max_length) != (
@@ -125,7 +133,12 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
     context = _context_problems(setup, config)
     found = [*setup.model.checkpoint_problems(source), *_vocabulary_problems(tokenizer, config), *context]
     rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
-    own = [*_model_problems(setup, config, source), *_reward_problems(setup, data), *_evaluator_problems(setup, data)]
+    own = [
+        *name_problems(setup),
+        *model_problems(setup, config, source),
+        *reward_problems(setup, data),
+        *evaluator_problems(setup, data),
+    ]
     return [*found, *rows, *_target_problems(setup, config), *own]
 
 
@@ -233,96 +246,11 @@ def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
         raise first
 
 
-def _own_rewards(reward: Reward | None) -> list[Reward]:
-    """Rewards of the user's own that score text by themselves, without a model of the trial's."""
-    from harness.rewards.base import Reward
-    from harness.rewards.weighted import Weighted
-
-    parts = [part.reward for part in reward.active.values()] if isinstance(reward, Weighted) else [reward]
-    return [
-        part
-        for part in parts
-        if part is not None and not type(part).__module__.startswith("harness.") and type(part).open is Reward.open
-    ]
-
-
-def _reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
-    """What a reward of the user's own makes of two completions: a good one where the rows have it, and nonsense."""
-    from harness.rewards.scoring import checked
-
-    rows = [row for row in data.train_prompts[:1] for _ in range(2)]
-    texts = [str(rows[0].get("answer", "")), "a completion to try the reward with"] if rows else []
-    for reward in _own_rewards(setup.reward) if rows else ():
-        try:
-            checked(
-                reward, lambda rows, completions, _, score=reward: score(rows, completions), rows, texts, [True, True]
-            )
-        except UserError as error:
-            return [error]
-    return []
-
-
-def _own_evaluators(setup: Setup) -> dict[str, Any]:
-    """Evaluators of the user's own."""
-    return {n: e for n, e in setup.eval.active.items() if not type(e).__module__.startswith("harness.")}
-
-
-def _evaluator_problems(setup: Setup, data: TaskData) -> list[UserError]:
-    """What evaluators of the user's own say of toy models and the first rows of the data."""
-    asked = {n: e for n, e in _own_evaluators(setup).items() if e.not_applicable(setup.task, data) is None}
-    if not asked:
-        return []
-    from harness.trial.behaviour import context_on_toys, fixture_rows, of_evaluator
-
-    found: list[UserError] = []
-    rows = fixture_rows(data, setup.eval.split)
-
-    def toys() -> Any:
-        return context_on_toys(setup.task, rows, chat=False)
-
-    shipped = {n: e for n, e in setup.eval.active.items() if n in CHEAP and n not in asked}
-    taken = {metric: n for n, e in shipped.items() for metric in of_evaluator(e, toys(), n)}
-    for name, evaluator in asked.items():
-        try:
-            of_evaluator(evaluator, toys(), name, taken)
-        except UserError as error:
-            found.append(error)
-        except Exception as error:  # whatever the user's code raises
-            node = {"eval": {"evaluators": {name: {"_target_": _dotted(evaluator)}}}}
-            found.append(as_theirs(error, node))
-    return found
-
-
-def _model_problems(setup: Setup, config: Any, source: Path | None) -> list[UserError]:
-    """A small model of the user's own is loaded: what it gives must be what ``configuration()`` says."""
-    own = setup.model
-    if type(own).__module__.startswith("harness.") or config is None:
-        return []
-    import torch
-
-    digest = own.recipe_digest(setup.task)
-    if not isinstance(digest, str):
-        rule = f"recipe_digest() gives a text by which what it loads is known, not {digest!r}"
-        return [UserError(rule, key="model", value=type(own).__name__, fix="return a str, such as a hash of its files")]
-    size = sum(p.numel() for p in skeleton(config, own).parameters())
-    if size > SMALL:
-        return []
-    try:
-        loaded_as_said(own.load(source, dtype=torch.float32, device="cpu", quantization=None), config)
-    except UserError as error:
-        return [error]
-    except Exception as error:  # whatever the user's code raises
-        return [as_theirs(error, {"model": {"_target_": _dotted(own)}})]
-    return []
-
-
-def _dotted(component: Any) -> str:
-    return f"{type(component).__module__}.{type(component).__qualname__}"
-
-
 def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
     adapter = setup.adapter
+    if found := adapter_problems(adapter):
+        return found
     if config is None or adapter.peft_config() is None:
         return []
     try:

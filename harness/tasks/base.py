@@ -28,6 +28,12 @@ class Score:
     reward: float
     correct: bool
 
+    def __post_init__(self) -> None:
+        """Numbers of numpy's and torch's become Python's own, which can be written down."""
+        if hasattr(self.reward, "item") or hasattr(self.correct, "item"):
+            object.__setattr__(self, "reward", float(self.reward))
+            object.__setattr__(self, "correct", bool(self.correct))
+
 
 @dataclass(frozen=True)
 class TaskData:

@@ -16,7 +16,8 @@ WANTED = {
     "eval_pairs": ("prompt", "chosen", "rejected"),
     "eval_prompts": ("prompt",),
 }
-TRIED = "an answer"
+TRIED = ("an answer", "")
+"""Completions that a score is tried with; a model may say nothing at all."""
 
 
 def check_contract(task: Task, data: Any) -> TaskData:
@@ -75,22 +76,22 @@ def _example(wanted: Sequence[str]) -> str:
 
 def _score_problems(task: Task, data: TaskData, name: str) -> list[UserError]:
     """A task with a reward must score any completion of its prompts."""
-    row = next((rows[0] for rows in (data.train_prompts, *data.eval_prompts.values()) if rows), None)
-    if row is None:
-        return []
+    rows = [rows[0] for rows in (data.train_prompts, *data.eval_prompts.values()) if rows]
+    found = (_score_problem(task, row, text, name) for row in rows for text in TRIED)
+    return next(([error] for error in found if error is not None), [])
+
+
+def _score_problem(task: Task, row: Mapping[str, Any], text: str, name: str) -> UserError | None:
     try:
-        found = task.score(row, TRIED)
+        found = task.score(row, text)
     except Exception as error:  # whatever the user's code raises
         words = f"{type(error).__name__}: {error}"
-        rule = f"score() raised {words} for the completion {TRIED!r} of the row {dict(row)!r:.200}"
+        rule = f"score() raised {words} for the completion {text!r} of the row {dict(row)!r:.200}"
         absent = type(task).score is Task.score
         fix = "write score(), or leave has_reward = False" if absent else "score() must take any text"
-        return [UserError(rule, key="task", value=name, fix=fix)]
+        return UserError(rule, key="task", value=name, fix=fix)
     if isinstance(found, Score) and math.isfinite(found.reward):
-        return []
+        return None
     fix = "return Score(reward=1.0, correct=True)"
-    return [
-        UserError(
-            f"score() must return a Score with a finite reward, not {found!r:.80}", key="task", value=name, fix=fix
-        )
-    ]
+    rule = f"score() must return a Score with a finite reward, not {found!r:.80}"
+    return UserError(rule, key="task", value=name, fix=fix)

@@ -18,8 +18,12 @@ from tests.runs import Sandbox
 CLASSES = """
 from dataclasses import dataclass
 from harness.evaluators.base import Evaluation, Evaluator
+from typing import ClassVar
+from harness.algorithms.dpo import DPO
 from harness.models import Shape
-from harness.tasks.base import Task
+from harness.models.adapters import LoRA
+from harness.rewards.base import Reward
+from harness.tasks.base import Score, Task, TaskData
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Says(Evaluator):
             return {"words": 1.0}
         if self.kind == "clash":
             return Evaluation({"true_reward": 1.0})
+        if self.kind == "named":
+            return Evaluation({"my size (chars)": 1.0})
+        if self.kind == "absent":
+            return Evaluation({"words": 1.0}, absent=["size"])
+        if self.kind == "tables":
+            return Evaluation({"words": 1.0}, tables={"said": [1, 2]})
         if self.kind == "uneven":
             return Evaluation({"words": 1.0}, examples={"prompts": {"example": ["a", "b"], "words": [1.0]}})
         return Evaluation({"words": {"text": "many", "lost": float("nan")}.get(self.kind, 1.0)})
@@ -42,6 +52,61 @@ class Says(Evaluator):
 class Loads(Task):
     def load(self):
         return {}["rows"]
+
+
+@dataclass(frozen=True)
+class Scores(Loads):
+    has_reward = True
+
+    def load(self):
+        pairs = [{"prompt": f"{i}+1=", "chosen": "2", "rejected": "3"} for i in range(40)]
+        held = {"validation": pairs[:4], "test": pairs[:4]}
+        prompts = {name: [{"prompt": row["prompt"]} for row in rows] for name, rows in held.items()}
+        return TaskData(train_pairs=pairs, train_prompts=prompts["test"], eval_pairs=held, eval_prompts=prompts)
+
+    def score(self, row, completion):
+        return Score(1.0 / len(completion.split()), True)
+
+
+@dataclass(frozen=True)
+class Nothing(LoRA):
+    name: ClassVar[str] = "nothing"
+
+    def peft_config(self):
+        super().peft_config()
+
+
+@dataclass(frozen=True)
+class Again(DPO):
+    name: ClassVar[str] = "dpo"
+
+
+@dataclass(frozen=True)
+class Untyped(Reward):
+    bonus = 1.0
+
+    def __call__(self, rows, completions):
+        return [self.bonus for _ in completions]
+
+
+class Undecorated(Reward):
+    def __init__(self, bonus=1.0):
+        self.bonus = bonus
+
+    def __call__(self, rows, completions):
+        return [self.bonus for _ in completions]
+
+
+@dataclass(frozen=True)
+class Empty(Reward):
+    def __call__(self, rows, completions):
+        return [1.0 / len(text) for text in completions]
+
+
+@dataclass(frozen=True)
+class Leaves(Reward):
+    def __call__(self, rows, completions):
+        raise SystemExit(3)
 
 
 @dataclass(frozen=True)
@@ -66,6 +131,14 @@ architecture: llama
 config: {{vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
          num_key_value_heads: 2, max_position_embeddings: 2048}}
 """
+PRESETS = "presets: {tiny: {lora: {learning_rate: 1.0e-3, steps: 3, batch_size: 8}}}\n"
+YAMLS = {
+    "adapter/nothing": "_target_: mine_to_break.classes.Nothing\nrank: null\n",
+    "algo/again": f"_target_: mine_to_break.classes.Again\nbeta: null\n{PRESETS}",
+    "reward/untyped": "_target_: mine_to_break.classes.Untyped\nbonus: 2.0\n",
+    "reward/undecorated": "_target_: mine_to_break.classes.Undecorated\nbonus: 2.0\n",
+    "runner/slow": "_target_: harness.runner.run_trial.Runner\ntimeout: 5\n",
+}
 WORDS = {
     "evaluator/raises": "evaluate() failed at classes.py",
     "evaluator/dict": "gives an Evaluation, not a dict",
@@ -73,7 +146,18 @@ WORDS = {
     "evaluator/uneven": "columns differ in length",
     "evaluator/text": "no finite number",
     "evaluator/lost": "no finite number",
+    "evaluator/named": "gives a metric a name that MLflow takes not",
+    "evaluator/absent": "gives absent by name",
+    "evaluator/tables": "as rows of columns",
     "task/loads": "load() failed at classes.py",
+    "task/scores": "score() raised ZeroDivisionError: division by zero for the completion ''",
+    "adapter/nothing": "peft_config() gives one of peft's configurations, not None",
+    "algo/again": "has the name 'dpo', which one of harness's own has",
+    "reward/untyped": "Untyped.bonus has no type",
+    "reward/undecorated": "Undecorated is no dataclass of its own",
+    "reward/empty": "division by zero",
+    "reward/leaves": "something in it ends Python; your own are",
+    "runner/slow": "runner.timeout: unknown key",
     "model/context": "gives a number of tokens, or None",
     "model/lost": "context_length() failed at classes.py",
     "model/none": "not a NoneType",
@@ -93,7 +177,7 @@ def folder(tmp_path) -> Path:
         path = tmp_path / "conf" / group / f"{kind}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         of = {"evaluator": f"_target_: mine_to_break.classes.Says\nkind: {kind}\n", "model": SHAPE.format(kind=kind)}
-        path.write_text(of.get(group, "_target_: mine_to_break.classes.Loads\n"))
+        path.write_text(of.get(group, YAMLS.get(name, f"_target_: mine_to_break.classes.{kind.title()}\n")))
     return tmp_path
 
 

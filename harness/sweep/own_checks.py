@@ -1,0 +1,139 @@
+"""Checks of a user's own classes before the first trial: does what they give keep its contract? In a child."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.base.errors import UserError
+from harness.config.compose import conf_dir
+from harness.config.theirs import as_theirs
+from harness.models.adapters import Adapter
+from harness.models.making import loaded_as_said
+from harness.models.meta_model import skeleton
+
+if TYPE_CHECKING:
+    from harness.rewards.base import Reward
+    from harness.tasks.base import TaskData
+    from harness.trial.assemble import Setup
+
+SMALL = 10_000_000
+"""Weights up to which a model of the user's own is loaded before a sweep."""
+CHEAP = ("preference", "true_reward", "behaviour")
+"""Evaluators whose metrics' names are found on toy models in no time: a user's own must have others."""
+
+
+def name_problems(setup: Setup) -> list[UserError]:
+    """A recipe is known by the names of its parts: two algorithms of one name would be taken for the same trial."""
+    found = []
+    for group, part in (("algo", setup.algo), ("adapter", setup.adapter)):
+        shipped = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        if not type(part).__module__.startswith("harness.") and part.name in shipped:
+            rule = f"has the name {part.name!r}, which one of harness's own has"
+            found.append(UserError(rule, key=group, value=_dotted(part), fix="name: ClassVar[str] = 'another'"))
+    return found
+
+
+def own_rewards(reward: Reward | None) -> list[Reward]:
+    """Rewards of the user's own that score text by themselves, without a model of the trial's."""
+    from harness.rewards.base import Reward
+    from harness.rewards.weighted import Weighted
+
+    parts = [part.reward for part in reward.active.values()] if isinstance(reward, Weighted) else [reward]
+    return [
+        part
+        for part in parts
+        if part is not None and not type(part).__module__.startswith("harness.") and type(part).open is Reward.open
+    ]
+
+
+def reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """What a reward of the user's own makes of two completions: a good one where the rows have it, and nonsense."""
+    from harness.rewards.scoring import checked
+
+    rows = [row for row in data.train_prompts[:1] for _ in range(3)]
+    texts = [str(rows[0].get("answer", "")), "a completion to try the reward with", ""] if rows else []
+    for reward in own_rewards(setup.reward) if rows else ():
+        try:
+            checked(
+                reward,
+                lambda rows, completions, _, score=reward: score(rows, completions),
+                rows,
+                texts,
+                [True, True, False],
+            )
+        except UserError as error:
+            return [error]
+    return []
+
+
+def own_evaluators(setup: Setup) -> dict[str, Any]:
+    """Evaluators of the user's own."""
+    return {n: e for n, e in setup.eval.active.items() if not type(e).__module__.startswith("harness.")}
+
+
+def evaluator_problems(setup: Setup, data: TaskData) -> list[UserError]:
+    """What evaluators of the user's own say of toy models and the first rows of the data."""
+    asked = {n: e for n, e in own_evaluators(setup).items() if e.not_applicable(setup.task, data) is None}
+    if not asked:
+        return []
+    from harness.trial.behaviour import context_on_toys, fixture_rows, of_evaluator
+
+    found: list[UserError] = []
+    rows = fixture_rows(data, setup.eval.split)
+
+    def toys() -> Any:
+        return context_on_toys(setup.task, rows, chat=False)
+
+    shipped = {n: e for n, e in setup.eval.active.items() if n in CHEAP and n not in asked}
+    taken = {metric: n for n, e in shipped.items() for metric in of_evaluator(e, toys(), n)}
+    for name, evaluator in asked.items():
+        try:
+            taken |= dict.fromkeys(of_evaluator(evaluator, toys(), name, taken), name)
+        except UserError as error:
+            found.append(error)
+        except Exception as error:  # whatever the user's code raises
+            node = {"eval": {"evaluators": {name: {"_target_": _dotted(evaluator)}}}}
+            found.append(as_theirs(error, node))
+    return found
+
+
+def model_problems(setup: Setup, config: Any, source: Path | None) -> list[UserError]:
+    """A small model of the user's own is loaded: what it gives must be what ``configuration()`` says."""
+    own = setup.model
+    if type(own).__module__.startswith("harness.") or config is None:
+        return []
+    import torch
+
+    digest = own.recipe_digest(setup.task)
+    if not isinstance(digest, str):
+        rule = f"recipe_digest() gives a text by which what it loads is known, not {digest!r}"
+        return [UserError(rule, key="model", value=type(own).__name__, fix="return a str, such as a hash of its files")]
+    size = sum(p.numel() for p in skeleton(config, own).parameters())
+    if size > SMALL:
+        return []
+    try:
+        loaded_as_said(own.load(source, dtype=torch.float32, device="cpu", quantization=None), config)
+    except UserError as error:
+        return [error]
+    except Exception as error:  # whatever the user's code raises
+        return [as_theirs(error, {"model": {"_target_": _dotted(own)}})]
+    return []
+
+
+def _dotted(component: Any) -> str:
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+def adapter_problems(adapter: Adapter) -> list[UserError]:
+    """What an adapter of the user's own gives as peft's configuration."""
+    if type(adapter).__module__.startswith("harness."):
+        return []
+    from peft import PeftConfig
+
+    config: Any = adapter.peft_config()
+    if isinstance(config, PeftConfig) or (config is None and adapter.trains_base):
+        return []
+    rule = f"peft_config() gives one of peft's configurations, not {config!r:.80}"
+    fix = "return it: return LoraConfig(...); None is for an adapter that trains the base's own weights"
+    return [UserError(rule, key="adapter", value=_dotted(adapter), fix=fix)]
