@@ -150,7 +150,7 @@ WORDS = {
     "evaluator/absent": "gives absent by name",
     "evaluator/tables": "as rows of columns",
     "task/loads": "load() failed at classes.py",
-    "task/scores": "score() raised ZeroDivisionError: division by zero for the completion ''",
+    "task/scores": "score() raised ZeroDivisionError: float division by zero for the completion ''",
     "adapter/nothing": "peft_config() gives one of peft's configurations, not None",
     "algo/again": "has the name 'dpo', which one of harness's own has",
     "reward/untyped": "Untyped.bonus has no type",
