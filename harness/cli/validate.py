@@ -70,12 +70,19 @@ def validate_all(folders: Sequence[str], plugins: Sequence[str] = ()) -> int:
             pass
     with sound_part(folder) as (part, unread):
         for name, error in unread:
-            _told(name, [error], ours=False)
-        return _all_of([part], [str(part)], plugins, len(unread))
+            _told(name, [error])
+        return _all_of([part], [str(part)], plugins, len(unread), shown=folder)
 
 
-def _all_of(roots: Sequence[Path], folders: Sequence[str], plugins: Sequence[str], wrong: int = 0) -> int:
-    """Look at every option of ``roots``; ``wrong`` are the files that could not be read."""
+def _all_of(
+    roots: Sequence[Path],
+    folders: Sequence[str],
+    plugins: Sequence[str],
+    wrong: int = 0,
+    shown: Path | None = None,
+) -> int:
+    """Look at every option of ``roots``; ``wrong`` files could not be read, and ``shown`` is what the user calls it."""
+    ours, where = not folders, (str(roots[0]), str(shown or roots[0]))
     found = [(root, group, option) for root in roots for group, option in options_of(root)]
     if not found and not wrong:
         fix = "put YAMLs into folders by group: FOLDER/reward/mine.yaml"
@@ -88,14 +95,14 @@ def _all_of(roots: Sequence[Path], folders: Sequence[str], plugins: Sequence[str
         except UserErrors as errors:
             # A combination may be impossible (an online algorithm on data without a reward): the YAML is sound.
             serious = [e for e in errors.errors if folders or e.key not in COMBINED]
-            wrong += _told(f"{group}={option}", serious, ours=not folders)
+            wrong += _told(f"{group}={option}", serious, ours, where)
         except UserError as error:
-            wrong += _told(f"{group}={option}", [error], ours=not folders)
+            wrong += _told(f"{group}={option}", [error], ours, where)
         except Exception as error:  # of the user's own class; the options after it are looked at all the same
             if not folders:
                 raise
             node = {group: {"_target_": _class_of(root, group, option)}}
-            wrong += _told(f"{group}={option}", [as_theirs(error, node)], ours=False)
+            wrong += _told(f"{group}={option}", [as_theirs(error, node)], ours, where)
     print(f"{wrong} wrong" if wrong else "all sound")
     return 2 if wrong else 0
 
@@ -107,12 +114,16 @@ def _class_of(root: Path, group: str, option: str) -> str:
     return str(named or f"{group}/{option}.yaml")
 
 
-def _told(option: str, errors: Sequence[UserError], *, ours: bool) -> bool:
-    """Print what is wrong with an option; whether anything is. An extra that is not installed is no fault of ours."""
+def _told(option: str, errors: Sequence[UserError], ours: bool = False, place: tuple[str, str] = ("", "")) -> bool:
+    """Print what is wrong with an option; whether anything is. An extra that is not installed is no fault of ours.
+
+    ``place`` is where the files are, and what the user calls it.
+    """
     if ours and errors and all((e.fix or "").startswith("pip install ") for e in errors):
         print(f"not looked at: {option} needs {errors[0].fix}", flush=True)
         return False
-    print(f"{'WRONG' if errors else 'ok '} {option}" + "".join(f"\n    {e}" for e in errors), flush=True)
+    words = "".join(f"\n    {e}" for e in errors)
+    print(f"{'WRONG' if errors else 'ok '} {option}{words.replace(*place) if place[0] else words}", flush=True)
     return bool(errors)
 
 
