@@ -29,6 +29,7 @@ def test_more_samples_than_there_are_cannot_be_chosen():
         assemble(compose(["algo=dpo", "+evaluator@eval.evaluators.code=pass_at_k", "eval.evaluators.code.k=[8]"]))
 
 
+@pytest.mark.slow
 def test_a_trial_is_judged_by_its_own_prompts_and_by_a_file(tmp_path):
     rows = [{"prompt": f"{i}+1=", "tests": "assert 1 == 1" if i % 2 else "assert 1 == 2"} for i in range(4)]
     path = tmp_path / "problems.jsonl"

@@ -17,7 +17,7 @@ from tests.runs import wait_for
 from tests.sandbox.programs import FORGES, HARMS, HOME, RIGHT
 
 pytestmark = pytest.mark.skipif(jail.problem("bubblewrap") is not None, reason=f"{jail.problem('bubblewrap')}")
-HALL = Hall(seconds=2.0, memory_mb=256)
+HALL = Hall(seconds=1.0, memory_mb=256)
 TESTS = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(41) == 42\n"
 
 

@@ -39,6 +39,7 @@ def test_a_base_in_four_bits_is_another_one(tmp_path, cache):
     assert plain.metrics["eval/preference_accuracy"] is not None
 
 
+@pytest.mark.slow
 def test_another_limit_or_seed_is_another_question(tmp_path, cache):
     tell(tmp_path / "a", cache, *JUDGED)
     for k, override in enumerate(("eval.seed=7", "eval.max_length=48", "eval.batch_size=16")):
