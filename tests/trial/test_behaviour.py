@@ -18,7 +18,7 @@ from harness.evaluators.base import EvalContext
 from harness.evaluators.behaviour import Behaviour
 from harness.evaluators.calibration import Calibration
 from harness.evaluators.preference import Preference
-from harness.evaluators.scoring import PairLogProbs, pair_log_probs, ratio_with_stderr
+from harness.evaluators.scoring import PAIRS, PairLogProbs, pair_log_probs, ratio_with_stderr
 from harness.evaluators.true_reward import TrueReward
 from harness.evaluators.win_rate import WinRate
 from harness.models.loading import character_tokenizer
@@ -62,8 +62,13 @@ class Says:
         self.logits, self.generation_config = logits, type("Config", (), {"eos_token_id": TOKENIZER.eos_token_id})()
         self.config = LlamaConfig(vocab_size=len(TOKENIZER))
 
-    def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, -1)})()
+
+    __call__ = forward
+
+    def modules(self) -> tuple[()]:
+        return ()
 
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
         drawn = torch.multinomial(self.logits.softmax(0), input_ids.shape[0] * max_new_tokens, replacement=True)
@@ -103,7 +108,7 @@ def test_the_drift_of_given_samples_does_not_depend_on_the_batch_size():
     for size in (1, 7, 64):
         context = context_of(random_llama(0), random_llama(1), batch_size=size)
         drawn = drawn or scoring.held_out_samples(context, per_prompt=4)[1]
-        context.memo["samples", 4, 1.0, 10] = drawn
+        context.memo.once(("samples", 4, 1.0, 10), lambda drawn=drawn: drawn)
         found.append(Behaviour().evaluate(context).metrics)
     for name, value in found[0].items():
         assert all(other[name] == pytest.approx(value, abs=1e-6, rel=1e-6) for other in found), name
@@ -182,7 +187,7 @@ def test_calibration_by_hand(monkeypatch):
     context = context_of(random_llama(0), random_llama(0), beta=1.0, reference=scores([0.0] * 3, [0.0] * 3))
     three = {split: pairs[:3] for split, pairs in context.data.eval_pairs.items()}
     context = replace(context, data=replace(context.data, eval_pairs=three))
-    context.memo["pairs"] = trained
+    context.memo.once(PAIRS, lambda: trained)
     found = Calibration().evaluate(context)
     assert found.metrics["preference_brier"] == pytest.approx((2 * 0.04 + 0.64) / 3)
     assert found.metrics["preference_ece"] == pytest.approx(abs(0.8 - 2 / 3))
@@ -210,7 +215,7 @@ def test_declining_is_counted_apart_for_prompts_with_and_without_an_answer():
     rows = DATA.eval_prompts["test"]
     said = ["i dont know." if TASK.answerable(row) == (i % 2 == 0) else "7" for i, row in enumerate(rows)]
     drawn = [scoring.Sample(i, text, (1,), ended=True) for i, text in enumerate(said)]
-    context.memo["samples", 1, 1.0, len(rows)] = drawn
+    context.memo.once(("samples", 1, 1.0, len(rows)), lambda: drawn)
     found = Calibration(samples=1).evaluate(context).metrics
     for name, answerable in (("declined_answerable", True), ("declined_unanswerable", False)):
         shares = [
