@@ -134,7 +134,7 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
         UserError: it is wrong in all of them; what is said is of the first.
     """
     failed: list[Exception] = []
-    for beside in _surroundings(group, folders):
+    for beside in _surroundings(group, folders, plugins):
         if failed:
             if not _foreign(failed[-1], group):
                 break
@@ -162,12 +162,25 @@ def _foreign(error: Exception, group: str) -> bool:
     beside = {"model", "adapter", "train"} if group == "task" else {"model", "task", "eval", "adapter"}
     if group == "model":
         beside = {"train", "model"}
-    if group in ("reward", "evaluator") and any("KeyError" in str(e) for e in errors):
-        return True  # of a row of the embedded task, which has not the columns of the user's own
+    if group in ("reward", "evaluator") and any(" raised " in str(e) or " failed " in str(e) for e in errors):
+        return True  # at a row of the embedded task, which may lack what the user's own has
     return any(key in beside - {group} or (key == "model" and group == "model") for key in keys) or not keys
 
 
-def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
+def _loads(task: str, folders: Sequence[str], plugins: Sequence[str]) -> bool:
+    """Whether a task of the folder has rows that others can be tried on."""
+    from harness.trial.assemble import assemble
+    from harness.trial.checks import check_data
+
+    try:
+        with hydra_config(folders):
+            check_data(assemble(compose([*plugins, f"task={task}"])))
+    except Exception:  # what is wrong with it is said where it is looked at
+        return False
+    return True
+
+
+def _surroundings(group: str, folders: Sequence[str], plugins: Sequence[str]) -> list[list[str]]:
     """What an option may need beside it: the embedded model makes no base of every task and is not in every recipe."""
     if not folders or group in RULES:
         return [[]]
@@ -176,8 +189,10 @@ def _surroundings(group: str, folders: Sequence[str]) -> list[list[str]]:
     own = {g: [o for f in folders for kind, o in options_of(Path(f)) if kind == g] for g in ("model", "task")}
     lengths = ["train.max_length=64", "train.max_completion_length=16"]
     models = [["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own["model"])]
-    tasks = [[f"task={option}", *model] for option in own["task"][:OWN_TASKS] for model in models]
-    return [[], *models, *(tasks if group in ("reward", "evaluator") else [])]
+    if group not in ("reward", "evaluator"):
+        return [[], *models]
+    sound = [option for option in own["task"] if _loads(option, folders, plugins)][:OWN_TASKS]
+    return [[], *([f"task={option}", *model] for option in sound for model in ([], *models))]
 
 
 def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:

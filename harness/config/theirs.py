@@ -33,19 +33,34 @@ def as_theirs(error: Exception, plain: Mapping[str, Any]) -> UserError:
         return error
     if not own:
         raise error
-    words = " ".join(str(error).split())[:300]
-    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        rule = f"{Path(error.filename).name}, line {error.lineno}, is no Python ({error.msg})"
+        return UserError(rule, key=next(iter(own)), value=next(iter(own.values())), fix="mend the file")
+    if (found := blamed(error, plain)) is not None:
+        return found
+    said = _said(error)
+    names = ", ".join(f"{key} ({target})" for key, target in own.items())
+    rule = f"a class of your own gives what cannot be worked with ({said}); it is one of: {names}"
+    return UserError(rule, key=next(iter(own)), fix=f"see what its methods return; {CONTRACTS}")
+
+
+def blamed(error: BaseException, plain: Mapping[str, Any]) -> UserError | None:
+    """An error that was raised in a user's own class, or below it: which, and where. None where it was not."""
+    own = dict(own_classes(plain))
     packages = {target.split(".")[0] for target in own.values()}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__", ""))
         if module.split(".")[0] in packages:
             key = next((k for k, target in own.items() if target.rpartition(".")[0] == module), next(iter(own)))
             place = f"{Path(frame.f_code.co_filename).name}:{line}"
-            rule = f"{frame.f_code.co_name}() failed at {place} ({said})"
+            rule = f"{frame.f_code.co_name}() failed at {place} ({_said(error)})"
             return UserError(rule, key=key, value=own[key].rpartition(".")[2], fix=f"mend it; {CONTRACTS}")
-    names = ", ".join(f"{key} ({target})" for key, target in own.items())
-    rule = f"a class of your own gives what cannot be worked with ({said}); it is one of: {names}"
-    return UserError(rule, key=next(iter(own)), fix=f"see what its methods return; {CONTRACTS}")
+    return None
+
+
+def _said(error: BaseException) -> str:
+    words = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def plugin_problems(plugins: Any) -> list[UserError]:

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -191,7 +191,7 @@ def sound(name: str, found: Any, taken: Mapping[str, str] | None = None) -> Eval
     for unit, columns in found.examples.items():
         if len(sizes := {column: len(values) for column, values in columns.items()}) and len(set(sizes.values())) > 1:
             raise wrong(f"gives examples ({unit}) whose columns differ in length", "a value for each example", sizes)
-    return found
+    return replace(found, metrics={metric: float(value) for metric, value in found.metrics.items()})
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness.base.errors import UserError
+from harness.config.theirs import blamed
 from harness.store.journal import Journal
 from harness.trial.heap import hold_freed_memory
 from harness.trial.job import Job
@@ -65,7 +66,7 @@ def told(job: Job, journal: Journal, before: Callable[[Job], None] = lambda _: N
         tell_story(job, journal)
     except BaseException as error:
         traceback.print_exc()
-        journal.write("error", **describe(error))
+        journal.write("error", **describe(error, job.plain))
         return False
     return True
 
@@ -90,10 +91,16 @@ def tell_story(job: Job, journal: Journal) -> None:
         worker.run(job, journal)
 
 
-def describe(error: BaseException) -> dict[str, object]:
-    """An exception as an event: its class, one line, and whether memory ran out."""
+def describe(error: BaseException, plain: Mapping[str, Any] | None = None) -> dict[str, object]:
+    """An exception as an event: its class, one line, and whether memory ran out.
+
+    Of one that a user's own class raised (of the configuration ``plain``) the line says which class, and where.
+    """
     text = str(error).strip()
-    if isinstance(error, UserError):  # what to do about it is part of it
+    theirs = None if isinstance(error, UserError) or is_out_of_memory(error) else blamed(error, plain or {})
+    if theirs is not None:
+        text = str(theirs)
+    if theirs is not None or isinstance(error, UserError):  # what to do about it is part of it
         first = "; ".join(line.strip() for line in text.splitlines())
     else:
         first = text.splitlines()[0] if text else ""

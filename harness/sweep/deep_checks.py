@@ -18,6 +18,7 @@ from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 from harness.sweep.own_checks import (
     adapter_problems,
+    base_rows_problems,
     evaluator_problems,
     model_problems,
     name_problems,
@@ -67,7 +68,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
-    own = any(not type(part).__module__.startswith("harness.") for part in (setup.algo, setup.adapter))
+    own = any(not type(part).__module__.startswith("harness.") for part in (setup.algo, setup.adapter, setup.task))
     own = own or setup.adapter.names_modules
     own = own or (setup.rank or 0) > USUAL_RANK
     if setup.prompt or not setup.model.embedded or own or own_rewards(setup.reward) or own_evaluators(setup):
@@ -135,6 +136,7 @@ def find_problems(plain: dict[str, Any]) -> list[UserError]:
     rows = [] if found else _row_problems(setup, data, tokenizer, cache, source)
     own = [
         *name_problems(setup),
+        *base_rows_problems(setup),
         *model_problems(setup, config, source),
         *reward_problems(setup, data),
         *evaluator_problems(setup, data),

@@ -23,6 +23,30 @@ CHEAP = ("preference", "true_reward", "behaviour")
 """Evaluators whose metrics' names are found on toy models in no time: a user's own must have others."""
 
 
+def base_rows_problems(setup: Setup) -> list[UserError]:
+    """What a task of the user's own gives the embedded model to learn its language from."""
+    from harness.tasks.base import Task
+    from harness.tasks.contract import first_wrong
+
+    task = setup.task
+    if type(task).__module__.startswith("harness.") or not setup.model.embedded:
+        return []
+    if type(task).base_rows is Task.base_rows:
+        return []
+    try:
+        rows: Any = task.base_rows(3)
+        wrong = first_wrong(rows, ("prompt", "completion"))
+    except UserError as error:
+        return [error]
+    except Exception as error:  # whatever the user's code raises
+        return [as_theirs(error, {"task": {"_target_": _dotted(task)}})]
+    if wrong is None and len(rows) == 3:
+        return []
+    rule = f"base_rows(3){wrong}" if wrong else f"base_rows(3) must give 3 rows, not {len(rows)}"
+    fix = "as many rows as are asked for, such as {'prompt': '1+1=', 'completion': '2'}"
+    return [UserError(rule, key="task", value=_dotted(task), fix=fix)]
+
+
 def name_problems(setup: Setup) -> list[UserError]:
     """A recipe is known by the names of its parts: two algorithms of one name would be taken for the same trial."""
     found = []

@@ -36,7 +36,7 @@ def check_contract(task: Task, data: Any) -> TaskData:
         parts = value if isinstance(value, Mapping) else {"": value}
         for split, rows in parts.items():
             where = f"{kind}[{split!r}]" if split else kind
-            if (wrong := _first_wrong(rows, wanted)) is not None:
+            if (wrong := first_wrong(rows, wanted)) is not None:
                 errors.append(UserError(f"{where}{wrong}", key="task", value=name, fix=_example(wanted)))
     if not errors and task.has_reward:
         errors += _score_problems(task, data, name)
@@ -45,7 +45,7 @@ def check_contract(task: Task, data: Any) -> TaskData:
     return data
 
 
-def _first_wrong(rows: Any, wanted: Sequence[str]) -> str | None:
+def first_wrong(rows: Any, wanted: Sequence[str]) -> str | None:
     """What is wrong with the first row that breaks the contract."""
     if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
         return f" must be a list of rows, not {type(rows).__name__}"

@@ -69,6 +69,15 @@ class Scores(Loads):
 
 
 @dataclass(frozen=True)
+class Based(Scores):
+    def score(self, row, completion):
+        return Score(1.0, True)
+
+    def base_rows(self, count):
+        return [{"prompt": "1+1=", "answer": "2"}] * count
+
+
+@dataclass(frozen=True)
 class Nothing(LoRA):
     name: ClassVar[str] = "nothing"
 
@@ -151,6 +160,7 @@ WORDS = {
     "evaluator/tables": "as rows of columns",
     "task/loads": "load() failed at classes.py",
     "task/scores": "score() raised ZeroDivisionError: float division by zero for the completion ''",
+    "task/based": "base_rows(3)[0] lacks 'completion'",
     "adapter/nothing": "peft_config() gives one of peft's configurations, not None",
     "algo/again": "has the name 'dpo', which one of harness's own has",
     "reward/untyped": "Untyped.bonus has no type",
@@ -228,7 +238,7 @@ def test_packages_that_are_not_there_are_named():
 
 def test_an_evaluation_is_numbers_under_names_of_its_own():
     good = Evaluation({"words": 3, "share": 0.5}, examples={"prompts": {"example": ["a"], "words": [3.0]}})
-    assert sound("mine", good, {"true_reward": "true_reward"}) is good
+    assert sound("mine", good, {"true_reward": "true_reward"}) == good
     wrong: list[tuple[Any, dict[str, str]]] = [
         ({"words": 1.0}, {}), (Evaluation({"words": "many"}), {}), (Evaluation({"words": float("inf")}), {}),  # type: ignore[dict-item]
         (Evaluation({"words": 1.0}), {"words": "another"}),
@@ -252,3 +262,24 @@ def test_what_a_model_loads_is_what_its_configuration_says():
         loaded_as_said(model(4), two.config)
     with pytest.raises(UserError, match="not a NoneType"):
         loaded_as_said(None, two.config)
+
+
+def test_what_a_class_of_ones_own_raises_in_a_trial_is_said_as_its_own():
+    from harness.runner.child import describe
+
+    space: dict[str, Any] = {"__name__": "mine.rules"}
+    exec(compile("def score(text):\n    return 1 / len(text)\n", "rules.py", "exec"), space)
+    plain = {"reward": {"_target_": "mine.rules.Mine"}}
+    try:
+        space["score"]("")
+    except ZeroDivisionError as error:
+        told = describe(error, plain)
+        assert told["error"] == "ZeroDivisionError" and "score() failed at rules.py:2" in str(told["message"])
+        assert "fix: mend it" in str(told["message"]) and describe(error, {})["message"] == "division by zero"
+
+
+def test_a_metric_that_is_a_tensor_becomes_a_number():
+    import torch
+
+    found = sound("mine", Evaluation({"size": torch.tensor(1.5)}))  # type: ignore[dict-item]
+    assert type(found.metrics["size"]) is float and found.metrics["size"] == 1.5
