@@ -59,10 +59,11 @@ class Scores(Loads):
     has_reward = True
 
     def load(self):
-        pairs = [{"prompt": f"{i}+1=", "chosen": "2", "rejected": "3"} for i in range(40)]
-        held = {"validation": pairs[:4], "test": pairs[:4]}
-        prompts = {name: [{"prompt": row["prompt"]} for row in rows] for name, rows in held.items()}
-        return TaskData(train_pairs=pairs, train_prompts=prompts["test"], eval_pairs=held, eval_prompts=prompts)
+        pairs = [{"prompt": f"{i}+1=", "chosen": "2", "rejected": "3"} for i in range(48)]
+        held = {"validation": pairs[40:44], "test": pairs[44:]}
+        asked = {name: [{"prompt": row["prompt"]} for row in rows] for name, rows in held.items()}
+        first = [{"prompt": row["prompt"]} for row in pairs[:40]]
+        return TaskData(train_pairs=pairs[:40], train_prompts=first, eval_pairs=held, eval_prompts=asked)
 
     def score(self, row, completion):
         return Score(1.0 / len(completion.split()), True)
