@@ -86,10 +86,11 @@ def fit(form: Form, observed: Sequence[Observed], *, seed: int = 0) -> Law | str
     by_seed = len(groups) >= FEWEST_GROUPS
     units = groups if by_seed else [np.array([i]) for i in range(len(used))]
     rng = np.random.default_rng(seed)
-    drawn = np.zeros((DRAWS, len(units)))
-    for weights in drawn:
-        np.add.at(weights, rng.integers(len(units), size=len(units)), 1.0)
-    member = np.array([[float(i in unit) for i in range(len(used))] for unit in units])
+    count = len(units)
+    drawn = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(DRAWS)])
+    member = np.zeros((count, len(used)))
+    for row, unit in zip(member, units, strict=True):
+        row[unit] = 1.0
     draws = _solved_weighted(columns, changes, drawn @ member)
     alpha, beta = (_interval(best[i], draws[:, i], len(used)) for i in (0, 1))
     around = float(((changes - changes.mean()) ** 2).sum())

@@ -22,6 +22,7 @@ from harness.base.records import Outcome, TrialResult
 from harness.cli.concluding import conclude
 from harness.config import identity
 from harness.config.compose import hydra_application
+from harness.config.devices import gpu_visible
 from harness.config.plugins import register
 from harness.config.train import Train
 from harness.launchers import elsewhere
@@ -55,6 +56,8 @@ def swept(arguments: Sequence[str]) -> tuple[int, Sweep]:
     options = parse(arguments)
     overrides = named(options.overrides)
     if not any(o.lstrip("+").startswith("hydra/launcher=") for o in overrides):
+        if not gpu_visible():
+            forkserver.settle(None)  # else a trial beside other work would need another server
         forkserver.warm_up()  # its imports take seconds; the sweep is planned meanwhile
     try:
         return _run(options, overrides)

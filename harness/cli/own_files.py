@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from harness.base.errors import UserError
-from harness.config.compose import conf_dir
+from harness.config.compose import hidden
 
 COMPONENTS = ("algo", "adapter", "evaluator", "model", "reward", "task")
 """Groups whose YAMLs name a class."""
@@ -61,9 +61,8 @@ def problem(folder: Path, name: Path) -> UserError | None:
         return UserError(f"points to {os.readlink(file)}, which is not there", key=key, fix="mend or remove the link")
     if len(name.parts) == 1:
         return UserError("stands in no group, so nothing can choose it", key=key, fix=f"move it: GROUP/{name}")
-    if (conf_dir() / name).is_file():
-        rule = "has the name of one of harness's own, which would be read in its place"
-        return UserError(rule, key=key, fix=f"give it another name, such as {str(name.with_suffix(''))}_own.yaml")
+    if (error := hidden(folder, name)) is not None:
+        return error
     if set(name.stem) & set(",= "):
         return UserError(
             "has a name that no command line can choose", key=key, fix="name it with letters, digits and _"

@@ -26,6 +26,8 @@ RULES = ("rules", "policy")
 """What a gate goes by: no part of a trial. The second is what the group was called."""
 SERVICES = ("runner", "tracking", "cache")
 """Groups that are no part of a trial's own story."""
+BESIDE = {"task": {"model", "adapter", "train"}, "model": {"model", "train"}}
+"""Of a group, the keys of errors that other surroundings may not have."""
 OWN_TASKS = 3
 """Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
@@ -158,13 +160,10 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
 def _foreign(error: Exception, group: str) -> bool:
     """Whether an error is about what stands beside an option of ``group``, so that other surroundings may do."""
     errors = error.errors if isinstance(error, UserErrors) else [error]
-    keys = [(e.key or "").partition(".")[0] for e in errors if isinstance(e, UserError)]
-    beside = {"model", "adapter", "train"} if group == "task" else {"model", "task", "eval", "adapter"}
-    if group == "model":
-        beside = {"train", "model"}
     if group in ("reward", "evaluator") and any(" raised " in str(e) or " failed " in str(e) for e in errors):
         return True  # at a row of the embedded task, which may lack what the user's own has
-    return any(key in beside - {group} or (key == "model" and group == "model") for key in keys) or not keys
+    keys = {(e.key or "").partition(".")[0] for e in errors if isinstance(e, UserError)}
+    return not keys or bool(keys & BESIDE.get(group, {"model", "task", "eval", "adapter"} - {group}))
 
 
 def _loads(task: str, folders: Sequence[str], plugins: Sequence[str]) -> bool:

@@ -74,15 +74,21 @@ def _ours_first() -> Iterator[None]:
 
 
 def _refuse_hidden(folder: Path) -> None:
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        if (error := hidden(folder, path.relative_to(conf_dir()))) is not None:
+            raise error
+
+
+def hidden(folder: Path, name: Path) -> UserError | None:
     """Hydra reads the first YAML of a name that it finds, which is ours: one's own would change nothing, unsaid."""
-    ours = [path.relative_to(conf_dir()) for path in sorted(conf_dir().rglob("*.yaml"))]
-    if hidden := [str(name) for name in ours if (folder / name).is_file()]:
-        raise UserError(
-            "has the name of one of harness's own, which would be read in its place",
-            key="--config-dir",
-            value=str(folder / hidden[0]),
-            fix=f"give it another name, such as {hidden[0].removesuffix('.yaml')}_own.yaml",
-        )
+    if not ((conf_dir() / name).is_file() and (folder / name).is_file()):
+        return None
+    return UserError(
+        "has the name of one of harness's own, which would be read in its place",
+        key="--config-dir",
+        value=str(folder / name),
+        fix=f"give it another name, such as {name.with_suffix('')}_own.yaml",
+    )
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, Any]:

@@ -14,6 +14,11 @@ from harness.config.compose import OWN_PACKAGE
 CONTRACTS = "docs/extending.md says what each method takes and gives"
 
 
+def is_own(component: object) -> bool:
+    """Whether a component is of a class of the user's own."""
+    return not type(component).__module__.startswith(f"{OWN_PACKAGE}.")
+
+
 def own_classes(plain: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
     """(key, dotted name) of every class in a composed configuration that is no class of the harness."""
     for name, node in plain.items():

@@ -51,6 +51,7 @@ class Behaviour(Evaluator):
             held_out_samples,
             ratio_with_stderr,
             sample_log_probs,
+            task_scores,
             with_stderr,
         )
 
@@ -82,7 +83,7 @@ class Behaviour(Evaluator):
             columns["kl_per_sequence"] = grouped(ratios, k)
             metrics |= ratio_with_stderr("kl_per_token", columns["kl_per_sequence"], tokens)
             if context.task.has_reward:
-                rewards = [s.reward for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])]
+                rewards = [s.reward for s in task_scores(context, rows, drawn)]
                 columns[f"best_of_{k}_true_reward"] = best_of(rewards, ratios, k)
         tables = {} if context.task.has_reward else {"samples": table_of(rows, drawn, k)}
         notes = []

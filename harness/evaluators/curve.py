@@ -49,7 +49,7 @@ def _on_pairs(context: EvalContext) -> Evaluation:
 
 
 def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
-    from harness.evaluators.scoring import held_out_samples, sample_log_probs, with_stderr
+    from harness.evaluators.scoring import held_out_samples, sample_log_probs, task_scores, with_stderr
 
     if not context.data.eval_prompts.get(context.split):
         names = ("true_reward", "proxy_reward", "kl_per_sequence", "completion_tokens", "ended_by_eos")
@@ -59,9 +59,7 @@ def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
     columns: dict[str, Sequence[float]] = {}
     absent: dict[str, str] = {}
     if context.task.has_reward:
-        columns["true_reward"] = [
-            s.reward for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
-        ]
+        columns["true_reward"] = [s.reward for s in task_scores(context, rows, drawn)]
     else:
         absent["true_reward"] = "the task has no rule that scores a completion"
     if paid is not None:
@@ -96,15 +94,13 @@ def best_of_n(context: EvalContext, paid: Paid, most: int) -> dict[int, dict[str
         paid: the reward that chooses, called ``proxy_reward``.
         most: samples of each prompt.
     """
-    from harness.evaluators.scoring import held_out_samples, with_stderr
+    from harness.evaluators.scoring import held_out_samples, task_scores, with_stderr
 
     rows, drawn = held_out_samples(context, per_prompt=most)
     prompts = [prompt_key(row["prompt"]) for row in rows]
     told = {"proxy_reward": paid([rows[d.row] for d in drawn], [d.text for d in drawn], [d.ended for d in drawn])}
     if context.task.has_reward:
-        told["true_reward"] = [
-            s.reward for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
-        ]
+        told["true_reward"] = [s.reward for s in task_scores(context, rows, drawn)]
     own: list[list[int]] = [[] for _ in rows]
     for place, one in enumerate(drawn):
         own[one.row].append(place)

@@ -75,7 +75,7 @@ class PassAtK(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample, judge, and average over prompts."""
-        from harness.evaluators.scoring import held_out_samples, share_with_bounds
+        from harness.evaluators.scoring import held_out_samples, share_with_bounds, task_scores
 
         if self.path is not None:
             task = self._problems()
@@ -85,7 +85,7 @@ class PassAtK(Evaluator):
         rows, drawn = held_out_samples(
             context, per_prompt=n, temperature=self.temperature, max_prompts=self.max_prompts
         )
-        right = [s.correct for s in context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])]
+        right = [s.correct for s in task_scores(context, rows, drawn)]
         names = [prompt_key(row["prompt"]) for row in rows]
         counts = [sum(right[i * n : (i + 1) * n]) for i in range(len(rows))]
         lead = "" if self.label is None else f"{self.label}/"

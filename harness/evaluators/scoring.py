@@ -24,7 +24,7 @@ from harness.models.generation import (
     sampling_options,
     stop_ids,
 )
-from harness.tasks.base import Row
+from harness.tasks.base import Row, Score
 from harness.tasks.conversation import encode_sides, prompt_ids
 
 PAIRS, SAMPLES = ("pairs",), "samples"
@@ -213,6 +213,11 @@ def held_out_samples(
         return sample(context, prompts, per_prompt=per_prompt, temperature=temperature)
 
     return rows, context.memo.once((SAMPLES, per_prompt, temperature, len(rows)), drawn)
+
+
+def task_scores(context: EvalContext, rows: Sequence[Row], drawn: Sequence[Sample]) -> list[Score]:
+    """What the task thinks of each sample."""
+    return context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
 
 
 def sample_log_probs(

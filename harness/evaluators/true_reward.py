@@ -35,12 +35,12 @@ class TrueReward(Evaluator):
 
     def evaluate(self, context: EvalContext) -> Evaluation:
         """Sample, score, and average first within a prompt, so that prompts are the unit of the error."""
-        from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds, with_stderr
+        from harness.evaluators.scoring import grouped, held_out_samples, share_with_bounds, task_scores, with_stderr
 
         rows, drawn = held_out_samples(
             context, per_prompt=self.samples, temperature=self.temperature, max_prompts=self.max_prompts
         )
-        scores = context.task.scores([rows[d.row] for d in drawn], [d.text for d in drawn])
+        scores = task_scores(context, rows, drawn)
         columns = {
             "true_reward": grouped([s.reward for s in scores], self.samples),
             "correct": grouped([float(s.correct) for s in scores], self.samples),

@@ -351,9 +351,8 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
     was = model.training
     model.eval()
 
-    head = model.get_output_embeddings()
-
     def said() -> Tensor:
+        head = model.get_output_embeddings()
         with computing(device, precision):
             body = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
             hidden = body.last_hidden_state[:, prompt - 1 : -1]

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.base.errors import UserError
+from harness.base.errors import Diverged, Stopped, UserError
 from harness.config.theirs import blamed
 from harness.store.journal import Journal
 from harness.trial.heap import hold_freed_memory
@@ -97,7 +97,8 @@ def describe(error: BaseException, plain: Mapping[str, Any] | None = None) -> di
     Of one that a user's own class raised (of the configuration ``plain``) the line says which class, and where.
     """
     text = str(error).strip()
-    theirs = None if isinstance(error, UserError) or is_out_of_memory(error) else blamed(error, plain or {})
+    said = isinstance(error, UserError | Diverged | Stopped) or is_out_of_memory(error)  # in words of its own
+    theirs = None if said else blamed(error, plain or {})
     if theirs is not None:
         text = str(theirs)
     if theirs is not None or isinstance(error, UserError):  # what to do about it is part of it

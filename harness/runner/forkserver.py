@@ -40,7 +40,6 @@ def warm_up() -> None:
     from multiprocessing import forkserver
 
     context()
-    PRESENT.look(None)
     _tell_guard()
     with _server_environment():
         forkserver.ensure_running()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from harness.sandbox import jail
@@ -81,7 +83,8 @@ class Hall:
             return self._awaited(paper, examiner, to_candidate[1], verdict[0])
         finally:
             for process in running:
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started, where nothing else ends it
             for process in running:
                 if process.stdin is not None:
                     process.stdin.close()

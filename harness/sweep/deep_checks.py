@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.base.errors import UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
-from harness.config.theirs import as_theirs, own_classes
+from harness.config.theirs import as_theirs, is_own, own_classes
 from harness.models.adapters import Adapter, trainable_in
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
@@ -68,7 +68,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
 
 def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
-    own = any(not type(part).__module__.startswith("harness.") for part in (setup.algo, setup.adapter, setup.task))
+    own = any(is_own(part) for part in (setup.algo, setup.adapter, setup.task))
     own = own or setup.adapter.names_modules
     own = own or (setup.rank or 0) > USUAL_RANK
     if setup.prompt or not setup.model.embedded or own or own_rewards(setup.reward) or own_evaluators(setup):

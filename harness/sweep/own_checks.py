@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
 from harness.config.compose import conf_dir
-from harness.config.theirs import as_theirs
+from harness.config.theirs import as_theirs, is_own
 from harness.models.adapters import Adapter
 from harness.models.making import loaded_as_said
 from harness.models.meta_model import skeleton
@@ -29,7 +29,7 @@ def base_rows_problems(setup: Setup) -> list[UserError]:
     from harness.tasks.contract import first_wrong
 
     task = setup.task
-    if type(task).__module__.startswith("harness.") or not setup.model.embedded:
+    if not is_own(task) or not setup.model.embedded:
         return []
     if type(task).base_rows is Task.base_rows:
         return []
@@ -52,7 +52,7 @@ def name_problems(setup: Setup) -> list[UserError]:
     found = []
     for group, part in (("algo", setup.algo), ("adapter", setup.adapter)):
         shipped = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
-        if not type(part).__module__.startswith("harness.") and part.name in shipped:
+        if is_own(part) and part.name in shipped:
             rule = f"has the name {part.name!r}, which one of harness's own has"
             found.append(UserError(rule, key=group, value=_dotted(part), fix="name: ClassVar[str] = 'another'"))
     return found
@@ -64,11 +64,7 @@ def own_rewards(reward: Reward | None) -> list[Reward]:
     from harness.rewards.weighted import Weighted
 
     parts = [part.reward for part in reward.active.values()] if isinstance(reward, Weighted) else [reward]
-    return [
-        part
-        for part in parts
-        if part is not None and not type(part).__module__.startswith("harness.") and type(part).open is Reward.open
-    ]
+    return [part for part in parts if part is not None and is_own(part) and type(part).open is Reward.open]
 
 
 def reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
@@ -93,7 +89,7 @@ def reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
 
 def own_evaluators(setup: Setup) -> dict[str, Any]:
     """Evaluators of the user's own."""
-    return {n: e for n, e in setup.eval.active.items() if not type(e).__module__.startswith("harness.")}
+    return {n: e for n, e in setup.eval.active.items() if is_own(e)}
 
 
 def evaluator_problems(setup: Setup, data: TaskData) -> list[UserError]:
@@ -125,7 +121,7 @@ def evaluator_problems(setup: Setup, data: TaskData) -> list[UserError]:
 def model_problems(setup: Setup, config: Any, source: Path | None) -> list[UserError]:
     """A small model of the user's own is loaded: what it gives must be what ``configuration()`` says."""
     own = setup.model
-    if type(own).__module__.startswith("harness.") or config is None:
+    if not is_own(own) or config is None:
         return []
     import torch
 
@@ -151,7 +147,7 @@ def _dotted(component: Any) -> str:
 
 def adapter_problems(adapter: Adapter) -> list[UserError]:
     """What an adapter of the user's own gives as peft's configuration."""
-    if type(adapter).__module__.startswith("harness."):
+    if not is_own(adapter):
         return []
     from peft import PeftConfig
 

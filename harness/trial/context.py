@@ -15,6 +15,7 @@ import torch
 from harness.base.errors import UserError
 from harness.base.world import World
 from harness.config import identity
+from harness.config.theirs import is_own
 from harness.evaluators.base import EvalContext, Merging
 from harness.models import prefixes
 from harness.models.adapters import Adapter
@@ -98,7 +99,7 @@ class Ground:
     def _loaded(self, **options: Any) -> Any:
         model, source = self.setup.model, self.source
         found = model.load(source, device=self.device, **options)
-        if not type(model).__module__.startswith("harness."):
+        if is_own(model):
             loaded_as_said(found, model.configuration(source))
         asked, longest = self.setup.train.share_prefix, max(self.setup.train.max_length, self.setup.eval.max_length)
         prefixes.ready(found, asked, longest=longest, device=self.device, precision=self.precision)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.base.errors import UserError
+from harness.base.errors import Diverged, UserError
 from harness.config.theirs import as_theirs, own_classes, plugin_problems
 from harness.evaluators.base import Evaluation, sound
 from harness.models.making import loaded_as_said
@@ -277,6 +277,18 @@ def test_what_a_class_of_ones_own_raises_in_a_trial_is_said_as_its_own():
         told = describe(error, plain)
         assert told["error"] == "ZeroDivisionError" and "score() failed at rules.py:2" in str(told["message"])
         assert "fix: mend it" in str(told["message"]) and describe(error, {})["message"] == "division by zero"
+
+
+def test_what_the_harness_itself_finds_below_a_class_of_ones_own_keeps_its_words():
+    from harness.runner.child import describe
+
+    space: dict[str, Any] = {"__name__": "mine.rules", "Diverged": Diverged}
+    exec(compile("def evaluate():\n    raise Diverged('the loss is nan')\n", "rules.py", "exec"), space)
+    try:
+        space["evaluate"]()
+    except Diverged as error:
+        told = describe(error, {"reward": {"_target_": "mine.rules.Mine"}})
+        assert told["error"] == "Diverged" and told["message"] == "the loss is nan"
 
 
 def test_a_metric_that_is_a_tensor_becomes_a_number():
