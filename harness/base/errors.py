@@ -57,11 +57,20 @@ class UserError(Exception):
 
     def with_fix(self, fix: str) -> UserError:
         """The same, with what to type instead."""
-        return UserError(self.rule, key=self.key, value=self.value, fix=fix)
+        return self._kind(self.rule, key=self.key, value=self.value, fix=fix)
+
+    @property
+    def _kind(self) -> type[UserError]:
+        """The class of a copy; the others take other arguments."""
+        return Mismatch if isinstance(self, Mismatch) else UserError
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between processes."""
-        return _restore, (self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)
+        return _restore, (self._kind, self.rule, self.key, self.value is self._ABSENT, repr(self.value), self.fix)
+
+
+class Mismatch(UserError):
+    """Two things do not go together, and either may be sound beside another: a model, and what an adapter names."""
 
 
 class Stopped(Exception):
@@ -95,8 +104,8 @@ class _Shown:
         return self.text
 
 
-def _restore(rule: str, key: str | None, absent: bool, value: str, fix: str | None) -> UserError:
-    return UserError(rule, key=key, value=UserError._ABSENT if absent else _Shown(value), fix=fix)
+def _restore(kind: type[UserError], rule: str, key: str | None, absent: bool, value: str, fix: str | None) -> UserError:
+    return kind(rule, key=key, value=UserError._ABSENT if absent else _Shown(value), fix=fix)
 
 
 def _short(value: object, limit: int = 120) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from harness.base.errors import UserError, UserErrors
+from harness.base.errors import Mismatch, UserError, UserErrors
 from harness.base.streams import silence
 from harness.cli.own_files import sound_part
 from harness.config.compose import compose, conf_dir, hydra_config
@@ -160,6 +160,8 @@ def _looked_at(group: str, option: str, root: Path, folders: Sequence[str], plug
 def _foreign(error: Exception, group: str) -> bool:
     """Whether an error is about what stands beside an option of ``group``, so that other surroundings may do."""
     errors = error.errors if isinstance(error, UserErrors) else [error]
+    if any(isinstance(e, Mismatch) for e in errors):
+        return True
     if group in ("reward", "evaluator") and any(" raised " in str(e) or " failed " in str(e) for e in errors):
         return True  # at a row of the embedded task, which may lack what the user's own has
     keys = {(e.key or "").partition(".")[0] for e in errors if isinstance(e, UserError)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.base.errors import UserError
+from harness.base.errors import Mismatch, UserError
 from harness.base.records import unless_default
 
 UNKNOWN_STEPS = 10**9
@@ -193,9 +193,15 @@ def fill_from_preset(
     return filled
 
 
-def train_problems(train: Train, algo: str) -> list[UserError]:
-    """What is missing or contradicts itself in the knobs, as filled for the algorithm of this name."""
-    errors = []
+def train_problems(train: Train, algo: str, presets: Collection[str] = ()) -> list[UserError]:
+    """What is missing or contradicts itself in the knobs, as filled for the algorithm of this name from its presets."""
+    errors: list[UserError] = []
+    if presets and train.preset not in presets and None in (train.learning_rate, train.batch_size):
+        rule = (
+            f"algo={algo} has no preset of this name ({', '.join(sorted(presets))}), and leaves training's values to it"
+        )
+        fix = f"train.preset={min(presets)}, or write algo.presets.{train.preset}"
+        return [Mismatch(rule, key="train.preset", value=train.preset, fix=fix)]
     for key, example in (("learning_rate", "1e-6"), ("batch_size", "16")):
         if getattr(train, key) is None:
             errors.append(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.base.errors import UserError, UserErrors
+from harness.base.errors import Mismatch, UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
 from harness.config.theirs import as_theirs, is_own, own_classes
@@ -264,7 +264,7 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
     if adapter.quantized and narrow and on_cpu:
         return [
-            UserError(
+            Mismatch(
                 f"4-bit layers on a CPU must have widths that are multiples of {adapter.width_multiple}, and the model "
                 f"has {narrow}",
                 key="adapter",
@@ -276,7 +276,7 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     key, value = ("adapter", adapter.name) if targets is None else ("adapter.targets", targets)
     if shapes == []:
         rule = "no linear layer of the model has such a name, so there is nothing to adapt"
-        return [UserError(rule, key=key, value=value, fix=TARGETS)]
+        return [Mismatch(rule, key=key, value=value, fix=TARGETS)]
     if shapes and adapter.rank is not None and adapter.rank > (widest := max(max(shape) for shape in shapes)):
         rule = (
             f"is more than the widest layer has ({widest:,}), and a product of that rank is no smaller than the layer"
@@ -289,7 +289,7 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
             told = adapter.expected_trainable(model)
     except Exception as error:  # peft's, about a stranger's architecture, or the adapter's own
         rule = f"peft cannot adapt this model ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        return [UserError(rule, key=key, value=value, fix=TARGETS)]
+        return [Mismatch(rule, key=key, value=value, fix=TARGETS)]
     if setup.algo.trains and adapts_head(wrapped):
         rule = "adapts the output head, whose weights every loss here reads past the adapter: it would not be trained"
         fix = "leave the head out of the targets, or train it whole: modules_to_save of an adapter=peft adapter.config"

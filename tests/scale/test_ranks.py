@@ -301,6 +301,8 @@ class Second(TrainerCallback):
             raise ValueError("the second of them cannot go on")
 
 class Faulty(DPO):
+    name = "faulty"
+
     def trainer(self, job):
         made = super().trainer(job)
         made.trainer.add_callback(Second())
@@ -319,7 +321,8 @@ def test_what_one_process_raises_is_the_reason_of_the_trial(sandbox):
     (folder,) = sandbox.folders("raised")
     found = result(folder)
     assert found["outcome"] == "failed"
-    assert found["reason"] == "ValueError: the second of them cannot go on (in rank 1 of 2)"
+    said, where = "ValueError: the second of them cannot go on", "on_step_end() failed at faulty.py:"
+    assert said in found["reason"] and where in found["reason"] and found["reason"].endswith("(in rank 1 of 2)")
 
 
 @pytest.mark.slow

@@ -349,9 +349,12 @@ def test_every_rate_of_a_standard_preset_is_far_below_its_toy_one(algo, adapter)
     assert toy >= 10 * real > 0
 
 
-def test_a_preset_that_is_not_in_the_table_is_an_error_for_each_missing_value(complaints):
-    keys = [message.split(":")[0].split("=")[0] for message in complaints("train.preset=mine")]
-    assert keys == ["train.learning_rate", "train.batch_size", "train.steps"]
+def test_a_preset_that_the_algorithm_lacks_is_one_error_with_those_that_it_has(complaints):
+    (message,) = complaints("train.preset=mine")
+    assert message.startswith("train.preset=mine: ") and "(standard, tiny)" in message
+    assert "train.preset=standard, or write algo.presets.mine" in message
+    given = ("train.learning_rate=1e-3", "train.batch_size=8")
+    assert [m.split(":")[0] for m in complaints("train.preset=mine", *given)] == ["train.steps"]
 
 
 # -- impossible combinations ---------------------------------------------------------------------------
