@@ -8,11 +8,11 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from harness.base import patterns
 from harness.base.errors import UserError
 from harness.rewards.base import Reward
-from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Row, TaskData
+from harness.tasks.judging import patterns
+from harness.tasks.judging.answers import same_answer, stated_answer
 
 
 @dataclass(frozen=True)

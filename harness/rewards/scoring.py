@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.base import patterns
 from harness.base.errors import UserError
 from harness.rewards.base import Reward, ScoreFunction
 from harness.tasks.base import Row, Task, Text, text_of
+from harness.tasks.judging import tally
 
 
 class Scorer:
@@ -57,9 +57,9 @@ class Scorer:
                 "true_reward": sum(s.reward for s in scores) / len(scores),
                 "correct": sum(s.correct for s in scores) / len(scores),
             }
-        patterns.take_tally()
+        tally.take()
         values = checked(self.reward, self._function, rows, texts, ended)
-        tried, expired = patterns.take_tally()
+        tried, expired = tally.take()
         if tried:
             self._means = {**self._means, "reward_timeouts": expired / tried}
         return values

@@ -94,10 +94,8 @@ class Code(Task):
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> list[Score]:
         """The same, several programs at once; one that was written twice for a row is run once."""
         papers = [paper_of(row, text) for row, text in zip(rows, completions, strict=True)]
-        distinct = list(dict.fromkeys(papers))
         hall = Hall(self.sandbox, self.timeout_s, self.memory_mb, self.workers)
-        passed = {paper: found.passed for paper, found in zip(distinct, hall.examine(distinct), strict=True)}
-        return [Score(float(passed[paper]), passed[paper]) for paper in papers]
+        return [Score(float(found.passed), found.passed) for found in hall.examine(papers)]
 
     def _checked(self, path: str, key: str) -> Checked:
         table = read_table(path, key=key, max_rows=self.max_rows)
@@ -127,8 +125,9 @@ class Code(Task):
 
 
 def paper_of(row: Row, completion: str) -> Paper:
-    """What is examined of a reply to a row."""
-    return Paper(program_of(completion, start=row["start"], entry=row["entry_point"]), row["tests"], row["entry_point"])
+    """What is examined of a reply to a row; ``entry_point`` and ``start`` may be left out."""
+    start, entry = str(row.get("start") or ""), row.get("entry_point") or None
+    return Paper(program_of(completion, start=start, entry=entry), row["tests"], entry)
 
 
 def program_of(completion: str, *, start: str, entry: str | None) -> str:

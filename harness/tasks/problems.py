@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.tasks.answers import scored
 from harness.tasks.base import Row, Score, Task, TaskData
+from harness.tasks.judging.answers import Kind, scored, unanswerable
 from harness.tasks.prompts import Prompts
 from harness.tasks.reading.checking import Checked, check
 from harness.tasks.reading.files import fingerprint_of, read_table
@@ -35,6 +36,7 @@ class Problems(Task):
         allow_skipped: share of the rows that may be unusable.
         max_rows: read only so many rows, from the top of each file.
         length_cost: true reward lost per character.
+        answers: ``number``: as GSM8K is judged; ``math``: as mathematics, by ``math-verify`` (``maths``).
     """
 
     has_reward: ClassVar[bool] = True
@@ -52,6 +54,7 @@ class Problems(Task):
     allow_skipped: Annotated[float, Ge(0), Le(1)] = 0.05
     max_rows: Annotated[int, Gt(0)] | None = None
     length_cost: Annotated[float, Ge(0)] = 0.0
+    answers: Kind = "number"
 
     def __post_init__(self) -> None:
         """Check what fields demand of each other; ``ValueError`` is what ``build()`` collects."""
@@ -62,6 +65,7 @@ class Problems(Task):
 
     def load(self) -> TaskData:
         """Read, check and split the rows."""
+        unanswerable(self.answers)
         train = self._checked(self.path, "task.path")
         held = None if self.eval_path is None else self._checked(self.eval_path, "task.eval_path")
         return assemble(
@@ -74,7 +78,11 @@ class Problems(Task):
 
     def score(self, row: Row, completion: str) -> Score:
         """True reward: 1 if the stated answer is the row's, 0 if not, less ``length_cost`` per character."""
-        return scored(row, completion, self.length_cost)
+        return self.scores([row], [completion])[0]
+
+    def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> list[Score]:
+        """The same for many at once."""
+        return scored(rows, completions, self.length_cost, self.answers)
 
     def _checked(self, path: str, key: str) -> Checked:
         table = read_table(path, key=key, max_rows=self.max_rows)

@@ -9,10 +9,10 @@ from functools import partial
 from string import Formatter
 from typing import Any, NoReturn
 
-from harness.base import patterns
 from harness.base.errors import UserError
-from harness.tasks.answers import stated_answer
 from harness.tasks.base import Row
+from harness.tasks.judging import patterns
+from harness.tasks.judging.answers import stated_answer
 from harness.tasks.reading.messages import EMPTY_PROMPT, Malformed, Skip, is_blank
 from harness.tasks.reading.rows import Layout, Table, layout_of, unescaped
 

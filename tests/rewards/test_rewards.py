@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from harness.base import patterns
 from harness.base.errors import UserError, UserErrors
 from harness.config.compose import build, compose, hydra_config
 from harness.models.adapters import Full, LoRA
@@ -21,6 +20,7 @@ from harness.rewards.scoring import Scorer
 from harness.rewards.weighted import Part, Weighted
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import Task, TaskData
+from harness.tasks.judging import patterns
 from harness.trial.assemble import assemble
 from harness.trial.checks import check_data
 from harness.trial.identify import identify

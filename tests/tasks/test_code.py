@@ -87,10 +87,10 @@ def test_replies_are_judged_in_the_sandbox_each_once(tmp_path, monkeypatch):
     asked: list[int] = []
     from harness.tasks import code
 
-    whole = code.Hall.examine
-    monkeypatch.setattr(code.Hall, "examine", lambda self, papers: asked.append(len(papers)) or whole(self, papers))
+    one = code.Hall.one
+    monkeypatch.setattr(code.Hall, "one", lambda self, paper: asked.append(1) or one(self, paper))
     found = loaded.scores([row] * 4, [BODY, "    return 3\n", BODY, "```python\ndef area(r):\n    return 3.14159\n```"])
-    assert [score.reward for score in found] == [1.0, 0.0, 1.0, 1.0] and asked == [3]
+    assert [score.reward for score in found] == [1.0, 0.0, 1.0, 1.0] and sum(asked) == 3
     assert [score.correct for score in found] == [True, False, True, True]
 
 

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.base.errors import UserError, UserErrors
 from harness.config.compose import import_component
-from harness.tasks.answers import same_answer, stated_answer
 from harness.tasks.base import Task
 from harness.tasks.hub import Hub
 from harness.tasks.hub_verifiable import HubVerifiable
+from harness.tasks.judging.answers import same_answer, stated_answer
 from harness.tasks.prompts import template_fields
 
 CONF = Path(__file__).parents[2] / "conf" / "task"

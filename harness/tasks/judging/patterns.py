@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import Any
+
+from harness.tasks.judging import tally
 
 LIMIT_S = 1.0
 """For one text. A sound pattern takes microseconds, so a slow machine changes no result."""
-
-
-@dataclass
-class _Tally:
-    tried: int = 0
-    expired: int = 0
-
-
-_tally = _Tally()
 
 
 def problem(pattern: str) -> str | None:
@@ -39,15 +31,16 @@ def problem(pattern: str) -> str | None:
 def matches(pattern: str, text: str, *, whole: bool = False) -> bool:
     """Whether a text has the form, or all of it where ``whole``; a dot matches line breaks too.
 
-    One that takes longer than ``LIMIT_S`` has it not, and is counted (``take_tally``).
+    One that takes longer than ``LIMIT_S`` has it not, and is counted (``tally``).
     """
     form = _compiled(pattern)
-    _tally.tried += 1
     try:
-        return bool((form.fullmatch if whole else form.search)(text, timeout=LIMIT_S, concurrent=True))
+        found = bool((form.fullmatch if whole else form.search)(text, timeout=LIMIT_S, concurrent=True))
     except TimeoutError:
-        _tally.expired += 1
+        tally.count(True)
         return False
+    tally.count(False)
+    return found
 
 
 def last_match(pattern: str, text: str) -> Any | None:
@@ -60,13 +53,6 @@ def last_match(pattern: str, text: str) -> Any | None:
 
     found = list(regex.compile(pattern).finditer(text, timeout=LIMIT_S, concurrent=True))
     return found[-1] if found else None
-
-
-def take_tally() -> tuple[int, int]:
-    """How many texts ``matches`` has looked at since the last call, and at how many for too long."""
-    taken = _tally.tried, _tally.expired
-    _tally.tried = _tally.expired = 0
-    return taken
 
 
 @functools.cache

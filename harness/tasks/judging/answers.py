@@ -1,11 +1,17 @@
-"""Whether a completion states the right answer: the last number counts, as GSM8K's convention has it. Pure."""
+"""Whether a completion states the right answer: the last number counts, as GSM8K's convention has it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
+from typing import Literal
 
 from harness.tasks.base import Row, Score
+from harness.tasks.judging import maths
+
+Kind = Literal["number", "math"]
+"""How answers are compared: as numbers, the last of a completion counting, or as mathematics (``maths``)."""
 
 # A minus after a word or a bracket is an operator: the last number of "20-7" is 7.
 _SIGN = r"(?:(?<![\w)])-\$?|\$-?)?"
@@ -16,11 +22,25 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _ORNAMENT = re.compile(r"\\text\s*\{[^{}]*\}|\\[,;!%$]|\\\s|[$%]|\s")
 
 
-def scored(row: Row, completion: str, length_cost: float) -> Score:
-    """True reward: 1 if the stated answer is the row's, 0 if not, less ``length_cost`` per character."""
-    stated = stated_answer(completion)
-    correct = stated is not None and same_answer(stated, row["answer"])
-    return Score(reward=float(correct) - length_cost * len(completion), correct=correct)
+def scored(rows: Sequence[Row], completions: Sequence[str], length_cost: float, kind: Kind) -> list[Score]:
+    """True rewards: 1 if the stated answer is the row's, 0 if not, less ``length_cost`` per character."""
+    answers = [str(row["answer"]) for row in rows]
+    if kind == "math":
+        right = maths.same(answers, completions)
+    else:
+        stated = [stated_answer(text) for text in completions]
+        right = [said is not None and same_answer(said, a) for said, a in zip(stated, answers, strict=True)]
+    return [Score(float(r) - length_cost * len(text), r) for r, text in zip(right, completions, strict=True)]
+
+
+def unanswerable(kind: Kind) -> None:
+    """Refuse a way of comparing answers that cannot be had here.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    if kind == "math" and (found := maths.problem("task.answers")) is not None:
+        raise found
 
 
 def stated_answer(completion: str) -> str | None:

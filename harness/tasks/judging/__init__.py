@@ -1,0 +1,1 @@
+"""Whether a completion is right, decided under a limit of time."""
