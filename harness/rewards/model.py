@@ -19,7 +19,7 @@ from harness.rewards.base import Desk, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData
 
 NAME = "reward"
-"""Of the reward model's adapter on a shared base."""
+"""Of the first reward model's adapter on a shared base; those of others are numbered."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Weightless(ModelReward):
         if self.spec is None:
             return self._scorer(desk, *_by_path(self, desk, weights=False), mean=0.0, deviation=1.0)
         config = self.spec.adapter.peft_config()
-        shell, turn = _copy_of_policy(desk) if config is None else _beside_policy(desk, config)
+        shell, turn = _copy_of_policy(desk) if config is None else _beside_policy(desk, config)[:2]
         return self._scorer(desk, shell, desk.tokenizer, turn, mean=0.0, deviation=1.0)
 
 
@@ -230,7 +230,7 @@ def _copy_of_policy(desk: Desk) -> tuple[Any, Any]:
 
     policy = desk.policy.get_base_model() if hasattr(desk.policy, "get_base_model") else desk.policy
     shell = with_score(copy.deepcopy(policy).to(desk.dtype)).eval().requires_grad_(False)
-    desk.roles["reward"] = list(shell.parameters())
+    desk.roles.setdefault("reward", []).extend(shell.parameters())
     return shell, nullcontext
 
 
@@ -249,24 +249,26 @@ def _on_shared_base(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.modules_to_save, config.task_type = None, "CAUSAL_LM"
-    shell, turn = _beside_policy(desk, config)
+    shell, turn, name = _beside_policy(desk, config)
     weights = load_file(folder / "adapter_model.safetensors", device=desk.device)
     head = next(weights.pop(name) for name in list(weights) if name.endswith("score.weight"))
-    set_peft_model_state_dict(desk.policy, weights, adapter_name=NAME)
+    set_peft_model_state_dict(desk.policy, weights, adapter_name=name)
     shell.score.weight.data.copy_(head)
     return shell, turn
 
 
-def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any]:
-    """A fresh adapter of the shape ``config`` on the policy's base, a score head, and the turn in which it acts."""
+def _beside_policy(desk: Desk, config: Any) -> tuple[Any, Any, str]:
+    """A fresh adapter of the shape ``config`` on the policy's base: score head, the turn in which it acts, its name."""
     from harness.models.classifier import acting, undropped, with_score
 
-    policy = desk.policy
-    policy.add_adapter(NAME, undropped(config))
+    policy, there = desk.policy, [name for name in desk.policy.peft_config if name.startswith(NAME)]
+    name = f"{NAME}_{len(there)}" if there else NAME
+    policy.add_adapter(name, undropped(config))
     policy.set_adapter("default")
     shell = with_score(policy.get_base_model())
-    desk.roles["reward"] = [*(p for n, p in policy.named_parameters() if f".{NAME}." in n), shell.score.weight]
-    return shell, partial(acting, policy, NAME)
+    own = [p for n, p in policy.named_parameters() if f".{name}." in n]
+    desk.roles.setdefault("reward", []).extend([*own, shell.score.weight])
+    return shell, partial(acting, policy, name), name
 
 
 def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
@@ -279,7 +281,7 @@ def _separate(desk: Desk, folder: Path) -> tuple[Any, Any]:
 
     shell = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=desk.dtype).to(desk.device)
     load_head(in_32_bits(shell), folder).eval().requires_grad_(False)
-    desk.roles["reward"] = list(shell.parameters())
+    desk.roles.setdefault("reward", []).extend(shell.parameters())
     return shell, nullcontext
 
 
@@ -316,5 +318,5 @@ def _by_path(reward: ModelReward, desk: Desk, *, weights: bool = True) -> tuple[
         raise UserError("its tokenizer has no pad token", key="reward.path", value=reward.path, fix="give it one")
     shell.config.pad_token_id = tokenizer.pad_token_id
     in_32_bits(shell).eval().requires_grad_(False)
-    desk.roles["reward"] = list(shell.parameters())
+    desk.roles.setdefault("reward", []).extend(shell.parameters())
     return shell, tokenizer, nullcontext

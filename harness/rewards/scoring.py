@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.rewards.base import Reward, ScoreFunction
+from harness.rewards.composite import means_of
 from harness.tasks.base import Row, Task, Text, text_of
 from harness.tasks.judging import tally
 
@@ -62,6 +63,7 @@ class Scorer:
         tried, expired = tally.take()
         if tried:
             self._means = {**self._means, "reward_timeouts": expired / tried}
+        self._means = {**self._means, **means_of(self._function)}
         return values
 
     def paid(self, rows: Sequence[Row], texts: Sequence[str], ended: Sequence[bool]) -> list[float]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
-from harness.rewards.base import Desk, Reward, ScoreFunction
-from harness.tasks.base import Row, Task, TaskData
-
-if TYPE_CHECKING:
-    from harness.models.adapters import Adapter
-    from harness.rewards.model import RewardModelSpec
+from harness.rewards.base import Reward
+from harness.rewards.composite import Composite
+from harness.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Weighted(Reward):
+class Weighted(Composite):
     """The weighted sum of other rewards.
 
     Attributes:
@@ -35,49 +31,25 @@ class Weighted(Reward):
 
     @property
     def active(self) -> dict[str, Part]:
-        """The parts that are not left out."""
-        return {name: part for name, part in self.parts.items() if part is not None}
+        """The parts that are not left out, by their keys."""
+        return {f"parts.{name}": part for name, part in self.parts.items() if part is not None}
+
+    def members(self) -> Mapping[str, Reward]:
+        """Those of the parts."""
+        return {key: part.reward for key, part in self.active.items()}
+
+    def rebuilt(self, members: Mapping[str, Reward]) -> Weighted:
+        """With the same weights."""
+        parts = {key: replace(part, reward=members[key]) for key, part in self.active.items()}
+        return replace(self, parts={key.removeprefix("parts."): part for key, part in parts.items()})
 
     def problems(self, task: Task) -> list[UserError]:
         """Every part's, and that there is one."""
         if not self.active:
             return [UserError("a sum of nothing", key="reward.parts", value=None, fix="see conf/reward/weighted.yaml")]
-        return [error for part in self.active.values() for error in part.reward.problems(task)]
+        return super().problems(task)
 
-    def data_problems(self, data: TaskData) -> list[UserError]:
-        """Every part's."""
-        return [error for part in self.active.values() for error in part.reward.data_problems(data)]
-
-    def bind(self, task: Task, adapter: Adapter, preset: str) -> Weighted:
-        """Bind the parts."""
-        bound = {n: replace(p, reward=p.reward.bind(task, adapter, preset)) for n, p in self.active.items()}
-        return replace(self, parts=bound)
-
-    def contents(self) -> Mapping[str, str]:
-        """Every part's."""
-        found = {name: part.reward.contents() for name, part in self.active.items()}
-        return {f"parts.{name}.{field}": content for name, own in found.items() for field, content in own.items()}
-
-    def without_weights(self) -> Weighted:
-        """The parts without theirs."""
-        parts = {n: replace(p, reward=p.reward.without_weights()) for n, p in self.active.items()}
-        return replace(self, parts=parts)
-
-    def stages(self) -> tuple[RewardModelSpec, ...]:
-        """Every part's."""
-        return tuple(stage for part in self.active.values() for stage in part.reward.stages())
-
-    def open(self, desk: Desk) -> ScoreFunction:
-        """Open every part."""
-        opened = [(part.weight, part.reward.open(desk)) for part in self.active.values()]
-
-        def score(rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
-            columns: list[Any] = [(weight, function(rows, completions, ended)) for weight, function in opened]
-            return [sum(weight * values[i] for weight, values in columns) for i in range(len(completions))]
-
-        return score
-
-    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
-        """The sum, where no part needs a model."""
-        columns: list[Any] = [(part.weight, part.reward(rows, completions)) for part in self.active.values()]
-        return [sum(weight * values[i] for weight, values in columns) for i in range(len(completions))]
+    def combined(self, scores: Mapping[str, Sequence[float]], completions: Sequence[str]) -> list[float]:
+        """The sum."""
+        weights = {key: part.weight for key, part in self.active.items()}
+        return [sum(weights[key] * values[i] for key, values in scores.items()) for i in range(len(completions))]

@@ -94,7 +94,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     train_node = nodes["train"] or {}
     for name in ("model", "algo", "adapter", "task", "prompt", "reward", "eval"):
         if name in ("reward", "eval") and (node := nodes[name]) is not None:
-            nodes[name] = {k: train_node.get(k) if v is None and k in LENGTHS else v for k, v in node.items()}
+            nodes[name] = _with_lengths(node, train_node, below=name == "reward")
         if nodes[name] is None:
             built[name] = Prompt() if name == "prompt" else None
             if name not in ("reward", "prompt"):
@@ -300,6 +300,14 @@ def _class_default(node: dict[str, Any] | None, field: str, plugins: tuple[str, 
         if item.name == field:
             return item.default
     return None
+
+
+def _with_lengths(node: Mapping[str, Any], train: Mapping[str, Any], *, below: bool) -> dict[str, Any]:
+    """Lengths that are null are training's; with ``below`` in the parts of a reward of rewards too."""
+    filled = {key: train.get(key) if value is None and key in LENGTHS else value for key, value in node.items()}
+    if not below:
+        return filled
+    return {k: _with_lengths(v, train, below=True) if isinstance(v, Mapping) else v for k, v in filled.items()}
 
 
 def _check_top(plain: Mapping[str, Any]) -> list[UserError]:
