@@ -241,7 +241,8 @@ class Algorithm(ABC):
                 )
             )
         if self.consumes == "prompts" and not data.train_prompts:
-            found.append(UserError(f"{self.name} needs prompts, and this data set has none", key="task"))
+            fix = "train_prompts=[{'prompt': ...}] of load(); or an offline algorithm, such as algo=dpo"
+            found.append(UserError(f"{self.name} needs prompts, and this data set has none", key="task", fix=fix))
         elif self.consumes == "prompts":
             found += self._too_few_for_a_rollout(len(data.train_prompts), train)
         return found

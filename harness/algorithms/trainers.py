@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.algorithms.base import Algorithm, Training, TrainJob
 from harness.algorithms.starting_point import Probe, checked
 from harness.algorithms.trl_seam import narrow_tiles
+from harness.base.errors import UserError
 from harness.models import prefixes
 from harness.models.plain_lora import matrices
 from harness.models.precision import without_autocast
@@ -38,7 +39,11 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
     probe = Probe(job) if job.probes and job.adapter.peft_config() is not None else None
     job.model.train()
     narrow_tiles(job.model.config.get_text_config().vocab_size)
-    training = algo.trainer(job)
+    training: Any = algo.trainer(job)
+    if not isinstance(training, Training):
+        rule = f"trainer() gives a Training, not {type(training).__name__}"
+        fix = "return Training(trainer=..., reference=job.holds)"
+        raise UserError(rule, key="algo", value=algo.name, fix=fix)
     if job.adapter.peft_config() is not None:
         for parameter in training.trainer.model.parameters():
             # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.

@@ -87,5 +87,9 @@ def _content_problem(text: str, name: Path) -> UserError | None:
     if not isinstance(content, dict):
         return UserError(f"must hold keys and values, not a {type(content).__name__}", key=str(name), fix="key: value")
     if name.parts[0] in COMPONENTS and not {"_target_", "defaults"} & set(content):
+        below = next((key for key, value in content.items() if isinstance(value, dict) and "_target_" in value), None)
+        if below is not None and "@package" not in text.partition("\n")[0]:
+            fix = f"move what stands below '{below}:' to the left margin, and remove that line"
+            return UserError(f"names its class one level too deep, below {below!r}", key=str(name), fix=fix)
         return UserError("names no class", key=str(name), fix="_target_: my_package.my_module.MyClass")
     return None

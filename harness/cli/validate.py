@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -168,14 +169,14 @@ def _foreign(error: Exception, group: str) -> bool:
     return not keys or bool(keys & BESIDE.get(group, {"model", "task", "eval", "adapter"} - {group}))
 
 
-def _loads(task: str, folders: Sequence[str], plugins: Sequence[str]) -> bool:
-    """Whether a task of the folder has rows that others can be tried on."""
+def _loads(chosen: Sequence[str], folders: Sequence[str], plugins: Sequence[str]) -> bool:
+    """Whether a task of the folder, with a model that goes with it, has rows that others can be tried on."""
     from harness.trial.assemble import assemble
     from harness.trial.checks import check_data
 
     try:
         with hydra_config(folders):
-            check_data(assemble(compose([*plugins, f"task={task}"])))
+            check_data(assemble(compose([*plugins, *chosen])))
     except Exception:  # what is wrong with it is said where it is looked at
         return False
     return True
@@ -192,8 +193,9 @@ def _surroundings(group: str, folders: Sequence[str], plugins: Sequence[str]) ->
     models = [["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own["model"])]
     if group not in ("reward", "evaluator"):
         return [[], *models]
-    sound = [option for option in own["task"] if _loads(option, folders, plugins)][:OWN_TASKS]
-    return [[], *([f"task={option}", *model] for option in sound for model in ([], *models))]
+    tasks = [[[f"task={option}", *model] for model in ([], *models)] for option in own["task"]]
+    sound = [[chosen for chosen in ways if _loads(chosen, folders, plugins)] for ways in tasks]
+    return [[], *itertools.chain(*[ways for ways in sound if ways][:OWN_TASKS])]
 
 
 def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from harness.base.errors import UserError
 from harness.config.compose import OWN_PACKAGE
 
-CONTRACTS = "docs/extending.md says what each method takes and gives"
+DOCS = "docs/extending.md"
+CONTRACTS = f"{DOCS} says what each method takes and gives"
 
 
 def is_own(component: object) -> bool:
@@ -41,12 +42,25 @@ def as_theirs(error: Exception, plain: Mapping[str, Any]) -> UserError:
     if isinstance(error, SyntaxError) and error.filename:
         rule = f"{Path(error.filename).name}, line {error.lineno}, is no Python ({error.msg})"
         return UserError(rule, key=next(iter(own)), value=next(iter(own.values())), fix="mend the file")
-    if (found := blamed(error, plain)) is not None:
+    if (found := blamed(error, plain) or _lacking(error, own)) is not None:
         return found
     said = _said(error)
     names = ", ".join(f"{key} ({target})" for key, target in own.items())
     rule = f"a class of your own gives what cannot be worked with ({said}); it is one of: {names}"
     return UserError(rule, key=next(iter(own)), fix=f"see what its methods return; {CONTRACTS}")
+
+
+def _lacking(error: BaseException, own: Mapping[str, str]) -> UserError | None:
+    """Something that a user's own class was asked for, and does not have."""
+    if not isinstance(error, AttributeError) or error.obj is None:
+        return None
+    kind = error.obj if isinstance(error.obj, type) else type(error.obj)
+    dotted = f"{kind.__module__}.{kind.__qualname__}"
+    key = next((key for key, target in own.items() if target == dotted), None)
+    if key is None:
+        return None
+    rule, fix = f"the class has no {error.name!r}", f"give it one; the table in {DOCS} names what each kind needs"
+    return UserError(rule, key=key, value=dotted, fix=fix)
 
 
 def blamed(error: BaseException, plain: Mapping[str, Any]) -> UserError | None:

@@ -193,8 +193,15 @@ def fill_from_preset(
     return filled
 
 
-def train_problems(train: Train, algo: str, presets: Collection[str] = ()) -> list[UserError]:
-    """What is missing or contradicts itself in the knobs, as filled for the algorithm of this name from its presets."""
+def train_problems(train: Train, algo: str, presets: Collection[str] = (), kind: str = "lora") -> list[UserError]:
+    """What is missing or contradicts itself in the knobs.
+
+    Args:
+        train: as filled.
+        algo: the algorithm's name.
+        presets: those that it has.
+        kind: of adapters (``Adapter.preset``), by which a preset has its values.
+    """
     errors: list[UserError] = []
     if presets and train.preset not in presets and None in (train.learning_rate, train.batch_size):
         rule = (
@@ -206,10 +213,10 @@ def train_problems(train: Train, algo: str, presets: Collection[str] = ()) -> li
         if getattr(train, key) is None:
             errors.append(
                 UserError(
-                    f"the preset {train.preset!r} of algo={algo} gives no value",
+                    f"the preset {train.preset!r} of algo={algo} gives no value for adapters of the kind {kind!r}",
                     key=f"train.{key}",
                     value=None,
-                    fix=f"train.{key}={example}, or add it to algo.presets.{train.preset}",
+                    fix=f"train.{key}={example}, or add it to algo.presets.{train.preset}.{kind}",
                 )
             )
     named = train.budget.all_named

@@ -36,6 +36,24 @@ def made(model: Model, cache: Cache) -> Entry | None:
     return cache.fetch(STAGE, identity.digest(inputs), model.make, inputs=inputs)
 
 
+def tokenizer_of(model: Model, source: Path | None) -> Any:
+    """A model's tokenizer, which must be one.
+
+    Raises:
+        UserError: it is none.
+    """
+    tokenizer = model.tokenizer(source)
+    lacking = [name for name in ("encode", "decode", "get_vocab", "eos_token_id") if not hasattr(tokenizer, name)]
+    if not lacking:
+        odd = [token for token in tokenizer("a")["input_ids"] if not isinstance(token, int)]
+        if not odd:
+            return tokenizer
+        rule = f"its tokenizer gives {odd[0]!r} among the ids of 'a'"
+        raise UserError(rule, key="model", value=type(model).__name__, fix="give it the special tokens that it adds")
+    rule = f"tokenizer() gives a tokenizer of transformers, not {tokenizer!r:.60}"
+    raise UserError(rule, key="model", value=type(model).__name__, fix="return AutoTokenizer.from_pretrained(...)")
+
+
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 

@@ -199,3 +199,17 @@ def stretched(cache: Any, length: int, config: Any) -> Any:
         shape = (*layer.keys.shape[:-2], length, layer.keys.shape[-1])
         made.update(layer.keys.new_empty(shape), layer.values.new_empty(shape), i)
     return made
+
+
+class _Kept:
+    """In place of the share of steps in which a layer of LoHa or LoKr is left out: drawn numbers are all above it."""
+
+    def __lt__(self, _: Any) -> bool:
+        return True
+
+
+def keep_layers(model: Any) -> None:
+    """No adapter's layer is left out at random: which number was drawn cannot be seen without data."""
+    for module in model.modules():
+        if isinstance(shares := getattr(module, "module_dropout", None), dict):
+            module.module_dropout = dict.fromkeys(shares, _Kept())

@@ -282,6 +282,8 @@ def _training(
     )
     training = ready_trainer(algo, job)
     trainer = training.trainer
+    if fakes is not None:
+        standins.keep_layers(trainer.model)
     if sharded:
         by_name.follow(trainer)
         shard(trainer, World(0, setup.parallel.processes), lambda: watch.watch_owners(training, tracker))

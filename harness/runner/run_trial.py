@@ -145,7 +145,7 @@ def _attempt(
     with taken(world.size, compute_device(runner.device)) as gpus:
         if gpus.said is not None:
             display.say(f"{display.label} · {gpus.said}")
-        job = _job(setup, runner, folder, decided, world, gpus)
+        job = _job(setup, runner, folder, decided, world, gpus, trial.digests["dataset"])
         if mask := job.environment.get("CUDA_VISIBLE_DEVICES"):
             book.write("gpus", mask=mask, chosen=gpus.said is not None)
         if compute_device(runner.device) == "cpu" and (said := forkserver.settle(runner.threads)) is not None:
@@ -228,7 +228,7 @@ def _ended(display: Display, projector: Projector | None, outcome: Outcome, resu
     return outcome
 
 
-def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision, world: World, gpus: Taken) -> Job:
+def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision, world: World, gpus: Taken, rows: str) -> Job:
     passed = (
         "CUDA_VISIBLE_DEVICES",
         "CUDA_DEVICE_ORDER",
@@ -254,6 +254,7 @@ def _job(setup: Setup, runner: Runner, folder: Path, decided: Decision, world: W
         stop_losing=runner.stop_losing,
         environment=environment,
         world=world,
+        rows=rows,
     )
 
 

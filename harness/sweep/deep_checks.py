@@ -52,7 +52,7 @@ def check(sweep: Sweep) -> dict[str, UserErrors]:
         return {}
     from harness.runner import forkserver
 
-    plains = [json.dumps(dict(p.setup.plain)) for p in asked]
+    plains = [(json.dumps(dict(p.setup.plain)), p.trial.digests["dataset"]) for p in asked]
     try:  # twice: its server may have been killed, or the machine short of memory for a moment
         answers = forkserver.asked(_main, plains, name="checks", tries=2)
     except forkserver.Ended as ended:
@@ -82,16 +82,16 @@ def _needs_checking(setup: Any) -> bool:
     )
 
 
-def _main(sender: Any, plains: list[str]) -> None:
+def _main(sender: Any, plains: list[tuple[str, str]]) -> None:
     silence(1, 2)  # library chatter; what matters is sent
     cache: dict[str, list[UserError]] = {}
     answers = []
-    for text in plains:
+    for text, digest in plains:
         plain = json.loads(text)
         key = json.dumps(_read(plain), sort_keys=True)
         if key not in cache:
             try:
-                cache[key] = find_problems(plain)
+                cache[key] = find_problems(plain, digest)
             except Exception as error:  # a library's, about files of the user's: its words are all that is known
                 if any(own_classes(plain)):
                     cache[key] = [as_theirs(error, plain)]
@@ -113,20 +113,26 @@ def _read(plain: dict[str, Any]) -> list[Any]:
     return [*groups, lengths, (plain.get("algo") or {}).get("_target_")]
 
 
-def find_problems(plain: dict[str, Any]) -> list[UserError]:
-    """What is wrong with a trial's model, tokenizer and lengths, without loading a weight."""
-    from harness.models.making import source_of
+def find_problems(plain: dict[str, Any], digest: str | None = None) -> list[UserError]:
+    """What is wrong with a trial's model, tokenizer and lengths, without loading a weight.
+
+    Args:
+        plain: its composed configuration.
+        digest: of the rows that another process has read; None where none has.
+    """
+    from harness.models.making import source_of, tokenizer_of
     from harness.trial.assemble import assemble
-    from harness.trial.checks import check_data
+    from harness.trial.checks import check_data, same_rows
     from harness.trial.data import cache_of
 
     try:
         setup = assemble(plain)
         data = check_data(setup)
+        same_rows(setup, data, digest)
         cache = cache_of(setup)
         source = source_of(setup.model, cache)
         config = setup.model.configuration(source)
-        tokenizer = setup.model.tokenizer(source)
+        tokenizer = tokenizer_of(setup.model, source)
     except UserErrors as errors:
         return errors.errors
     except UserError as error:
@@ -294,6 +300,9 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         rule = "adapts the output head, whose weights every loss here reads past the adapter: it would not be trained"
         fix = "leave the head out of the targets, or train it whole: modules_to_save of an adapter=peft adapter.config"
         return [UserError(rule, key=key, value=value, fix=fix)]
+    if not found:
+        rule = "nothing of the model is trainable under it"
+        return [UserError(rule, key="adapter", value=adapter.name, fix="leave inference_mode out of peft_config()")]
     if found != told:
         rule = f"expected_trainable() says {told:,} parameters of this model, and peft makes {found:,} trainable"
         return [UserError(rule, key="adapter", value=adapter.name, fix="count what peft_config() adapts")]

@@ -49,7 +49,9 @@ def base_rows_problems(setup: Setup) -> list[UserError]:
 
 def name_problems(setup: Setup) -> list[UserError]:
     """A recipe is known by the names of its parts: two algorithms of one name would be taken for the same trial."""
-    found = []
+    found = _class_problems(setup)
+    if found:
+        return found
     for group, part in (("algo", setup.algo), ("adapter", setup.adapter)):
         shipped = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
         if is_own(part) and part.name in shipped:
@@ -58,22 +60,46 @@ def name_problems(setup: Setup) -> list[UserError]:
     return found
 
 
+def _class_problems(setup: Setup) -> list[UserError]:
+    """What a class must say of itself, and says wrongly or not at all."""
+    families, kinds = ("offline", "online", "none"), ("pairs", "unpaired", "prompts", "nothing")
+    wanted: dict[str, tuple[Any, dict[str, tuple[str, ...] | None]]] = {
+        "algo": (setup.algo, {"name": None, "family": families, "consumes": kinds}),
+        "adapter": (setup.adapter, {"name": None, "preset": None}),
+    }
+    found = []
+    for group, (part, names) in wanted.items():
+        for name, choices in names.items() if is_own(part) else ():
+            value = getattr(part, name, None)
+            if isinstance(value, str) and (choices is None or value in choices):
+                continue
+            rule = f"{name} must be {'a text' if choices is None else 'one of ' + ', '.join(choices)}, not {value!r}"
+            fix = f"{name}: ClassVar[str] = {choices[0] if choices else 'mine' if name == 'name' else 'lora'!r}"
+            found.append(UserError(rule, key=group, value=_dotted(part), fix=fix))
+    return found
+
+
 def own_rewards(reward: Reward | None) -> list[Reward]:
     """Rewards of the user's own that score text by themselves, without a model of the trial's."""
     from harness.rewards.base import Reward
-    from harness.rewards.weighted import Weighted
+    from harness.rewards.composite import Composite
 
-    parts = [part.reward for part in reward.active.values()] if isinstance(reward, Weighted) else [reward]
-    return [part for part in parts if part is not None and is_own(part) and type(part).open is Reward.open]
+    if isinstance(reward, Composite):
+        return [own for member in reward.members().values() for own in own_rewards(member)]
+    return [reward] if reward is not None and is_own(reward) and type(reward).open is Reward.open else []
 
 
 def reward_problems(setup: Setup, data: TaskData) -> list[UserError]:
     """What a reward of the user's own makes of two completions: a good one where the rows have it, and nonsense."""
     from harness.rewards.scoring import checked
+    from harness.tasks.contract import swapped
 
     rows = [row for row in data.train_prompts[:1] for _ in range(3)]
-    texts = [str(rows[0].get("answer", "")), "a completion to try the reward with", ""] if rows else []
+    texts = [str(rows[0].get("answer", "")), "a completion to try the reward with – „é“", ""] if rows else []
     for reward in own_rewards(setup.reward) if rows else ():
+        if swapped(reward):
+            rule, fix = "takes rows first, and then completions", "def __call__(self, rows, completions)"
+            return [UserError(rule, key="reward", value=_dotted(reward), fix=fix)]
         try:
             checked(
                 reward,
@@ -133,7 +159,12 @@ def model_problems(setup: Setup, config: Any, source: Path | None) -> list[UserE
     if size > SMALL:
         return []
     try:
-        loaded_as_said(own.load(source, dtype=torch.float32, device="cpu", quantization=None), config)
+        made = [own.load(source, dtype=torch.float32, device="cpu", quantization=None) for _ in range(2)]
+        loaded_as_said(made[0], config)
+        if any(not torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in made), strict=True)):
+            rule = "load() gives other weights each time, and every process of a trial calls it"
+            fix = "seed what it draws, within load(): torch.manual_seed(self.seed)"
+            return [UserError(rule, key="model", value=_dotted(own), fix=fix)]
     except UserError as error:
         return [error]
     except Exception as error:  # whatever the user's code raises
@@ -152,7 +183,15 @@ def adapter_problems(adapter: Adapter) -> list[UserError]:
     from peft import PeftConfig
 
     config: Any = adapter.peft_config()
-    if isinstance(config, PeftConfig) or (config is None and adapter.trains_base):
+    if isinstance(config, PeftConfig):
+        odd = {"task_type": config.task_type not in (None, "CAUSAL_LM"), "inference_mode": config.inference_mode}
+        wrong = next((name for name, is_odd in odd.items() if is_odd), None)
+        if wrong is None:
+            return []
+        rule = f"peft_config() has {wrong}={getattr(config, wrong)}, and a policy is a causal model that is trained"
+        fix = "task_type='CAUSAL_LM', and leave inference_mode out"
+        return [UserError(rule, key="adapter", value=_dotted(adapter), fix=fix)]
+    if config is None and adapter.trains_base:
         return []
     rule = f"peft_config() gives one of peft's configurations, not {config!r:.80}"
     fix = "return it: return LoraConfig(...); None is for an adapter that trains the base's own weights"

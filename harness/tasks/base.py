@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from harness.base.errors import UserError
@@ -57,7 +58,7 @@ class TaskData:
     retention: Sequence[Row] = ()
     notes: Sequence[str] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (16 hex digits) over the content of all rows, in order."""
         content = {

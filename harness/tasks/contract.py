@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.base.errors import UserError, UserErrors
@@ -18,6 +20,12 @@ WANTED = {
 }
 TRIED = ("an answer", "")
 """Completions that a score is tried with; a model may say nothing at all."""
+SPLITS = ("validation", "test")
+OTHERS_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatbot": "assistant", "model": "assistant"}
+"""Roles of other formats, which most chat templates pass over without a word."""
+WORDS, ROWS = ("completion", "text", "response", "output"), ("row", "prompt", "example")
+REPEATS, LOOKED_AT = 8, 200
+"""Characters of a prompt, and rows, from which a repeated prompt is seen."""
 
 
 def check_contract(task: Task, data: Any) -> TaskData:
@@ -33,6 +41,9 @@ def check_contract(task: Task, data: Any) -> TaskData:
     errors = []
     for kind, wanted in WANTED.items():
         value: Any = getattr(data, kind)
+        if (wrong := _splits_problem(kind, value)) is not None:
+            errors.append(UserError(f"{kind} {wrong}", key="task", value=name, fix=f"{kind}={{'test': [...]}}"))
+            continue
         parts = value if isinstance(value, Mapping) else {"": value}
         for split, rows in parts.items():
             where = f"{kind}[{split!r}]" if split else kind
@@ -40,9 +51,44 @@ def check_contract(task: Task, data: Any) -> TaskData:
                 errors.append(UserError(f"{where}{wrong}", key="task", value=name, fix=_example(wanted)))
     if not errors and task.has_reward:
         errors += _score_problems(task, data, name)
+    elif not errors and (type(task).score, type(task).scores) != (Task.score, Task.scores):
+        rule, fix = "score() is there, and has_reward is not, so nobody asks it", "has_reward: ClassVar[bool] = True"
+        errors.append(UserError(rule, key="task", value=name, fix=fix))
     if errors:
         raise UserErrors(errors)
-    return data
+    repeated = _repeated(data)
+    return data if repeated is None else replace(data, notes=(*data.notes, repeated))
+
+
+def _splits_problem(kind: str, value: Any) -> str | None:
+    """Whether held-out rows are by split, under names that somebody reads."""
+    if not kind.startswith("eval_"):
+        return None
+    if not isinstance(value, Mapping):
+        return f"must be a dictionary of rows by split, not {type(value).__name__}"
+    odd = next((name for name in value if name not in SPLITS), None)
+    return None if odd is None else f"has the split {odd!r}, which nothing reads: splits are {' and '.join(SPLITS)}"
+
+
+def _repeated(data: TaskData) -> str | None:
+    """A note on completions that say their prompt first: they would be trained on as part of the answer."""
+    sides = [(row["prompt"], row["chosen"]) for row in data.train_pairs[:LOOKED_AT]]
+    sides += [(row["prompt"], row["completion"]) for row in data.train_unpaired[:LOOKED_AT]]
+    texts = [(p, c) for p, c in sides if isinstance(p, str) and isinstance(c, str) and len(p.strip()) >= REPEATS]
+    count = sum(completion.startswith(prompt) for prompt, completion in texts)
+    if 2 * count <= len(texts):
+        return None
+    return (
+        f"{count} of the first {len(texts)} completions begin with their prompt, which is trained on as part of the "
+        "answer; give what comes after it, unless it is the answer"
+    )
+
+
+def swapped(method: Callable[..., Any]) -> bool:
+    """Whether a method's own names say that it takes completions before rows."""
+    names = [n for n in inspect.signature(method).parameters if n != "self"][:2]
+    said = [name.removesuffix("s") for name in names]
+    return len(said) == 2 and said[0] in WORDS and said[1] in ROWS
 
 
 def first_wrong(rows: Any, wanted: Sequence[str]) -> str | None:
@@ -56,10 +102,17 @@ def first_wrong(rows: Any, wanted: Sequence[str]) -> str | None:
             if field not in row:
                 return f"[{number}] lacks {field!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
             value = row[field]
-            fine = isinstance(value, bool | int) if field == "label" else _is_text(value)
+            if field == "label":
+                fine, kind = value in (True, False) and hasattr(value, "__bool__"), "true or false"
+            else:
+                fine, kind = _is_text(value), "text or a list of {'role', 'content'} messages"
             if not fine:
-                kind = "true or false" if field == "label" else "text or a list of {'role', 'content'} messages"
                 return f"[{number}][{field!r}] must be {kind}, not {value!r:.80}"
+        texts = [field for field in wanted if field != "label"]
+        if isinstance(row.get("prompt"), str) and any(not isinstance(row[field], str) for field in texts):
+            return f"[{number}] has text as its prompt and messages after it; let the prompt be messages too"
+        if (odd := _odd_role(row, texts)) is not None:
+            return f"[{number}] has a message of role {odd!r}, which chat templates call {OTHERS_ROLES[odd]!r}"
     return None
 
 
@@ -69,6 +122,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in value)
 
 
+def _odd_role(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
+    messages = (m for field in fields if not isinstance(row[field], str) for m in row[field])
+    return next((m["role"] for m in messages if m["role"] in OTHERS_ROLES), None)
+
+
 def _example(wanted: Sequence[str]) -> str:
     shown = {"prompt": "1+1=", "chosen": "2", "rejected": "3", "completion": "2", "label": True}
     return f"rows such as { ({field: shown[field] for field in wanted}) }"
@@ -76,6 +134,9 @@ def _example(wanted: Sequence[str]) -> str:
 
 def _score_problems(task: Task, data: TaskData, name: str) -> list[UserError]:
     """A task with a reward must score any completion of its prompts."""
+    if swapped(task.score):
+        rule, fix = "score() takes the row first, and then the completion", "def score(self, row, completion)"
+        return [UserError(rule, key="task", value=name, fix=fix)]
     rows = [rows[0] for rows in (data.train_prompts, *data.eval_prompts.values()) if rows]
     found = (_score_problem(task, row, text, name) for row in rows for text in TRIED)
     return next(([error] for error in found if error is not None), [])
@@ -89,9 +150,16 @@ def _score_problem(task: Task, row: Mapping[str, Any], text: str, name: str) -> 
         rule = f"score() raised {words} for the completion {text!r} of the row {dict(row)!r:.200}"
         absent = type(task).score is Task.score
         fix = "write score(), or leave has_reward = False" if absent else "score() must take any text"
+        if isinstance(error, KeyError) and not absent:
+            fix = f"give the rows of train_prompts and eval_prompts what score() reads: {error}"
         return UserError(rule, key="task", value=name, fix=fix)
-    if isinstance(found, Score) and math.isfinite(found.reward):
+    if (
+        isinstance(found, Score)
+        and isinstance(found.reward, int | float)
+        and math.isfinite(found.reward)
+        and found.correct in (True, False)
+    ):
         return None
     fix = "return Score(reward=1.0, correct=True)"
-    rule = f"score() must return a Score with a finite reward, not {found!r:.80}"
+    rule = f"score() must return a Score with a finite reward, and correct true or false, not {found!r:.80}"
     return UserError(rule, key="task", value=name, fix=fix)

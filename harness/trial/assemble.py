@@ -132,7 +132,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
         raise UserErrors(errors)
 
     if algo.trains:
-        errors += train_problems(built["train"], algo.name, algo.presets)
+        errors += train_problems(built["train"], algo.name, algo.presets, adapter.preset)
         errors += precision_problems(built["model"], adapter, built["train"])
         errors += _keeping_problems(built["train"], built["eval"])
         errors += parallel.problems(built["train"], joint=algo.shares_micro_batch)

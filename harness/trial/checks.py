@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.base.errors import UserError, UserErrors
 from harness.evaluators.base import curve_split
 from harness.tasks.base import Task, TaskData, prompt_key
@@ -12,11 +14,13 @@ from harness.trial.data import audited, cache_of, load_data, load_replay
 def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task, cache_of(setup))
-    errors = [*setup.model.task_problems(setup.task), *setup.algo.problems(setup.task, data, setup.train)]
+    errors = [*setup.model.task_problems(setup.task)]
+    errors += _told("algo", setup.algo, setup.algo.problems(setup.task, data, setup.train))
     if setup.algo.trains:
         errors += _adapter_problems(setup)
         errors += setup.train.replay.problems(algo=setup.algo.name, family=setup.algo.family) or _replay_problems(setup)
-    errors += setup.reward.data_problems(data) if setup.reward is not None else []
+    if setup.reward is not None:
+        errors += _told("reward", setup.reward, setup.reward.data_problems(data))
     for name, evaluator in setup.eval.active.items():
         reason = evaluator.not_applicable(setup.task, data)
         if reason is None and setup.eval.split not in {*data.eval_pairs, *data.eval_prompts}:
@@ -32,6 +36,29 @@ def check_data(setup: Setup) -> TaskData:
     if errors:
         raise UserErrors(errors)
     return data
+
+
+def _told(group: str, part: object, found: Any) -> list[UserError]:
+    """What a component says is wrong; one of a user's own may say anything."""
+    if isinstance(found, list):
+        return found
+    name = f"{type(part).__module__}.{type(part).__qualname__}"
+    rule = f"its problems() and data_problems() give lists of errors, not {type(found).__name__}"
+    return [UserError(rule, key=group, value=name, fix="return [] where nothing is wrong")]
+
+
+def same_rows(setup: Setup, data: TaskData, digest: str | None) -> None:
+    """The rows of a trial are read in several processes, and must be those that it was planned with.
+
+    Raises:
+        UserError: they are others.
+    """
+    if digest is None or data.digest == digest:
+        return
+    name = f"{type(setup.task).__module__}.{type(setup.task).__qualname__}"
+    rule = "gives other rows than it gave when the trial was planned: held-out rows of one are training rows of another"
+    fix = "seed what load() draws (random.Random(self.seed), no set's order); if a file was changed, start again"
+    raise UserError(rule, key="task", value=name, fix=fix)
 
 
 def _adapter_problems(setup: Setup) -> list[UserError]:

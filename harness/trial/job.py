@@ -28,6 +28,7 @@ class Job:
         stop_losing: end training where a point of the curve says that the trial has lost.
         environment: variables for the child; it has the forkserver's, not the runner's.
         world: which of the trial's processes is asked.
+        rows: digest of the rows that it was planned with.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Job:
     stop_losing: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     world: World = World()
+    rows: str | None = None
 
     @property
     def wish(self) -> Path:

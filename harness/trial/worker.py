@@ -31,7 +31,7 @@ from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.trial.assemble import Setup, assemble
 from harness.trial.behaviour import tell_fingerprints
-from harness.trial.checks import check_data
+from harness.trial.checks import check_data, same_rows
 from harness.trial.context import Ground, note_stage, prepare_ground
 from harness.trial.curve.best import forget
 from harness.trial.curve.points import Curve
@@ -52,6 +52,7 @@ def run(job: Job, journal: Journal) -> None:
     with clock.phase("prepare"):
         setup = assemble(job.plain)
         data = check_data(setup)
+        same_rows(setup, data, job.rows)
         ground = prepare_ground(setup, data, job, journal)
         keep_data_card(ground, data, journal)
     with clock.phase("baseline"):
