@@ -27,6 +27,7 @@ ROOMS = (
     "sandbox",  # for programs that a model writes
     "tasks",
     "models",
+    "judges",
     "rewards",
     "stages",
     "evaluators",
@@ -44,7 +45,7 @@ ROOMS = (
 )
 """Imports run from a room to those before it only; within a room files may import each other."""
 
-COMPONENTS = ("tasks", "models", "rewards", "stages", "evaluators", "algorithms")
+COMPONENTS = ("tasks", "models", "judges", "rewards", "stages", "evaluators", "algorithms")
 VARIANTS = COMPONENTS
 """Rooms with a file for each variant, which may be many."""
 

@@ -29,6 +29,8 @@ SERVICES = ("runner", "tracking", "cache")
 """Groups that are no part of a trial's own story."""
 BESIDE = {"task": {"model", "adapter", "train"}, "model": {"model", "train"}}
 """Of a group, the keys of errors that other surroundings may not have."""
+JUDGE = "eval.evaluators.judged.judge"
+"""Where a judge stands: it is part of an evaluator."""
 OWN_TASKS = 3
 """Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
@@ -205,7 +207,7 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     if group in RULES:
         read_rules(str(root / group / f"{option}.yaml"))
         return
-    needed = [f"{key}={value}" for key, value in _needed(root, group, option).items()]
+    needed = [f"{_place(key)}={value}" for key, value in _needed(root, group, option).items()]
     if folders and group in SERVICES:
         from harness.sweep.expand import named, plan_sweep
 
@@ -215,12 +217,20 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
         assemble(compose([*plugins, *_chosen(group, option), *needed]))
 
 
+def _place(key: str) -> str:
+    """Where a group's key stands in a trial."""
+    group, _, field = key.partition(".")
+    return f"{JUDGE}.{field}" if group == "judge" else key
+
+
 def _chosen(group: str, option: str) -> list[str]:
     """What takes the option into a trial."""
     if group == "evaluator":
         return [] if option in _default_evaluators() else [f"+evaluator@eval.evaluators.{option}={option}"]
     if group == "reward":
         return ["algo=grpo", f"reward={option}"]
+    if group == "judge":
+        return ["+evaluator@eval.evaluators.judged=judged", f"judge@{JUDGE}={option}"]
     return [f"{group}={option}"]
 
 

@@ -89,6 +89,7 @@ class EvalContext:
         chat: whether texts that an evaluator brings are rendered with the chat template; None: where there is one.
         sampled_prompts: of a split at most, where sampling only describes and nothing scores; None: all.
         progress: told what is done, how much of it and of how much; None: nobody asks.
+        cache: folder in which answers that cost something are kept between trials; None: nowhere.
         memo: what one evaluator computed and another may use (``scoring``); a context of another model starts afresh.
     """
 
@@ -114,6 +115,7 @@ class EvalContext:
     sampled_prompts: int | None = None
     bare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
     progress: Callable[[str, int, int], None] | None = None
+    cache: Path | None = None
     memo: Memo = field(init=False, repr=False, compare=False, default_factory=lambda: Memo())
 
     def computing(self) -> AbstractContextManager[Any]:

@@ -183,6 +183,7 @@ class Ground:
             chat=self.chat and setup.model.chat_template == "auto",
             sampled_prompts=None if setup.model.embedded else SAMPLED_PROMPTS,
             progress=self.progress,
+            cache=self.cache.root,
             before_training=self.before_training(model) if trained else None,
             merging=self.merging() if trained and setup.adapter.peft_config() is not None else None,
         )

@@ -21,6 +21,10 @@ PLUGIN = __name__.split(".")[0]
 NO_KEY_NEEDED = {
     "ModelReward.spec": "made from the other fields by the harness",
     "Verifier.task": "bound to the trial's task by the harness",
+    "Ensemble.held": "made from the other fields by the harness",
+    **dict.fromkeys(
+        [f"{kind}.{name}" for kind in ("Longer", "Served") for name in ("question", "criterion")], "whole paragraphs"
+    ),
     "SFT.beta": "imitation has no such knob",
     "Untrained.beta": "nothing is trained",
     "Untrained.presets": "nothing is trained",

@@ -1,0 +1,145 @@
+"""Completions before and after training under the eyes of a judge, and how far that judge can be believed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt
+
+from harness.evaluators.base import EvalContext, Evaluation, Evaluator
+from harness.judges.base import Judge, Longer, Pair
+from harness.tasks.base import Task, TaskData, Text, prompt_key, text_of
+
+if TYPE_CHECKING:
+    from harness.judges.asking import Bill
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Judged(Evaluator):
+    """The trained model against the one that training started from, pair by pair, in both orders.
+
+    Beside the win rate stands what it is worth: whether the judge prefers a place or a length, agrees with itself, can
+    be read, and agrees with the labels of the held-out pairs.
+
+    Attributes:
+        judge: who compares.
+        samples: completions per prompt on either side.
+        max_prompts: at most this many prompts of the split.
+        labelled: held-out pairs that the judge is held against; 0: none.
+    """
+
+    compares: ClassVar[bool] = True
+
+    judge: Judge = field(default_factory=Longer)
+    samples: Annotated[int, Gt(0)] = 1
+    max_prompts: Annotated[int, Gt(0)] = 100
+    labelled: Annotated[int, Ge(0)] = 100
+
+    def not_applicable(self, task: Task, data: TaskData) -> str | None:
+        """There must be something to compare."""
+        if any(data.eval_prompts.values()) or (self.labelled and any(data.eval_pairs.values())):
+            return None
+        return "the data has neither held-out prompts nor held-out pairs"
+
+    def contents(self) -> Mapping[str, str]:
+        """What the judge's answers depend on."""
+        return {"judge": self.judge.key}
+
+    def on_fixture(self, context: EvalContext, judge: str) -> tuple[Judged, EvalContext]:
+        """With a rule in place of its judge."""
+        return replace(self, judge=Longer()), context
+
+    def evaluate(self, context: EvalContext) -> Evaluation:
+        """Ask, and measure the answers and their judge."""
+        from harness.base.calibration import length_controlled_rate
+        from harness.evaluators.scoring import grouped, share_with_bounds, with_stderr
+        from harness.judges.asking import ask
+        from harness.judges.biases import agreement, biases
+
+        rows = list(context.data.eval_pairs.get(context.split, ()))[: self.labelled]
+        labelled = [Pair(shown(r["prompt"]), shown(r["chosen"]), shown(r["rejected"])) for r in rows]
+        names, compared = self._compared(context)
+        verdicts, bill = ask(self.judge, [*labelled, *compared], context.cache, context.progress)
+        on_labelled, on_compared = verdicts[: len(labelled)], verdicts[len(labelled) :]
+
+        metrics: dict[str, float] = dict(self._bill(bill))
+        examples: dict[str, dict[str, list[Any]]] = {}
+        absent: dict[str, str] = {}
+        if labelled:
+            turned = [bool(zlib.crc32(f"{p.prompt}\0{p.first}".encode()) & 1) for p in labelled]
+            points, kappa = agreement(on_labelled, turned)
+            metrics |= share_with_bounds("judge_agreement", points)
+            if kappa is None:
+                absent["judge_kappa"] = "on no labelled pair did both orders name one winner, or all of them one label"
+            else:
+                metrics["judge_kappa"] = kappa
+            longer = [float(len(p.first) > len(p.second)) for p in labelled if len(p.first) != len(p.second)]
+            metrics |= share_with_bounds("labels_longer", longer)
+        if not compared:
+            absent["judge_win_rate"] = "there is no other model to win against"
+        read = [(i, v.won) for i, v in enumerate(on_compared) if v.won is not None]
+        if read:
+            won, kept = [w for _, w in read], [compared[i] for i, _ in read]
+            if (fair := length_controlled_rate(won, [float(len(p.first) - len(p.second)) for p in kept])) is not None:
+                metrics["judge_win_rate_length_controlled"] = fair
+            prompts = [names[i // self.samples] for i, _ in read]
+            metrics |= share_with_bounds("judge_win_rate", won, prompts)
+            if len(read) == len(compared):
+                per_prompt = grouped(won, self.samples)
+                examples["judged"] = {"example": names, "judge_win_rate": per_prompt}
+        found = biases([*labelled, *compared], verdicts)
+        metrics |= share_with_bounds("judge_first", found.first)
+        metrics |= share_with_bounds("judge_consistency", found.consistent)
+        metrics |= share_with_bounds("judge_longer", found.longer)
+        metrics |= with_stderr("judge_unreadable", found.unreadable)
+        return Evaluation(metrics, examples=examples, absent=absent, notes=self._notes(metrics))
+
+    def _compared(self, context: EvalContext) -> tuple[list[str], list[Pair]]:
+        """Prompts, and samples of either model for them, the trained one's first; nothing before training."""
+        from harness.evaluators.scoring import held_out_samples
+
+        if context.before_training is None or not context.data.eval_prompts.get(context.split):
+            return [], []
+        rows, mine = held_out_samples(context, per_prompt=self.samples, max_prompts=self.max_prompts)
+        with context.before_training() as before:
+            _, theirs = held_out_samples(before, per_prompt=self.samples, max_prompts=self.max_prompts)
+        pairs = [Pair(shown(rows[a.row]["prompt"]), a.text, b.text) for a, b in zip(mine, theirs, strict=True)]
+        return [prompt_key(row["prompt"]) for row in rows], pairs
+
+    def _bill(self, bill: Bill) -> Mapping[str, float]:
+        """What was asked, and what that took."""
+        found = {"judge_asked": float(bill.asked), "judge_tokens": float(bill.tokens_in + bill.tokens_out)}
+        for tokens, name in ((bill.tokens_in, "price_in"), (bill.tokens_out, "price_out")):
+            price: float | None = getattr(self.judge, name, None)
+            if price is not None:
+                found["judge_cost"] = found.get("judge_cost", 0.0) + tokens * price / MILLION
+        return found
+
+    def _notes(self, metrics: Mapping[str, float]) -> list[str]:
+        """What a reader of the win rate must know."""
+        notes = []
+        first = (metrics.get("judge_first_low", 0.0), metrics.get("judge_first_high", 1.0))
+        if not first[0] <= 0.5 <= first[1]:
+            place = "first" if first[0] > 0.5 else "second"
+            notes.append(
+                f"the judge prefers the reply that it is shown {place} ({metrics['judge_first']:.0%} name the first)"
+            )
+        if metrics.get("judge_agreement_low", 1.0) <= 0.5:
+            notes.append("the judge agrees with the labels of held-out pairs no better than chance may")
+        if metrics.get("judge_unreadable", 0.0) > 0.05:
+            notes.append(
+                f"{metrics['judge_unreadable']:.0%} of the judge's answers cannot be read; they count for nobody"
+            )
+        return notes
+
+
+def shown(value: Text) -> str:
+    """Text or messages as a judge reads them: one message is its words, several have their roles before them."""
+    if isinstance(value, str) or len(value) == 1:
+        return text_of(value)
+    return "\n\n".join(f"{m['role']}: {m.get('content', '')}" for m in value)

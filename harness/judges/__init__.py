@@ -1,0 +1,1 @@
+"""Who says which of two replies is better, where no rule does."""

@@ -1,0 +1,137 @@
+"""Asking a judge about pairs, both ways round; every answer is kept as soon as it is there, and none is asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.config import identity
+from harness.judges.base import Answer, Judge, Pair, Winner
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of a pair in the two orders; ``first`` is always the pair's own first reply.
+
+    Attributes:
+        straight: with the pair's first reply shown first; None: the answer cannot be read.
+        turned: with it shown second.
+    """
+
+    straight: Winner | None
+    turned: Winner | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether both answers were."""
+        return self.straight is not None and self.turned is not None
+
+    @property
+    def consistent(self) -> bool:
+        """Whether both orders give the same."""
+        return self.readable and self.straight == self.turned
+
+    @property
+    def won(self) -> float | None:
+        """1 where the pair's first reply wins, 0 where the other does; one half of each for an order that says so."""
+        if self.straight is None or self.turned is None:
+            return None
+        points = {"first": 1.0, "tie": 0.5, "second": 0.0}
+        return (points[self.straight] + points[self.turned]) / 2
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What was asked, and what of it was answered before."""
+
+    asked: int = 0
+    kept: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Kept:
+    """Answers of one judge, by question; a file for each process that adds some, so that none is written by two."""
+
+    def __init__(self, folder: Path | None, judge: Judge):
+        """Read what is there; ``None`` keeps nothing."""
+        self.known: dict[str, Answer] = {}
+        self.folder = None if folder is None else folder / "judge" / judge.key
+        self._file: IO[str] | None = None
+        for path in sorted(self.folder.glob("*.jsonl")) if self.folder is not None else ():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    note = json.loads(line)
+                except ValueError:  # the last line of a process that was killed
+                    continue
+                self.known[note["question"]] = Answer(note["text"], note["asked"], note["said"])
+
+    def add(self, digest: str, answer: Answer) -> None:
+        """Remember it, on disk at once."""
+        self.known[digest] = answer
+        if self.folder is None:
+            return
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
+            self._file = (self.folder / name).open("a", encoding="utf-8")
+        self._file.write(json.dumps({"question": digest, **asdict(answer)}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def ask(
+    judge: Judge,
+    pairs: Sequence[Pair],
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[Verdict], Bill]:
+    """Both orders of every pair.
+
+    Args:
+        judge: whom.
+        pairs: whatever it is to compare; equal questions are asked once.
+        folder: the cache, in which answers are kept.
+        progress: told of answers.
+
+    Raises:
+        UserError: the judge gave no answer; all that it had given are kept.
+    """
+    questions = [judge.asks(one) for pair in pairs for one in (pair, pair.turned)]
+    digests = [identity.digest({"question": question}) for question in questions]
+    kept = Kept(folder, judge)
+    missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in kept.known}
+    names, before = list(missing), len(set(digests)) - len(missing)
+    done = tokens_in = tokens_out = 0
+
+    def told(number: int, answer: Answer) -> None:
+        nonlocal done, tokens_in, tokens_out
+        if names[number] in kept.known:
+            return
+        kept.add(names[number], answer)
+        done, tokens_in, tokens_out = done + 1, tokens_in + answer.asked, tokens_out + answer.said
+        if progress is not None:
+            progress("judge", done, len(names))
+
+    try:
+        if names:
+            judge.answers(list(missing.values()), told)
+    finally:
+        kept.close()
+    said: list[Winner | None] = [kept.known[digest].winner for digest in digests]
+    verdicts = [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))]
+    return verdicts, Bill(done, before, tokens_in, tokens_out)
+
+
+def _turned(winner: Winner | None) -> Winner | None:
+    """Who wins where the replies were shown the other way round."""
+    return "second" if winner == "first" else "first" if winner == "second" else winner

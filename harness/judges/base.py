@@ -1,0 +1,126 @@
+"""The contract of a judge: questions in, answers out, the two orders of every pair, and nothing guessed. No torch."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from harness.config import identity
+
+Winner = Literal["first", "second", "tie"]
+QUESTION = """\
+Which of two replies to a user is better? {criterion}
+
+<user>
+{prompt}
+</user>
+
+<reply A>
+{first}
+</reply A>
+
+<reply B>
+{second}
+</reply B>
+
+Compare the two briefly. Their order and their length say nothing of their quality. Then end with your verdict and \
+nothing after it: [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
+CRITERION = "Better is what helps the user more: correct, to the point, and as long as it needs to be."
+_MARKED = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+_BARE = re.compile(r"(?:reply\s+)?([ABC])\W*", re.IGNORECASE)
+_WINNERS: dict[str, Winner] = {"A": "first", "B": "second", "C": "tie"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt, as plain text."""
+
+    prompt: str
+    first: str
+    second: str
+
+    @property
+    def turned(self) -> Pair:
+        """The same in the other order."""
+        return Pair(self.prompt, self.second, self.first)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a judge said to one question.
+
+    Attributes:
+        text: its words.
+        asked, said: tokens of question and answer, where somebody counted them.
+    """
+
+    text: str
+    asked: int = 0
+    said: int = 0
+
+    @property
+    def winner(self) -> Winner | None:
+        """The verdict: the last mark, or a letter that is the whole answer; None where the answer cannot be read."""
+        marks = set(_MARKED.findall(self.text)[-1:])
+        if not marks and (bare := _BARE.fullmatch(self.text.strip())) is not None:
+            marks = {bare.group(1).upper()}
+        return _WINNERS[marks.pop()] if marks else None
+
+
+@dataclass(frozen=True)
+class Judge(ABC):
+    """Compares replies.
+
+    Attributes:
+        question: what it is asked, of ``{criterion}``, ``{prompt}``, ``{first}`` and ``{second}``.
+        criterion: what better means.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    question: str = QUESTION
+    criterion: str = CRITERION
+
+    def asks(self, pair: Pair) -> str:
+        """The question about a pair; what replies hold is put in as it is, whatever braces it has."""
+        parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
+        return re.sub(r"\{(criterion|prompt|first|second)\}", lambda found: parts[found.group(1)], self.question)
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What its answers depend on beside the question; where it is reached is none of that."""
+
+    @abstractmethod
+    def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+        """Answer each question; ``told(index, answer)`` is called as soon as one is there, in any order.
+
+        Raises:
+            UserError: it cannot be reached, or refuses.
+        """
+
+    @property
+    def key(self) -> str:
+        """Digest of ``identity`` and of the judge's class."""
+        return identity.digest({"judge": type(self).__qualname__, **self.identity})
+
+
+@dataclass(frozen=True)
+class Longer(Judge):
+    """Takes the longer reply, by a rule: what a bias for length comes to, and a judge for trying things."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """It depends on nothing."""
+        return {}
+
+    def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+        """By the number of characters between the marks of the question."""
+        for number, question in enumerate(questions):
+            first, second = (
+                len(question.partition(f"<reply {name}>")[2].partition(f"</reply {name}>")[0]) for name in "AB"
+            )
+            told(number, Answer("[[A]]" if first > second else "[[B]]" if second > first else "[[C]]"))

@@ -1,0 +1,120 @@
+"""A judge behind any server that speaks OpenAI's chat protocol: vLLM, ``transformers serve``, or a service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+
+from harness.base.errors import UserError, keep_secret, without_password
+from harness.judges.base import Answer, Judge
+
+AGAIN = (408, 409, 429, 500, 502, 503, 504)
+"""Status codes after which a request is worth repeating."""
+UNTOLD = {"told": False}
+"""Marks a field that changes no answer, and so no trial."""
+
+
+@dataclass(frozen=True)
+class Served(Judge):
+    """Asks ``url``/chat/completions, several questions at once.
+
+    Attributes:
+        url: of the server, up to and with ``/v1``; no part of the judge's identity.
+        model: by the name that the server knows.
+        key_env: environment variable that holds the key; it is in no configuration, run or log. Unset: no key is sent.
+        temperature, max_tokens: of an answer.
+        at_once: questions under way at a time.
+        timeout_s: seconds for one answer.
+        retries: attempts after the first, with growing pauses, and with the pause that a server asks for.
+        price_in, price_out: of a million tokens, in a currency of yours; null: no cost is counted.
+    """
+
+    url: str = field(default="http://127.0.0.1:8000/v1", metadata=UNTOLD)
+    model: str = ""
+    key_env: str = field(default="OPENAI_API_KEY", metadata=UNTOLD)
+    temperature: Annotated[float, Ge(0)] = 0.0
+    max_tokens: Annotated[int, Gt(0)] = 512
+    at_once: Annotated[int, Gt(0)] = field(default=4, metadata=UNTOLD)
+    timeout_s: Annotated[float, Gt(0)] = field(default=120.0, metadata=UNTOLD)
+    retries: Annotated[int, Ge(0)] = field(default=5, metadata=UNTOLD)
+    price_in: Annotated[float, Ge(0)] | None = field(default=None, metadata=UNTOLD)
+    price_out: Annotated[float, Ge(0)] | None = field(default=None, metadata=UNTOLD)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Model and sampling."""
+        return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+        """Ask them; the first that gets no answer ends it, and those that were answered are told."""
+        session = self._session()
+        with ThreadPoolExecutor(self.at_once) as pool:
+            asked = {pool.submit(self._ask, session, question): i for i, question in enumerate(questions)}
+            try:
+                for done in as_completed(asked):
+                    told(asked[done], done.result())
+            except BaseException:
+                for one in asked:
+                    one.cancel()
+                for one, number in asked.items():  # under way when another failed: paid for, so kept
+                    if not one.cancelled() and one.exception() is None:
+                        told(number, one.result())
+                raise
+            finally:
+                session.close()
+
+    def _session(self) -> Any:
+        """A session of ``requests`` that repeats what is worth repeating."""
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util.retry import Retry
+
+        again = Retry(
+            total=self.retries, backoff_factor=0.5, backoff_jitter=0.2, status_forcelist=AGAIN, allowed_methods=None,
+            respect_retry_after_header=True, raise_on_status=False,
+        )  # fmt: skip
+        session = requests.Session()
+        for kind in ("http://", "https://"):
+            session.mount(kind, HTTPAdapter(max_retries=again, pool_maxsize=self.at_once))
+        if key := os.environ.get(self.key_env):
+            keep_secret(key)
+            session.headers["Authorization"] = f"Bearer {key}"
+        return session
+
+    def _ask(self, session: Any, question: str) -> Answer:
+        import requests
+
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stream": False,
+        }
+        try:
+            reply = session.post(f"{self.url.rstrip('/')}/chat/completions", json=body, timeout=self.timeout_s)
+        except requests.RequestException as error:
+            raise self._error(f"gives no answer ({type(error).__name__})", "start it, or see judge.url") from None
+        if reply.status_code in (401, 403):
+            raise self._error(
+                f"refuses the key (status {reply.status_code})", f"set {self.key_env} to one that it takes"
+            )
+        if not reply.ok:
+            said = without_password(" ".join(reply.text.split()))[:200]
+            raise self._error(
+                f"answers with status {reply.status_code}: {said}", "see judge.model and the server's log"
+            )
+        try:
+            found = reply.json()
+            text, usage = found["choices"][0]["message"]["content"], found.get("usage") or {}
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise self._error("answers with what is no chat completion", "name its /v1: judge.url=…/v1") from None
+        return Answer(str(text or ""), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+
+    def _error(self, rule: str, fix: str) -> UserError:
+        return UserError(f"the judge's server {rule}", key="judge.url", value=self.url, fix=fix)
