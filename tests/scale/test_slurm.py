@@ -73,7 +73,7 @@ def test_four_trials_have_a_gpu_each_and_one_parent(sandbox, cluster):
     assert len(sandbox.runs("wide")) == 4 and not cluster.jobs()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_preempted_trial_goes_on_from_its_checkpoint(sandbox, cluster):
     command = sandbox.start("-m", *LONG, "train.steps=600", "train.checkpoint_steps=null", *ON_SLURM)
     folder = only_folder(sandbox, "long")
