@@ -90,6 +90,7 @@ def test_more_processes_than_a_node_has_gpus_is_a_clear_error(sandbox):
     assert done.returncode == 2 and "parallel.processes=4" in done.stderr and "no node has more than 2" in done.stderr
 
 
+@pytest.mark.nightly
 def test_a_cluster_that_was_there_runs_it_from_its_own_folder(sandbox, standing):
     done = sandbox.run("-m", "algo=dpo,ipo,kto,sft", *ON_RAY, "sweep=wide", timeout=500, RAY_ADDRESS=standing)
     assert done.returncode == 0, done.stdout + done.stderr
