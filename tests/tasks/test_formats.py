@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import TaskData
 from harness.tasks.preferences import Preferences
 from harness.tasks.problems import Problems
+from harness.tasks.reading.files import read_table
+from harness.tasks.reading.messages import Malformed
 from harness.tasks.reading.transcripts import parsed
 
 
@@ -295,6 +298,20 @@ def test_a_file_in_utf_16_is_read(tmp_path, name, encoding):
     }
     (tmp_path / name).write_text(lines[name], encoding=encoding)
     assert all_rows(Preferences(str(tmp_path / name)).load())[0]["prompt"] == "frag 0ä"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.JSON.GZ", "rows.csv.gz"])
+def test_a_packed_file_is_read_as_what_is_in_it(tmp_path, name):
+    rows = [{"prompt": f"q{i}", "chosen": "ä", "rejected": "b"} for i in range(3)]
+    lines = "prompt,chosen,rejected\n" + "".join(f"q{i},ä,b\n" for i in range(3))
+    text = lines if "csv" in name else "".join(json.dumps(row) + "\n" for row in rows)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()))
+    table = read_table(str(path), key="task.path")
+    assert [dict(row) for row in table.rows if not isinstance(row, Malformed)] == rows
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="no whole gzip file"):
+        read_table(str(path), key="task.path")
 
 
 def test_half_a_character_is_a_malformed_row_by_its_line(tmp_path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.base.errors import UserError
 from harness.tasks.base import Row
@@ -24,7 +27,7 @@ Numbered = Iterator[tuple[int, Row | Malformed]]
 
 
 def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
-    """Read a file by its suffix, without looking at what the rows mean.
+    """Read a file by its suffix, without looking at what the rows mean; ``.gz`` behind it is unpacked.
 
     Args:
         path: relative to the working directory.
@@ -35,7 +38,7 @@ def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
         UserError: the file is missing, of an unknown kind, empty, or cannot be read at all.
     """
     file = existing(path, key)
-    if file.suffix.lower() not in _READERS:
+    if (suffix := _suffix(file)) not in _READERS:
         raise UserError(
             f"the suffix must be one of {', '.join(_READERS)}",
             key=key,
@@ -44,7 +47,7 @@ def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
         )
     if file.stat().st_size == 0:
         raise UserError("the file is empty", key=key, value=path, fix="see that what wrote it came to its end")
-    reader, unit, encoded = _READERS[file.suffix.lower()]
+    reader, unit, encoded = _READERS[suffix]
     try:
         numbered = list(itertools.islice(reader(file), max_rows))
     except UnicodeDecodeError as error:
@@ -54,6 +57,9 @@ def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
             value=path,
             fix=f"write it in UTF-8, for example: iconv -f LATIN1 -t UTF-8 {path} > utf8{file.suffix}",
         ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        fix = "pack it again, or unpack it (gunzip)"
+        raise UserError(f"the file is no whole gzip file: {error}", key=key, value=path, fix=fix) from None
     except ValueError as error:  # pyarrow's ArrowInvalid is one
         raise UserError(f"the file cannot be read: {error}", key=key, value=path) from None
     rows = [row for _, row in numbered]
@@ -76,7 +82,7 @@ def existing(path: str, key: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         if file.is_dir():
-            held = sorted(child.name for child in file.iterdir() if child.suffix.lower() in _READERS)
+            held = sorted(child.name for child in file.iterdir() if _suffix(child) in _READERS)
             fix = f"name a file in it: {file / held[0]}" if held else f"name a file: {', '.join(_READERS)}"
             raise UserError("is a folder, not a file", key=key, value=path, fix=fix)
         fix = f"give a path relative to {Path.cwd()}, or an absolute one"
@@ -84,9 +90,27 @@ def existing(path: str, key: str) -> Path:
     return file
 
 
+PACKED = ".gz"
+
+
+def _suffix(file: Path) -> str:
+    """Of what is in the file."""
+    whole = file.name.lower().removesuffix(PACKED)
+    return Path(whole).suffix if not whole.endswith(".parquet") or file.name.lower() == whole else ""
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return gzip.open(file) if file.name.lower().endswith(PACKED) else file.open("rb")  # type: ignore[return-value]
+
+
+def _text(file: Path, newline: str | None = None) -> IO[str]:
+    """The file as text, unpacked where it is packed."""
+    return io.TextIOWrapper(_opened(file), encoding=_encoding(file), newline=newline)
+
+
 def _encoding(file: Path) -> str:
     """UTF-16 where the file says so at its beginning, else UTF-8 with or without a mark of its own."""
-    with file.open("rb") as opened:
+    with _opened(file) as opened:
         start = opened.read(64)
     if start[:2] in UTF16:
         return "utf-16"
@@ -96,7 +120,7 @@ def _encoding(file: Path) -> str:
 
 def _lines(file: Path) -> Numbered:
     """JSON Lines; blank lines are no rows."""
-    with file.open(encoding=_encoding(file)) as lines:
+    with _text(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield number, _json_row(line)
@@ -142,7 +166,8 @@ def _half_character(row: Mapping[str, Any]) -> str | None:
 
 def _json(file: Path) -> Numbered:
     """A JSON array of objects; JSON Lines under this suffix is read too, as is common on the hub."""
-    text = file.read_text(encoding=_encoding(file))
+    with _text(file) as opened:
+        text = opened.read()
     if text.lstrip().startswith("{"):
         first = _json_row(next(line for line in text.split("\n") if line.strip()))
         if not isinstance(first, Malformed):
@@ -179,7 +204,7 @@ def _delimited(file: Path, *, delimiter: str) -> Numbered:
     start = 1
     before = csv.field_size_limit(sys.maxsize)  # the default refuses completions of 128 kB
     try:
-        with file.open(encoding=_encoding(file), newline="") as lines:
+        with _text(file, newline="") as lines:
             delimiter = _delimiter(lines.readline(), delimiter)
             lines.seek(0)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
