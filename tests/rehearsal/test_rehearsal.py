@@ -190,6 +190,7 @@ def test_a_step_on_fakes_takes_what_the_same_step_takes_on_real_tensors(algo, ad
     assert_agree(setup_of(f"algo={algo}", *f"adapter={adapter}".split()))
 
 
+@pytest.mark.slow
 def test_packed_sequences_are_as_long_as_the_limit_and_agree_on_both():
     packed, plain = (setup_of("algo=sft", "adapter=lora", f"algo.packing={on}") for on in ("true", "false"))
     assert_agree(packed)
@@ -298,6 +299,7 @@ def test_what_merging_costs_is_measured_on_a_merged_copy_beside_the_policy():
         assert judged(f"adapter={adapter}", *quiet, "eval.evaluators.behaviour=null", *asked).owners["reference"] == 0
 
 
+@pytest.mark.slow
 def test_points_on_the_way_are_taken_beside_all_that_training_holds():
     quiet = ("eval.evaluators.win_rate=null", "eval.evaluators.behaviour=null")
     live = ("algo=dpo", "algo.share_reference=false")

@@ -92,6 +92,7 @@ def test_scoring_the_training_rows_tells_how_far_it_is(tmp_path, tmp_path_factor
     assert steps and (steps[-1]["step"], steps[-1]["total"]) == (64, 64)
 
 
+@pytest.mark.slow
 def test_what_changes_a_value_is_scored_again(tmp_path, tmp_path_factory):
     stages = tmp_path_factory.mktemp("own")
     shared = ("algo=dpo", "eval=none", "algo.share_reference=true")

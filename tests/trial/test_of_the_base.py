@@ -21,6 +21,7 @@ def stages(told: Told) -> list[tuple[str, bool]]:
     return [(e.data["stage"], e.data["hit"]) for e in told.events if e.kind == "stage"]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_beta_scores_and_samples_its_base_once(tmp_path, cache):
     trials = [tell(tmp_path / str(k), cache, *JUDGED, f"algo.beta={0.1 * (k + 1)}") for k in range(5)]
     built = Counter(stage for told in trials for stage, hit in stages(told) if not hit)

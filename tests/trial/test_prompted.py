@@ -14,6 +14,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stages")
 
 
+@pytest.mark.slow
 def test_training_and_both_evaluations_see_what_stands_before_the_prompts(tmp_path, cache):
     sizes = ("algo=dpo", "train.logging_steps=1")
     plain = tell(tmp_path / "plain", cache, *sizes)
