@@ -103,7 +103,7 @@ def first_wrong(rows: Any, wanted: Sequence[str]) -> str | None:
                 return f"[{number}] lacks {field!r} (it has {', '.join(map(repr, row)) or 'nothing'})"
             value = row[field]
             if field == "label":
-                fine, kind = value in (True, False) and hasattr(value, "__bool__"), "true or false"
+                fine, kind = isinstance(value, bool | int) and value in (0, 1), "true or false"
             else:
                 fine, kind = _is_text(value), "text or a list of {'role', 'content'} messages"
             if not fine:
