@@ -27,7 +27,7 @@ from harness.config import closure, renamed
 PACKAGE = closure.PACKAGE
 COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers")
 """Count wherever code counts."""
-WHERE_IMPORTED = ("lm_eval",)
+WHERE_IMPORTED = ("lm_eval", "math_verify")
 """Count where code of the house imports them; what code of the user's imports always does."""
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -64,12 +65,10 @@ class Kept:
         self.folder = None if folder is None else folder / "judge" / judge.key
         self._file: IO[str] | None = None
         for path in sorted(self.folder.glob("*.jsonl")) if self.folder is not None else ():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
+            for line in path.read_bytes().split(b"\n"):
+                with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
                     note = json.loads(line)
-                except ValueError:  # the last line of a process that was killed
-                    continue
-                self.known[note["question"]] = Answer(note["text"], note["asked"], note["said"])
+                    self.known[note["question"]] = Answer(note["text"], note["asked"], note["said"])
 
     def add(self, digest: str, answer: Answer) -> None:
         """Remember it, on disk at once."""
@@ -80,7 +79,7 @@ class Kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
             self._file = (self.folder / name).open("a", encoding="utf-8")
-        self._file.write(json.dumps({"question": digest, **asdict(answer)}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({"question": digest, **asdict(answer)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:

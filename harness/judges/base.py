@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from harness.config import identity
+from harness.config import closure, identity
+from harness.config.theirs import is_own
 
 Winner = Literal["first", "second", "tie"]
 QUESTION = """\
@@ -104,8 +105,10 @@ class Judge(ABC):
 
     @property
     def key(self) -> str:
-        """Digest of ``identity`` and of the judge's class."""
-        return identity.digest({"judge": type(self).__qualname__, **self.identity})
+        """Digest of ``identity`` and of the judge's class; of a class of the user's own, of its code too."""
+        kind = type(self)
+        code = closure.code_digest(closure.closure([kind.__module__])) if is_own(self) else None
+        return identity.digest({"judge": f"{kind.__module__}.{kind.__qualname__}", "code": code, **self.identity})
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Served(Judge):
     Attributes:
         url: of the server, up to and with ``/v1``; no part of the judge's identity.
         model: by the name that the server knows.
-        key_env: environment variable that holds the key; it is in no configuration, run or log. Unset: no key is sent.
+        key_env: environment variable that holds the key, which is in no configuration, run or log; null sends none, so
+            that no key of another service goes to a server that has no use for it.
         temperature, max_tokens: of an answer.
         at_once: questions under way at a time.
         timeout_s: seconds for one answer.
@@ -36,7 +37,7 @@ class Served(Judge):
 
     url: str = field(default="http://127.0.0.1:8000/v1", metadata=UNTOLD)
     model: str = ""
-    key_env: str = field(default="OPENAI_API_KEY", metadata=UNTOLD)
+    key_env: str | None = field(default=None, metadata=UNTOLD)
     temperature: Annotated[float, Ge(0)] = 0.0
     max_tokens: Annotated[int, Gt(0)] = 512
     at_once: Annotated[int, Gt(0)] = field(default=4, metadata=UNTOLD)
@@ -44,6 +45,11 @@ class Served(Judge):
     retries: Annotated[int, Ge(0)] = field(default=5, metadata=UNTOLD)
     price_in: Annotated[float, Ge(0)] | None = field(default=None, metadata=UNTOLD)
     price_out: Annotated[float, Ge(0)] | None = field(default=None, metadata=UNTOLD)
+
+    def __post_init__(self) -> None:
+        """An address is stored, and a password in it would be too; ``ValueError`` is what ``build()`` collects."""
+        if "@" in self.url.partition("://")[2].partition("/")[0]:
+            raise ValueError("url holds a user or a password: name a variable with the key (key_env) instead")
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -81,7 +87,11 @@ class Served(Judge):
         session = requests.Session()
         for kind in ("http://", "https://"):
             session.mount(kind, HTTPAdapter(max_retries=again, pool_maxsize=self.at_once))
-        if key := os.environ.get(self.key_env):
+        if self.key_env is not None:
+            key = os.environ.get(self.key_env)
+            if not key:
+                fix = f"export {self.key_env}=…, or judge.key_env=null for a server that wants none"
+                raise UserError("no such environment variable", key="judge.key_env", value=self.key_env, fix=fix)
             keep_secret(key)
             session.headers["Authorization"] = f"Bearer {key}"
         return session

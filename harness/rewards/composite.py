@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class _Opened:
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
         scores = {key: list(function(rows, completions, ended)) for key, function in self.functions.items()}
+        for key, values in scores.items():
+            if len(values) != len(completions) or not all(math.isfinite(value) for value in values):
+                rule = f"gives no finite number for each of {len(completions)} completions: {values!r:.80}"
+                fix = "a bound or a minimum would hide it: mend the reward, or see whether its model has diverged"
+                raise UserError(rule, key=f"reward.{key}", fix=fix)
         self.logged = self.reward.means(scores)
         return self.reward.combined(scores, completions)
 

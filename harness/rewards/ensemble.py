@@ -58,7 +58,15 @@ class Ensemble(Composite):
         if many < 2:
             key = "reward.paths" if self.paths else "reward.count"
             return [UserError("an ensemble has two members at least", key=key, value=many, fix="or reward=model")]
-        return super().problems(task)
+        found = super().problems(task)
+        if self.model.path is not None and not self.held:
+            fix = f"reward.paths=[{self.model.path}, ...], each another, or reward.model.path=null"
+            rule = "every member would be this one model"
+            found.append(UserError(rule, key="reward.model.path", value=self.model.path, fix=fix))
+        if len(set(self.paths)) < len(self.paths):
+            rule = "names a model twice, which agrees with itself"
+            found.append(UserError(rule, key="reward.paths", value=list(self.paths), fix="name each once"))
+        return found
 
     def combined(self, scores: Mapping[str, Sequence[float]], completions: Sequence[str]) -> list[float]:
         """One number of all members' for each completion, as ``how`` says."""

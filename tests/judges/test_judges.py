@@ -119,6 +119,28 @@ def test_a_line_that_was_not_written_to_its_end_is_asked_again(tmp_path: Path):
     assert ask(Longer(), pairs_of(2), tmp_path)[1].asked == 1
 
 
+def test_answers_with_odd_characters_are_kept_and_a_torn_file_breaks_nothing(tmp_path: Path):
+    kept = Kept(tmp_path, Longer())
+    kept.add("one", Answer("a\u2028b\x85 \ud83d [[A]]"))
+    kept.close()
+    assert Kept(tmp_path, Longer()).known["one"].winner == "first"
+    (path,) = tmp_path.rglob("*.jsonl")
+    path.write_bytes(path.read_bytes() + '{"question": "two", "text": "ä'.encode()[:-1])
+    assert list(Kept(tmp_path, Longer()).known) == ["one"]
+
+
+def test_answers_of_a_judge_of_ones_own_are_its_codes():
+    class Longer(Judge):
+        identity = property(lambda self: {})  # type: ignore[assignment]
+
+        def answers(self, questions, told):
+            """None."""
+
+    from harness.judges import base
+
+    assert Longer().key != base.Longer().key
+
+
 def test_what_fails_for_a_moment_is_asked_again():
     with serving(planted := Planted(fails=[429, 503])) as url:
         verdicts, _ = ask(Served(url=url, model="m", at_once=1), pairs_of(1))
@@ -143,6 +165,13 @@ def test_a_key_comes_from_the_environment_and_is_in_no_message(monkeypatch):
     with serving(planted := Planted()) as url:
         ask(Served(url=url, model="m", key_env="JUDGES_KEY"), pairs_of(1))
     assert planted.keys == {"Bearer sk-very-secret"}
+    with serving(other := Planted()) as url:
+        ask(Served(url=url, model="m"), pairs_of(1))
+    assert other.keys == {None}, "a key goes where it is meant to"
+    with pytest.raises(UserError, match=r"judge\.key_env=NO_SUCH"):
+        ask(Served(model="m", key_env="NO_SUCH"), pairs_of(1))
+    with pytest.raises(ValueError, match="key_env"):
+        Served(url="http://me:secret@host/v1", model="m")
     assert "secret" not in str(judge.identity) and "secret" not in without_password("it was sk-very-secret")
 
 

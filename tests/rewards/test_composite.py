@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.base.errors import UserError
 from harness.models.adapters import LoRA
 from harness.rewards.base import Desk, Reward, Verifier
 from harness.rewards.ensemble import Ensemble
@@ -62,6 +63,20 @@ def test_one_member_is_no_ensemble():
     assert error.key == "reward.count"
     (error,) = Ensemble(paths=("a/b",)).problems(Arithmetic())
     assert error.key == "reward.paths"
+
+
+def test_a_model_does_not_agree_with_itself():
+    (error,) = Ensemble(model=ModelReward(path="org/rm")).problems(Arithmetic())
+    assert error.key == "reward.model.path"
+    (error,) = Ensemble(paths=("a/b", "a/b")).problems(Arithmetic())
+    assert error.key == "reward.paths" and "twice" in str(error)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_member_without_a_finite_number_is_named_and_not_hidden(number):
+    score = Shaped(reward=Says(number)).open(Desk(None, None, list, {}, "cpu", None))
+    with pytest.raises(UserError, match=r"reward\.reward: gives no finite number"):
+        score([ROW], ["x"], [True])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
+from harness.config import closure, identity
 from harness.rewards.maths import Maths
 from harness.tasks.base import TaskData
 from harness.tasks.judging import maths, tally
@@ -34,6 +35,14 @@ ENDLESS = "the answer is $2^{10^{10}}$"
         ("42", "", False),
         ("(1,2)", "$(2,1)$", False),
         ("x^2", "$x^3$", False),
+        ("\\$18", "\\boxed{18}", True),
+        ("\\$18.90", "The answer is $18.90$.", True),
+        ("18", "\\boxed{\\$18}", True),
+        ("CAB", "\\boxed{ABC}", False),
+        ("CAB", "so \\boxed{CAB}", True),
+        ("\\text{even}", "\\boxed{\\text{even}}", True),
+        ("\\text{even}", "\\boxed{\\text{odd}}", False),
+        ("east", "\\boxed{\\text{east}}", True),
     ],
 )
 def test_what_is_the_same_mathematics(answer, said, same):
@@ -79,3 +88,20 @@ def test_without_the_package_the_task_and_the_reward_are_refused(tmp_path: Path,
     assert [e.key for e in Maths().problems(Problems(path="x"))] == ["reward"]
     with pytest.raises(UserError, match="math-verify is not installed"):
         Problems(path="x.jsonl", answers="math").load()
+
+
+def test_a_process_that_was_ended_while_it_waited_is_started_again():
+    assert maths.same(["5"], ["it is $5$"]) == [True]
+    judge = maths._bench.take()
+    if judge.process is not None:
+        judge.process.kill()
+        judge.process.wait()
+    maths._bench.give_back(judge)
+    assert maths.same(["5", "6"], ["then $5$", "then $7$"]) == [True, False]
+
+
+def test_what_judges_is_part_of_a_trials_keys():
+    names = closure.closure([Maths.__module__])
+    assert "harness.tasks.judging.maths_judge" in names and "math_verify" in identity.versions_beside(names)
+    inside = closure.closure(["harness.sandbox.exam"])
+    assert {"harness.sandbox.inside.examiner", "harness.sandbox.inside.candidate"} <= inside.keys()

@@ -15,13 +15,14 @@ import queue
 import select
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from harness.base.errors import UserError
-from harness.tasks.judging import tally
+from harness.tasks.judging import maths_judge, tally
 
 LIMIT_S = 5.0
 """Of work on one pair. Sound answers take milliseconds."""
@@ -60,12 +61,25 @@ def same(answers: Sequence[str], completions: Sequence[str], limit_s: float = LI
     return [verdicts[pair] is True for pair in pairs]
 
 
-@lru_cache(maxsize=8192)
+KEPT = 8192
+_kept: OrderedDict[tuple[str, str, float], bool] = OrderedDict()
+
+
 def _judged(answer: str, completion: str, limit_s: float) -> bool | None:
-    """What a reward, the true reward and evaluators ask of one sample."""
+    """What a reward, the true reward and evaluators ask of one sample; verdicts are kept, and no lack of one."""
+    known = _kept.get((answer, completion, limit_s))
+    if known is not None:
+        return known
     judge = _bench.take()
-    found = judge.ask(answer, completion, limit_s)
-    _bench.give_back(judge)
+    try:
+        found = judge.ask(answer, completion, limit_s)
+    finally:
+        _bench.give_back(judge)
+    if found is not None:
+        _kept[answer, completion, limit_s] = found
+        while len(_kept) > KEPT:
+            with suppress(KeyError):  # another thread was first
+                _kept.popitem(last=False)
     return found
 
 
@@ -77,10 +91,13 @@ class _Judge:
 
     def ask(self, answer: str, completion: str, limit_s: float) -> bool | None:
         """The verdict; None where time was up, or the process could not bear the question."""
-        process = self.process or self._started()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([answer, completion, limit_s]).encode() + b"\n")
-        process.stdin.flush()
+        asked = json.dumps([answer, completion, limit_s]).encode() + b"\n"
+        try:
+            process = self._handed(asked)
+        except OSError:  # it was ended while it waited
+            self.end()
+            process = self._handed(asked)
+        assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE * limit_s)
         told = process.stdout.readline() if ready else b""
         if not told:
@@ -88,14 +105,22 @@ class _Judge:
             return None
         return json.loads(told)
 
+    def _handed(self, asked: bytes) -> subprocess.Popen[bytes]:
+        """The process, with the question in its pipe."""
+        process = self.process or self._started()
+        assert process.stdin is not None
+        process.stdin.write(asked)
+        process.stdin.flush()
+        return process
+
     def _started(self) -> subprocess.Popen[bytes]:
         """A new process, which has said that it is there.
 
         Raises:
-            RuntimeError: it ended at once.
+            UserError: it ended at once.
         """
         self.process = process = subprocess.Popen(
-            [sys.executable, "-m", "harness.tasks.judging.maths_judge"],
+            [sys.executable, "-m", maths_judge.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -105,7 +130,8 @@ class _Judge:
         ready, _, _ = select.select([process.stdout], [], [], STARTS_S)
         if not ready or not process.stdout.readline():
             self.end()
-            raise RuntimeError("the process that compares answers did not start")
+            fix = f"try it: {sys.executable} -m {maths_judge.__name__} < /dev/null"
+            raise UserError("the process that compares answers did not start", key="math-verify", fix=fix)
         return process
 
     def end(self) -> None:
@@ -116,8 +142,9 @@ class _Judge:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+            with suppress(OSError):  # what was written to a process that is gone
+                if pipe is not None:
+                    pipe.close()
 
 
 @dataclass
@@ -130,7 +157,8 @@ class _Bench:
     def take(self) -> _Judge:
         """One that waits, or a new one."""
         if self.owner != os.getpid():
-            self.owner, self.waiting = os.getpid(), queue.SimpleQueue()
+            self.waiting = queue.SimpleQueue()
+            self.owner = os.getpid()  # last: another thread may look
             atexit.register(self.close)
         try:
             return self.waiting.get_nowait()

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import signal
 import sys
 
 MOST_BYTES = 4 * 2**30
+WORD = re.compile(r"([A-Za-z]{2,})|\\text\s*\{\s*([A-Za-z]+)\s*\}")
+TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def main() -> None:
     """Judge until there is nothing more to judge."""
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
 
@@ -25,11 +30,16 @@ def main() -> None:
     for line in sys.stdin:
         answer, completion, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        marked = "$" in answer or "\\boxed" in answer
+        marked = re.search(r"(?<!\\)\$|\\boxed", answer) is not None
+        word = WORD.fullmatch(answer.strip().strip("$"))
         try:
             asked = parse(answer if marked else f"${answer}$", parsing_timeout=0)
             said = parse(completion, parsing_timeout=0)
-            found = completion.strip() == answer.strip() or verify(asked, said, timeout_seconds=0)
+            if word is not None:  # else a product of its letters, in any order
+                told = (TEXT.sub(r"\1", s).strip() for s in (completion, *said[-1:]) if isinstance(s, str))
+                found = (word[1] or word[2]) in told
+            else:
+                found = completion.strip() == answer.strip() or verify(asked, said, timeout_seconds=0)
         except (Exception, MemoryError, RecursionError):  # sympy's, about anything that can be written
             found = False
         signal.setitimer(signal.ITIMER_PROF, 0)
