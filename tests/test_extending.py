@@ -85,6 +85,7 @@ def test_a_folder_that_is_not_there_is_refused(sandbox):
     assert shown.returncode == 2 and "--config-dir" in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_is_told_before_anything_trains(sandbox):
     """Also where memory is not predicted, which would try a step."""
     path = sandbox.cwd / "my_package" / "short.py"

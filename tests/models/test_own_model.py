@@ -45,6 +45,7 @@ def test_grpo_without_a_reward_is_refused_before_anything_runs_and_dpo_runs_alon
     assert result["config"]["train"]["preset"] == "standard" and result["config"]["train"]["learning_rate"] < 1e-4
 
 
+@pytest.mark.slow
 def test_bad_models_and_data_are_named_with_a_fix(sandbox: Sandbox) -> None:
     build_model(sandbox.cwd / "padless", "gpt_neox", pad=False)
     build_model(sandbox.cwd / "short", "qwen2", context=32)

@@ -463,6 +463,7 @@ def test_each_of_several_processes_holds_its_share_and_judges_the_whole(processe
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.slow
 def test_of_an_adapter_in_pieces_the_frozen_base_is_shared_out_too(adapter):
     pieces = ("parallel.processes=4", "parallel.strategy=fsdp2", "train.batch_size=16", "train.micro_batch_size=1")
     share = rehearsed(setup_of("algo=dpo", f"adapter={adapter}", *pieces)).peaks()["train"].owners

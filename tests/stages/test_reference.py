@@ -69,6 +69,7 @@ def test_without_a_second_model_full_fine_tuning_holds_the_policy_alone(tmp_path
 # -- once ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_beta_seed_rank_and_ipo_find_what_the_first_trial_computed(tmp_path, tmp_path_factory):
     stages = tmp_path_factory.mktemp("own")
     first = tell(tmp_path / "0", stages, "algo=dpo", "adapter=full", "eval=none", "algo.share_reference=true")

@@ -364,6 +364,7 @@ def test_a_model_that_is_not_trained_is_judged_and_ties_with_itself(tmp_path, ca
 
 
 @pytest.mark.parametrize("algo", ["dpo", "grpo"])
+@pytest.mark.slow
 def test_a_baseline_from_the_cache_changes_neither_training_nor_evaluation(tmp_path, algo):
     """lm-eval reseeds the global generators and leaves eval mode, so a cold run must prove it undoes both."""
     options = (f"algo={algo}", "adapter=lora", "eval.evaluators.lm_eval.limit=4")
