@@ -111,9 +111,8 @@ class Served(Judge):
         except requests.RequestException as error:
             raise self._error(f"gives no answer ({type(error).__name__})", "start it, or see judge.url") from None
         if reply.status_code in (401, 403):
-            raise self._error(
-                f"refuses the key (status {reply.status_code})", f"set {self.key_env} to one that it takes"
-            )
+            fix = "judge.key_env=NAME of the variable that holds its key"
+            raise self._error(f"refuses the key (status {reply.status_code})", fix)
         if not reply.ok:
             said = without_password(" ".join(reply.text.split()))[:200]
             raise self._error(

@@ -6,13 +6,13 @@ import os
 import select
 import signal
 import subprocess
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from harness.base.recent import Recent
 from harness.sandbox import jail
 from harness.sandbox.inside import wire
 
@@ -120,21 +120,12 @@ class Hall:
         return Verdict(found["passed"] is True, str(found["why"]))
 
 
-KEPT = 8192
-_kept: OrderedDict[tuple[Hall, Paper], Verdict] = OrderedDict()
+_kept: Recent[tuple[Hall, Paper], Verdict] = Recent(8192, lambda verdict: verdict.certain)
 
 
 def _examined(hall: Hall, paper: Paper) -> Verdict:
     """What a reward, the true reward and evaluators ask of one sample; what a busy machine decided is not kept."""
-    found = _kept.get((hall, paper))
-    if found is None:
-        found = hall.one(paper)
-        if found.certain:
-            _kept[hall, paper] = found
-            while len(_kept) > KEPT:
-                with suppress(KeyError):  # another thread was first
-                    _kept.popitem(last=False)
-    return found
+    return _kept.once((hall, paper), lambda: hall.one(paper))
 
 
 def _in_keys() -> object:

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.base.errors import UserError, UserErrors
 from harness.tasks.base import Score, Task, TaskData
+from harness.tasks.reading.messages import OTHER_NAMES
 
 WANTED = {
     "train_pairs": ("prompt", "chosen", "rejected"),
@@ -21,8 +22,8 @@ WANTED = {
 TRIED = ("an answer", "")
 """Completions that a score is tried with; a model may say nothing at all."""
 SPLITS = ("validation", "test")
-OTHERS_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatbot": "assistant", "model": "assistant"}
-"""Roles of other formats, which most chat templates pass over without a word."""
+OTHERS_ROLES = {name: ours for name, ours in OTHER_NAMES.items() if ours != "tool"} | {"chatbot": "assistant"}
+"""Speakers of other formats, which most chat templates pass over without a word; some know other names of tools."""
 WORDS, ROWS = ("completion", "text", "response", "output"), ("row", "prompt", "example")
 REPEATS, LOOKED_AT = 8, 200
 """Characters of a prompt, and rows, from which a repeated prompt is seen."""
@@ -124,7 +125,7 @@ def _is_text(value: Any) -> bool:
 
 def _odd_role(row: Mapping[str, Any], fields: Sequence[str]) -> str | None:
     messages = (m for field in fields if not isinstance(row[field], str) for m in row[field])
-    return next((m["role"] for m in messages if m["role"] in OTHERS_ROLES), None)
+    return next((role for m in messages if (role := str(m["role"])) in OTHERS_ROLES), None)
 
 
 def _example(wanted: Sequence[str]) -> str:

@@ -15,13 +15,13 @@ import queue
 import select
 import subprocess
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from harness.base.errors import UserError
+from harness.base.recent import Recent
 from harness.tasks.judging import maths_judge, tally
 
 LIMIT_S = 5.0
@@ -61,26 +61,20 @@ def same(answers: Sequence[str], completions: Sequence[str], limit_s: float = LI
     return [verdicts[pair] is True for pair in pairs]
 
 
-KEPT = 8192
-_kept: OrderedDict[tuple[str, str, float], bool] = OrderedDict()
+_kept: Recent[tuple[str, str, float], bool | None] = Recent(8192, lambda verdict: verdict is not None)
 
 
 def _judged(answer: str, completion: str, limit_s: float) -> bool | None:
     """What a reward, the true reward and evaluators ask of one sample; verdicts are kept, and no lack of one."""
-    known = _kept.get((answer, completion, limit_s))
-    if known is not None:
-        return known
-    judge = _bench.take()
-    try:
-        found = judge.ask(answer, completion, limit_s)
-    finally:
-        _bench.give_back(judge)
-    if found is not None:
-        _kept[answer, completion, limit_s] = found
-        while len(_kept) > KEPT:
-            with suppress(KeyError):  # another thread was first
-                _kept.popitem(last=False)
-    return found
+
+    def asked() -> bool | None:
+        judge = _bench.take()
+        try:
+            return judge.ask(answer, completion, limit_s)
+        finally:
+            _bench.give_back(judge)
+
+    return _kept.once((answer, completion, limit_s), asked)
 
 
 @dataclass
