@@ -27,18 +27,31 @@ SKIPPED = (
 
 WITHIN_S = 5.0
 """Seconds after which progress within a step is told."""
+WORSE = 2.0
+"""Times the first loss: from there on training has undone what the model could do, finite though every figure is."""
 WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
 
 
 class JournalCallback(TrainerCallback):
     """Turns trainer logs into ``train/`` series, each point with what was spent by then, and steps into progress."""
 
-    def __init__(self, journal: Journal, meter: Meter, learning_rate: float | None = None, wish: Path | None = None):
+    def __init__(
+        self,
+        journal: Journal,
+        meter: Meter,
+        learning_rate: float | None = None,
+        wish: Path | None = None,
+        falls: bool = False,
+    ):
         """Write to ``journal``; ``learning_rate`` is named where training diverges.
 
         While the file ``wish`` is there, the next step ends with a checkpoint; None where there can be none.
+        ``falls``: the loss measures how much is left to learn, as losses over given rows do and those of PPO and
+        GRPO do not; one that ends far above its beginning is told.
         """
         self.journal, self.meter, self.learning_rate, self.wish = journal, meter, learning_rate, wish
+        self.falls = falls
+        self._losses: list[float] = []
         self._progress_at = 0.0
         self._part = 0
 
@@ -91,6 +104,8 @@ class JournalCallback(TrainerCallback):
         if wrong:
             found = values[f"train/{wrong[0]}"]
             raise Diverged(self._told(state.global_step, f"{WATCHED[wrong[0]]} is {found}"))
+        if "train/loss" in values:
+            self._losses = [*self._losses[:1], values["train/loss"]]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The last update may be the one that went too far.
@@ -101,7 +116,13 @@ class JournalCallback(TrainerCallback):
         for name, weight in model.named_parameters() if model is not None else ():
             if weight.requires_grad and not bool(local(weight).isfinite().all()):
                 raise Diverged(self._told(state.global_step, f"the weight {name} is not finite"))
+        if self.falls and len(self._losses) == 2 and self._losses[1] > WORSE * self._losses[0] > 0:
+            first, last = self._losses
+            said = f"the loss began at {first:.3g} and ended at {last:.3g}: training made the model worse"
+            self.journal.write("note", message=f"{said}{self._rate()}")
 
     def _told(self, step: int, what: str) -> str:
-        rate = "" if self.learning_rate is None else f" (train.learning_rate is {self.learning_rate:g})"
-        return f"at step {step} {what}{rate}"
+        return f"at step {step} {what}{self._rate()}"
+
+    def _rate(self) -> str:
+        return "" if self.learning_rate is None else f" (train.learning_rate is {self.learning_rate:g})"

@@ -164,7 +164,8 @@ def train(
         seed_everything(setup.seed)
         meter = Meter(setup.algo, setup.train, ground.world)
         wish = ground.wish if setup.adapter.off_is_base and ground.world.size == 1 else None
-        callback = JournalCallback(journal, meter, setup.train.learning_rate, wish)
+        falls = setup.algo.family == "offline"
+        callback = JournalCallback(journal, meter, setup.train.learning_rate, wish, falls)
         training = ready_trainer(
             setup.algo,
             TrainJob(

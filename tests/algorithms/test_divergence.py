@@ -94,6 +94,26 @@ def test_the_weights_after_the_last_step_are_looked_at():
     callback().on_train_end(None, SimpleNamespace(global_step=7), None, model=model)
 
 
+@pytest.mark.parametrize(
+    ("falls", "losses", "told"),
+    [
+        (True, [0.69, 3.0, 24.6], ["the loss began at 0.69 and ended at 24.6"]),
+        (True, [0.69, 24.6, 0.7], []),  # where it ends is what counts
+        (True, [-0.1, 4.0], []),  # weighted sums may be below zero, and then twice says nothing
+        (False, [0.01, 5.0], []),  # PPO's and GRPO's losses say nothing about quality
+    ],
+)
+def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
+    said: list[str] = []
+    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
+    one = JournalCallback(journal, meter, 0.5, falls=falls)
+    for step, loss in enumerate(losses):
+        one.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss})
+    one.on_train_end(None, SimpleNamespace(global_step=9), None)
+    assert len(said) == len(told) and all(part in text for part, text in zip(told, said, strict=True))
+
+
 def test_it_is_an_outcome_of_its_own_with_the_words_as_its_reason():
     event = Event(0.0, "error", {"error": "Diverged", "message": "at step 7 the loss is nan", "oom": False})
     assert decide(1, [event]) == (Outcome.DIVERGED, "at step 7 the loss is nan")

@@ -402,6 +402,7 @@ def test_a_file_in_another_encoding_is_said_to_be_so(tmp_path):
         (preference("q", "a", NO), "line 4, rejected: must be text where chosen is"),
         (preference([{"role": "narrator", "content": "q"}], "a", "b"), "prompt=narrator: the role must be one of"),
         (preference([{"by": "human", "value": "q"}], "a", "b"), "must have role and content"),
+        (preference("q", ["a", "b"], "c"), "chosen=a: is a list of texts, and nothing says which of them is better"),
         (preference([{"role": "user", "content": None}], "a", "b"), "content must be text, not NoneType"),
     ],
 )

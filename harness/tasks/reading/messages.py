@@ -51,6 +51,13 @@ def message(value: Any, column: str, dropped: Counter[str]) -> dict[str, Any]:
     if isinstance(value, Mapping) and {"from", "value"} <= value.keys():
         value = {"role": value["from"], "content": value["value"], **{k: v for k, v in value.items() if k in KEPT}}
     calls = isinstance(value, Mapping) and value.get("tool_calls")
+    if isinstance(value, str) and column != "prompt":
+        raise Malformed(
+            "is a list of texts, and nothing says which of them is better",
+            column=column,
+            value=value,
+            fix="columns chosen and rejected, or the list in a column responses with ratings or ranks beside it",
+        )
     if not isinstance(value, Mapping) or "role" not in value or ("content" not in value and not calls):
         raise Malformed(
             "every message must have role and content",
