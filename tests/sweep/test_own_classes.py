@@ -282,7 +282,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_validate_names_each_and_goes_on(folder, cache_dir):
     sandbox = Sandbox(folder, cache_dir)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
