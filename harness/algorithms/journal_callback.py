@@ -52,8 +52,20 @@ class JournalCallback(TrainerCallback):
         self.journal, self.meter, self.learning_rate, self.wish = journal, meter, learning_rate, wish
         self.falls = falls
         self._losses: list[float] = []
+        self._taken: Any = 0.0
         self._progress_at = 0.0
         self._part = 0
+
+    def attach(self, trainer: Any) -> None:
+        """Look at the loss of every step, not only of those that are logged: what follows a bad one is time lost."""
+        take = trainer.training_step
+
+        def taken(*arguments: Any, **options: Any) -> Any:
+            loss = take(*arguments, **options)
+            self._taken = self._taken + loss.detach()
+            return loss
+
+        trainer.training_step = taken
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Progress within a step, which takes minutes where a large batch is made of many small ones."""
@@ -63,7 +75,14 @@ class JournalCallback(TrainerCallback):
             self._tell(round(state.global_step + part, 2), state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Progress at most twice a second; the last step is always logged."""
+        """Progress at most twice a second; the last step is always logged.
+
+        Raises:
+            Diverged: the loss of this step is not finite.
+        """
+        loss, self._taken = float(self._taken), 0.0
+        if not math.isfinite(loss):
+            raise Diverged(self._told(state.global_step, f"the loss is {loss}"))
         self._part = 0
         if time.monotonic() - self._progress_at >= 0.5 or state.global_step in (1, state.max_steps):
             self._tell(state.global_step, state)

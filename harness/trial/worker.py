@@ -194,6 +194,7 @@ def train(
             ),
         )
         meter.attach(training)
+        callback.attach(training.trainer)
         if curve is not None:
             curve.attach(training, meter)
         start = {} if training.start is None else {"off_nats": training.start.off, "start_nats": training.start.on}

@@ -24,7 +24,7 @@ from tests.toys import build_model, conversational_rows, write_jsonl
 @pytest.mark.parametrize("algo", ["dpo", "kto", "grpo", "ppo"])
 def test_a_learning_rate_that_blows_up_ends_the_trial_with_the_step(tmp_path, cache_dir, algo):
     with pytest.raises(Diverged, match=r"(at|after) step \d+ (of \d+ )?(the|some)") as ended:
-        tell(tmp_path / "t", cache_dir, f"algo={algo}", "train.learning_rate=1e30", "train.logging_steps=1", *QUICK)
+        tell(tmp_path / "t", cache_dir, f"algo={algo}", "train.learning_rate=1e30", *QUICK)
     assert "not finite" in str(ended.value) or "is nan" in str(ended.value) or "is inf" in str(ended.value)
 
 
@@ -84,6 +84,18 @@ def test_a_logged_loss_or_gradient_that_is_no_number_names_step_and_rate(logs):
     callback().on_log(None, SimpleNamespace(global_step=7), None, logs={"loss": 0.1, "rewards/margins": float("nan")})
 
 
+def test_a_bad_step_ends_training_though_it_would_not_be_logged():
+    one, losses = callback(), iter([0.5, 0.4, 0.3, float("nan")])
+    trainer = SimpleNamespace(training_step=lambda *_: torch.tensor(next(losses)))
+    one.attach(trainer)
+    control = SimpleNamespace(should_save=False)
+    assert trainer.training_step("model", {}) == 0.5 and trainer.training_step("model", {}) == pytest.approx(0.4)
+    one.on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
+    trainer.training_step("model", {}), trainer.training_step("model", {})
+    with pytest.raises(Diverged, match=r"at step 2 the loss is nan"):
+        one.on_step_end(None, SimpleNamespace(global_step=2, max_steps=9), control)
+
+
 def test_the_weights_after_the_last_step_are_looked_at():
     model = torch.nn.Linear(2, 1)
     callback().on_train_end(None, SimpleNamespace(global_step=7), None, model=model)
@@ -131,6 +143,6 @@ def test_no_figure_of_a_diverged_trial_is_kept_that_is_not_a_number(tmp_path: Pa
     from harness.store.result import metrics_of
 
     with pytest.raises(Diverged):
-        tell(tmp_path / "t", cache_dir, "algo=dpo", "train.learning_rate=1e30", "train.logging_steps=1", *QUICK)
+        tell(tmp_path / "t", cache_dir, "algo=dpo", "train.learning_rate=1e30", *QUICK)
     found = metrics_of(journal.read(tmp_path / "t" / "worker.jsonl"), [])
     assert "train/loss" not in found and not any(name.startswith("eval/") for name in found)
