@@ -31,6 +31,10 @@ BESIDE = {"task": {"model", "adapter", "train"}, "model": {"model", "train"}}
 """Of a group, the keys of errors that other surroundings may not have."""
 JUDGE = "eval.evaluators.judged.judge"
 """Where a judge stands: it is part of an evaluator."""
+RULES_OF_DATA = "task.curate"
+"""Where rules of curation stand: they are part of a task."""
+GIVEN = {"cap": ["task.curate.cap.rows=10"], "too_easy": ["task.curate.too_easy.above=1"]}
+"""What rules need that may be told in one of two ways, so that neither is marked ???."""
 OWN_TASKS = 3
 """Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
@@ -207,7 +211,7 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     if group in RULES:
         read_rules(str(root / group / f"{option}.yaml"))
         return
-    needed = [f"{_place(key)}={value}" for key, value in _needed(root, group, option).items()]
+    needed = [f"{_place(key, option)}={value}" for key, value in _needed(root, group, option).items()]
     if folders and group in SERVICES:
         from harness.sweep.expand import named, plan_sweep
 
@@ -217,9 +221,11 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
         assemble(compose([*plugins, *_chosen(group, option), *needed]))
 
 
-def _place(key: str) -> str:
+def _place(key: str, option: str) -> str:
     """Where a group's key stands in a trial."""
     group, _, field = key.partition(".")
+    if group == "curate":
+        return f"{RULES_OF_DATA}.{option}.{field}"
     return f"{JUDGE}.{field}" if group == "judge" else key
 
 
@@ -231,6 +237,8 @@ def _chosen(group: str, option: str) -> list[str]:
         return ["algo=grpo", f"reward={option}"]
     if group == "judge":
         return ["+evaluator@eval.evaluators.judged=judged", f"judge@{JUDGE}={option}"]
+    if group == "curate":
+        return [f"+curate@{RULES_OF_DATA}.{option}={option}", *GIVEN.get(option, ())]
     return [f"{group}={option}"]
 
 
