@@ -197,7 +197,7 @@ def _surroundings(group: str, folders: Sequence[str], plugins: Sequence[str]) ->
     own = {g: [o for f in folders for kind, o in options_of(Path(f)) if kind == g] for g in ("model", "task")}
     lengths = ["train.max_length=64", "train.max_completion_length=16"]
     models = [["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own["model"])]
-    if group not in ("reward", "evaluator"):
+    if group not in ("reward", "evaluator", "curate"):
         return [[], *models]
     tasks = [[[f"task={option}", *model] for model in ([], *models)] for option in own["task"]]
     sound = [[chosen for chosen in ways if _loads(chosen, folders, plugins)] for ways in tasks]
@@ -253,7 +253,7 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     from harness.sweep import deep_checks
     from harness.sweep.expand import named, plan_sweep
 
-    if group not in (*REHEARSED, "evaluator"):
+    if group not in (*REHEARSED, "evaluator", "curate"):
         return ""
     if needed := _needed(root, group, option):
         return f"  (not tried: {', '.join(needed)} must be given; validate {group}={option} with it)"
@@ -261,6 +261,8 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     for errors in deep_checks.check(sweep).values():
         raise errors
     (point,) = sweep.points
+    if group == "curate":
+        return "  (training rows sifted)"
     if group == "evaluator":
         if words := _on_toys(dict(point.setup.plain), option):
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le
@@ -37,6 +37,7 @@ class Cap(RowRule):
     share: Annotated[float, Gt(0), Le(1)] | None = None
     by: str | None = None
     seed: Annotated[int, Ge(0)] = 0
+    least: Annotated[int, Ge(1)] = field(default=1, kw_only=True)  # few rows are what was asked for
 
     def __post_init__(self) -> None:
         """One of the two; ``ValueError`` is what ``build()`` collects."""
