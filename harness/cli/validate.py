@@ -33,8 +33,8 @@ JUDGE = "eval.evaluators.judged.judge"
 """Where a judge stands: it is part of an evaluator."""
 RULES_OF_DATA = "task.curate"
 """Where rules of curation stand: they are part of a task."""
-GIVEN = {"cap": ["task.curate.cap.rows=10"], "too_easy": ["task.curate.too_easy.above=1"]}
-"""What rules need that may be told in one of two ways, so that neither is marked ???."""
+GIVEN = {"both_bad": "bar=1", "cap": "rows=10", "too_easy": "above=1"}
+"""What rules of ours cannot do without, and which no default can be."""
 OWN_TASKS = 3
 """Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
@@ -238,7 +238,8 @@ def _chosen(group: str, option: str) -> list[str]:
     if group == "judge":
         return ["+evaluator@eval.evaluators.judged=judged", f"judge@{JUDGE}={option}"]
     if group == "curate":
-        return [f"+curate@{RULES_OF_DATA}.{option}={option}", *GIVEN.get(option, ())]
+        given = [f"{RULES_OF_DATA}.{option}.{GIVEN[option]}"] if option in GIVEN else []
+        return [f"+curate@{RULES_OF_DATA}.{option}={option}", *given]
     return [f"{group}={option}"]
 
 

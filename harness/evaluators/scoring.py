@@ -67,7 +67,11 @@ class PairLogProbs:
 
 def pair_log_probs(context: EvalContext) -> PairLogProbs:
     """Score both sides of every held-out pair of the context's split under its model; once for all evaluators."""
-    return context.memo.once(PAIRS, lambda: score_pairs(context, context.data.eval_pairs[context.split]))
+    return context.memo.once(PAIRS, lambda: _score_pairs(context))
+
+
+def _score_pairs(context: EvalContext) -> PairLogProbs:
+    return score_pairs(context, context.data.eval_pairs[context.split])
 
 
 def score_pairs(context: EvalContext, rows: Sequence[Row]) -> PairLogProbs:

@@ -464,7 +464,7 @@ PLUGIN = __name__.split(".")[0]
         ({"cap": {"rowz": 3}}, "cap.rowz", "known keys of task.curate.cap: rows, share, by, seed, least"),
         ({"cap": {"rows": 0}}, "cap.rows", "greater than 0"),
         ({"cap": {}}, "cap", "give rows or share"),
-        ({"both_bad": {}}, "both_bad.bar", "a value is required"),
+        ({"both_bad": {}}, "both_bad", "needs a bar in the unit of the scores"),
         ({"too_easy": {}}, "too_easy", "needs a bar"),
         ({"personal_data": {"patterns": ["fax"]}}, "personal_data.patterns.0", "'email'"),
         ({"own": {"_target_": "harness.tasks.curating.base.Rule"}}, "own._target_", "cannot be built"),

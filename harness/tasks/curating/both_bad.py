@@ -18,7 +18,7 @@ class BothBad(RowRule):
     """Leaves out pairs of which both sides are scored below a bar.
 
     Attributes:
-        bar: in the scores' own unit, higher being better; a side with this score is good enough.
+        bar: in the scores' own unit, higher being better; a side with this score is good enough. It must be given.
         scores: columns that hold the two scores, or one column of lists; empty takes those of known names
             (``score_chosen`` and ``score_rejected``, ``response_a_score`` and ``response_b_score``, ``ratings``, ...).
     """
@@ -26,8 +26,13 @@ class BothBad(RowRule):
     place: ClassVar[int] = 30
     pairs_only: ClassVar[bool] = True
 
-    bar: float
+    bar: float | None = None
     scores: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """There is no bar for all data; ``ValueError`` is what ``build()`` collects."""
+        if self.bar is None:
+            raise ValueError("needs a bar in the unit of the scores, such as task.curate.both_bad.bar=3")
 
     def columns(self, found: Sequence[str]) -> Sequence[str]:
         """Those of the scores."""
@@ -49,9 +54,10 @@ class BothBad(RowRule):
         """The best score of a row decides; a row without any stays."""
         columns = self.columns(columns_beside(rows))
         best = [max(_numbers([beside(row, column) for column in columns], columns), default=None) for row in rows]
-        reason = f"both sides are scored below {self.bar:g}"
+        bar = self.bar or 0.0
+        reason = f"both sides are scored below {bar:g}"
         blind = sum(score is None for score in best)
-        return split_by(rows, [reason if s is not None and s < self.bar else None for s in best], blind)
+        return split_by(rows, [reason if s is not None and s < bar else None for s in best], blind)
 
 
 def _numbers(values: Sequence[Any], columns: Sequence[str]) -> list[float]:
