@@ -115,9 +115,13 @@ class TrialResult:
     attempt: float | None = None
 
 
-def unless_default(default: Any) -> Any:
-    """A dataclass field that is part of a trial's configuration only where it is set to something else.
+UNLESS_DEFAULT = {"told": "unless default"}
+"""Metadata of a field that is part of a trial's configuration only where it is set to something else.
 
-    For knobs that few trials turn, or that came after trials were named and baselines recorded without them.
-    """
-    return field(default=default, metadata={"told": "unless default"})
+For knobs that few trials turn, or that came after trials were named and baselines recorded without them.
+"""
+
+
+def unless_default(default: Any) -> Any:
+    """A dataclass field with ``UNLESS_DEFAULT``."""
+    return field(default=default, metadata=UNLESS_DEFAULT)

@@ -15,7 +15,7 @@ import yaml
 from harness.base.errors import UserError
 from harness.config.compose import hidden
 
-COMPONENTS = ("algo", "adapter", "evaluator", "judge", "model", "reward", "task")
+COMPONENTS = ("algo", "adapter", "curate", "evaluator", "judge", "model", "reward", "task")
 """Groups whose YAMLs name a class."""
 OTHER_SUFFIXES = (".yml", ".json")
 

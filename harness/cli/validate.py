@@ -31,6 +31,10 @@ BESIDE = {"task": {"model", "adapter", "train"}, "model": {"model", "train"}}
 """Of a group, the keys of errors that other surroundings may not have."""
 JUDGE = "eval.evaluators.judged.judge"
 """Where a judge stands: it is part of an evaluator."""
+RULES_OF_DATA = "task.curate"
+"""Where rules of curation stand: they are part of a task."""
+GIVEN = {"both_bad": "bar=1", "cap": "rows=10", "too_easy": "above=1"}
+"""What rules of ours cannot do without, and which no default can be."""
 OWN_TASKS = 3
 """Of the folder's tasks, on which its rewards and evaluators are tried where the embedded one lacks a column."""
 REHEARSED = ("algo", "adapter", "model", "reward", "task")
@@ -193,7 +197,7 @@ def _surroundings(group: str, folders: Sequence[str], plugins: Sequence[str]) ->
     own = {g: [o for f in folders for kind, o in options_of(Path(f)) if kind == g] for g in ("model", "task")}
     lengths = ["train.max_length=64", "train.max_completion_length=16"]
     models = [["model=shape/llama-10m"], *([f"model={option}", *lengths] for option in own["model"])]
-    if group not in ("reward", "evaluator"):
+    if group not in ("reward", "evaluator", "curate"):
         return [[], *models]
     tasks = [[[f"task={option}", *model] for model in ([], *models)] for option in own["task"]]
     sound = [[chosen for chosen in ways if _loads(chosen, folders, plugins)] for ways in tasks]
@@ -207,7 +211,7 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     if group in RULES:
         read_rules(str(root / group / f"{option}.yaml"))
         return
-    needed = [f"{_place(key)}={value}" for key, value in _needed(root, group, option).items()]
+    needed = [f"{_place(key, option)}={value}" for key, value in _needed(root, group, option).items()]
     if folders and group in SERVICES:
         from harness.sweep.expand import named, plan_sweep
 
@@ -217,9 +221,11 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
         assemble(compose([*plugins, *_chosen(group, option), *needed]))
 
 
-def _place(key: str) -> str:
+def _place(key: str, option: str) -> str:
     """Where a group's key stands in a trial."""
     group, _, field = key.partition(".")
+    if group == "curate":
+        return f"{RULES_OF_DATA}.{option}.{field}"
     return f"{JUDGE}.{field}" if group == "judge" else key
 
 
@@ -231,6 +237,9 @@ def _chosen(group: str, option: str) -> list[str]:
         return ["algo=grpo", f"reward={option}"]
     if group == "judge":
         return ["+evaluator@eval.evaluators.judged=judged", f"judge@{JUDGE}={option}"]
+    if group == "curate":
+        given = [f"{RULES_OF_DATA}.{option}.{GIVEN[option]}"] if option in GIVEN else []
+        return [f"+curate@{RULES_OF_DATA}.{option}={option}", *given]
     return [f"{group}={option}"]
 
 
@@ -245,7 +254,7 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     from harness.sweep import deep_checks
     from harness.sweep.expand import named, plan_sweep
 
-    if group not in (*REHEARSED, "evaluator"):
+    if group not in (*REHEARSED, "evaluator", "curate"):
         return ""
     if needed := _needed(root, group, option):
         return f"  (not tried: {', '.join(needed)} must be given; validate {group}={option} with it)"
@@ -253,6 +262,8 @@ def _tried(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     for errors in deep_checks.check(sweep).values():
         raise errors
     (point,) = sweep.points
+    if group == "curate":
+        return "  (training rows sifted)"
     if group == "evaluator":
         if words := _on_toys(dict(point.setup.plain), option):
             raise UserError(

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.base.errors import UserError, UserErrors
 from harness.base.formatting import did_you_mean
-from harness.config import renamed
+from harness.config import renamed, rules
 
 OWN_PACKAGE = "harness"
 IMPORTING = ("callbacks", "job_logging", "hydra_logging")
@@ -98,7 +98,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = hydra_compose("config", overrides=renamed.arguments(overrides), return_hydra_config=True)
+        config = hydra_compose("config", overrides=_present(overrides), return_hydra_config=True)
     except OmegaConfBaseException:
         raise  # some of these are ValueErrors too
     except ValueError as error:  # Hydra's own, for example for a group set to null
@@ -117,6 +117,10 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> dict[str, 
     if with_hydra:
         result["hydra"] = hydra_node
     return result
+
+
+def _present(given: Sequence[str]) -> list[str]:
+    return rules.arguments(renamed.arguments(given))
 
 
 def _refuse_strangers(node: Any, path: str, plugins: Sequence[str]) -> None:
@@ -154,7 +158,7 @@ def hydra_application(task: Callable[[Any], object], arguments: Sequence[str]) -
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of exiting with 1 and a message of its own
     shown = sys.argv
-    sys.argv = [shown[0], *renamed.arguments(arguments)]
+    sys.argv = [shown[0], *_present(arguments)]
     try:
         with _ours_first():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

@@ -27,7 +27,7 @@ from harness.models.generation import (
 from harness.tasks.base import Row, Score
 from harness.tasks.conversation import encode_sides, prompt_ids
 
-PAIRS, SAMPLES = ("pairs",), "samples"
+PAIRS, TRAINING, SAMPLES = ("pairs",), ("training pairs",), "samples"
 """Keys of what evaluators share (``Memo``); that of samples goes on with how they were drawn."""
 MOST_LOGITS = 2**28
 """In one forward pass of scoring: half a GB in bf16, and a GB for each of two copies in 32 bits. At a vocabulary of
@@ -71,7 +71,16 @@ def pair_log_probs(context: EvalContext) -> PairLogProbs:
 
 
 def _score_pairs(context: EvalContext) -> PairLogProbs:
-    pairs = context.rows(context.data.eval_pairs[context.split])
+    return score_pairs(context, context.data.eval_pairs[context.split])
+
+
+def score_pairs(context: EvalContext, rows: Sequence[Row]) -> PairLogProbs:
+    """Score both sides of pairs under the context's model.
+
+    Raises:
+        Diverged: a sum is not finite.
+    """
+    pairs = context.rows(rows)
     sides = encode_sides(context.tokenizer, pairs)
     truncated = sum(len(p) + len(c) > context.max_length for p, c in sides)
     sums, counts = _finite(context, *completion_log_probs(context, sides))

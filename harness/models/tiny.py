@@ -15,6 +15,7 @@ from harness.models.base import Model, Prepared
 from harness.models.loading import character_tokenizer, load_pretrained
 from harness.store.cache import Cache
 from harness.tasks.base import Task
+from harness.tasks.curating.applying import uncurated
 
 if TYPE_CHECKING:
     import torch
@@ -145,4 +146,4 @@ class Tiny(Model):
 
 def base_entries(model: Model, task: Task) -> tuple[str, ...]:
     """Where the code begins that makes the embedded base: its stage, the model's class, the task that gives rows."""
-    return ("harness.models.embedded", *identity.modules_of([model, task]))
+    return ("harness.models.embedded", *identity.modules_of([model, uncurated(task)]))

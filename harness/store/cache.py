@@ -26,6 +26,8 @@ MARK = "entry.json"
 DAMAGED = ".damaged-"
 HELD_OUT = "held-out-"
 """Begins the names of stages that hold what a model says of held-out rows before it is trained."""
+MARGINS = "margins"
+"""The stage that holds what a model says of training pairs before it learns from them (``task.curate``)."""
 SMALL = 64 * 2**20
 """Bytes up to which a file is hashed anew by every process."""
 _hashed: dict[tuple[str, tuple[int, ...]], str] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.base.records import Event
 from harness.store import journal
-from harness.store.cache import HELD_OUT
+from harness.store.cache import HELD_OUT, MARGINS
 from harness.telemetry.host import MB
 from harness.telemetry.sampler import MemorySummary
 
@@ -174,7 +174,7 @@ def _phase_of(stage: str) -> str | None:
         return "baseline"
     if stage.startswith(HELD_OUT):
         return None if stage.endswith("samples") else "reference"
-    return stage if stage == "reference" else "prepare"
+    return "reference" if stage in ("reference", MARGINS) else "prepare"
 
 
 def summary_from(events: list[Event], rank: int | None = None) -> MemorySummary | None:

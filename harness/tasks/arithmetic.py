@@ -18,7 +18,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.tasks.base import Row, Score, Task, TaskData
+from harness.tasks.base import Row, Score, TaskData
+from harness.tasks.curating.applying import Curated, held_sifted, sifted
 
 BEHAVIOURS = ("concise", "verbose", "wrong", "evasive")
 DECLINE = "i dont know."
@@ -27,7 +28,7 @@ _VERBOSE = re.compile(r"^well, the answer is (.+)\.$")
 
 
 @dataclass(frozen=True)
-class Arithmetic(Task):
+class Arithmetic(Curated):
     """Sums and differences with a known true reward; everything is made from ``seed``.
 
     Attributes:
@@ -77,20 +78,26 @@ class Arithmetic(Task):
         swap = random.Random(f"flipped-{self.seed}")  # of its own, so that all else stays the same
         train_pairs = [_swapped(p) if swap.random() < self.flipped else p for p in train_pairs]
         train_prompts = [dict(self._draw(rng, seen)) for _ in range(self.pairs)]
+        eval_pairs = {
+            name: [self._pair(rng, self._draw(rng, rows), noisy=False) for _ in range(self.eval_pairs)]
+            for name, rows in splits.items()
+        }
+        left = sifted(train_pairs, self.curate)
+        eval_pairs, told = held_sifted(eval_pairs, self.curate)
         return TaskData(
-            train_pairs=train_pairs,
+            train_pairs=left.rows,
             train_prompts=train_prompts,
-            eval_pairs={
-                name: [self._pair(rng, self._draw(rng, rows), noisy=False) for _ in range(self.eval_pairs)]
-                for name, rows in splits.items()
-            },
+            eval_pairs=eval_pairs,
             eval_prompts={name: self._balanced(rng, rows, self.eval_prompts) for name, rows in splits.items()},
             retention=self._held_letters(),
+            notes=[*left.notes, *told],
+            curation=left.counts,
         )
 
     def base_recipe(self) -> dict[str, Any]:
         """Without what shapes pairs, held-out rows and rewards alone."""
-        unread = ("pairs", "eval_pairs", "eval_prompts", "label_noise", "noise_temperature", "flipped", "length_cost")
+        unread = ("pairs", "eval_pairs", "eval_prompts", "label_noise", "noise_temperature", "flipped", "length_cost",
+                  "curate")  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in unread}
 
     def base_rows(self, count: int) -> list[Row]:

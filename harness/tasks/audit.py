@@ -66,7 +66,7 @@ def audit(data: TaskData) -> Audit:
     leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
     labelled = data.train_pairs or data.train_unpaired
     facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired), **_agreement(labelled)}
-    facts |= _answers(data)
+    facts |= {**_answers(data), **_curation(data)}
     return Audit(facts, leaks, leaked)
 
 
@@ -141,6 +141,13 @@ def _pairs(rows: Sequence[Row]) -> dict[str, str]:
         "pairs that occur more than once": _share(n - len(counted), n),
         "preferences that occur both ways": f"{both_ways:,}",
     }
+
+
+def _curation(data: TaskData) -> dict[str, str]:
+    """What each rule of ``task.curate`` did, of the rows that there were before the first."""
+    rows = data.train_pairs or data.train_unpaired or data.train_prompts
+    total = len(rows) + sum(n for name, n in data.curation.items() if name.startswith("removed"))
+    return {name.replace("_", " ", 2): _share(n, total) for name, n in data.curation.items()}
 
 
 def _labels(rows: Sequence[Row]) -> dict[str, str]:

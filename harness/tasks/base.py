@@ -48,6 +48,7 @@ class TaskData:
         eval_prompts: per split the held-out prompts.
         retention: ``prompt, completion`` rows of skills that alignment never touches; forgetting shows here.
         notes: one line per thing a reader should know (rows skipped and why, ...).
+        curation: ``removed_by_<rule>`` and ``changed_by_<rule>`` of ``task.curate`` -> training rows.
     """
 
     train_pairs: Sequence[Row] = ()
@@ -57,6 +58,7 @@ class TaskData:
     eval_prompts: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     retention: Sequence[Row] = ()
     notes: Sequence[str] = ()
+    curation: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from harness.base.errors import UserError
 from harness.config.closure import content_digest, files_below
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import TaskData
+from harness.tasks.curating.applying import Curated, columns_read, with_columns
 from harness.tasks.prompts import Prompts
 from harness.tasks.reading.annotators import with_annotations
 from harness.tasks.reading.checking import Checked, check
@@ -21,7 +22,7 @@ from harness.tasks.reading.splits import Overlap, assemble
 
 
 @dataclass(frozen=True)
-class Hub(Task):
+class Hub(Curated):
     """A data set of the Hugging Face hub, or a local folder or file that ``datasets`` can load.
 
     Attributes:
@@ -70,6 +71,7 @@ class Hub(Task):
 
     def __post_init__(self) -> None:
         """Check what fields demand of each other; ``ValueError`` is what ``build()`` collects."""
+        super().__post_init__()
         alone = ("answer_column", "answer_pattern", "prompt_template", "system_prompt")
         if self.kind != "prompts" and (set_ := [name for name in alone if getattr(self, name) is not None]):
             raise ValueError(f"{', '.join(set_)} need kind=prompts, and kind is {self.kind}")
@@ -83,7 +85,13 @@ class Hub(Task):
         train = self._checked(self.split, "task.split")
         held = None if self.eval_split is None else self._checked(self.eval_split, "task.eval_split")
         return assemble(
-            train, held, share=self.held_out, seed=self.seed, overlap=self.overlap, eval_key="task.eval_split"
+            train,
+            held,
+            share=self.held_out,
+            seed=self.seed,
+            overlap=self.overlap,
+            eval_key="task.eval_split",
+            curate=self.curate,
         )
 
     def fingerprint(self) -> str:
@@ -105,6 +113,7 @@ class Hub(Task):
             parse = partial({"preferences": pair, "unpaired": unpaired}[self.kind], layout=layout)
             dropped = layout.dropped
         parse = with_annotations(table, self.annotators, parse)
+        parse = with_columns(table, self.curate, parse, held_out=key == "task.eval_split")
         return check(table, self.kind, parse, allow_skipped=self.allow_skipped, dropped=dropped, notes=notes)
 
     def _table(self, split: str, key: str) -> Table:
@@ -113,7 +122,7 @@ class Hub(Task):
             found = found.select(range(min(self.max_rows, len(found))))
         # Columns that nobody reads may be images or other large things.
         read = {self.columns.get(ours, ours) for ours in COLUMNS} | (KNOWN if self.kind != "prompts" else set())
-        read |= {*self._prompts().read, *self.annotators}
+        read |= {*self._prompts().read, *self.annotators, *columns_read(self.curate, found.column_names)}
         rows = found.select_columns([c for c in found.column_names if c in read]).to_list()
         if not rows and len(found):
             rows = [{}] * len(found)  # none of the columns is there; ``layout_of`` says so

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import TaskData
+from harness.tasks.curating.applying import Curated, with_columns
 from harness.tasks.reading.annotators import with_annotations
 from harness.tasks.reading.checking import Checked, check
 from harness.tasks.reading.files import fingerprint_of, read_table
@@ -18,7 +19,7 @@ from harness.tasks.reading.splits import Overlap, assemble
 
 
 @dataclass(frozen=True)
-class Preferences(Task):
+class Preferences(Curated):
     """Preference data from a file, split by prompt into training, validation and test.
 
     Columns are ``chosen`` and ``rejected`` (with ``prompt``, or with the prompt as their common beginning),
@@ -62,6 +63,7 @@ class Preferences(Task):
             seed=self.seed,
             overlap=self.overlap,
             eval_key="task.eval_path",
+            curate=self.curate,
         )
 
     def fingerprint(self) -> str:
@@ -74,6 +76,7 @@ class Preferences(Task):
         layout = layout_of(table, self.columns, prompt_end=unescaped(self.prompt_end))
         parse = partial({"preferences": pair, "unpaired": unpaired}[layout.kind], layout=layout)
         parse = with_annotations(table, self.annotators, parse)
+        parse = with_columns(table, self.curate, parse, held_out=path != self.path)
         return check(
             table, layout.kind, parse, allow_skipped=self.allow_skipped, dropped=layout.dropped, notes=found.notes
         )

@@ -12,8 +12,8 @@ from typing import Any
 
 from harness.algorithms.base import Algorithm
 from harness.base.errors import UserError, UserErrors
-from harness.config import renamed
-from harness.config.compose import build
+from harness.config import renamed, rules
+from harness.config.compose import build, conf_dir
 from harness.config.parallel import Parallel
 from harness.config.theirs import plugin_problems
 from harness.config.train import Train, fill_from_preset, train_problems, with_lengths
@@ -85,6 +85,9 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     unused: list[str] = []
     plugins = tuple(plain.get("plugins") or ())
     errors += plugin_problems(plugins)
+    if nodes["task"] is not None:
+        nodes["task"], wrong = rules.named(nodes["task"], conf_dir())
+        errors += wrong
     for group, knob in (("algo", "beta"), ("adapter", "rank")):
         default = _class_default(nodes[group], knob, plugins)
         _inject(nodes[group], knob, plain.get(knob), group, errors, unused, default)

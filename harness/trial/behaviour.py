@@ -26,6 +26,7 @@ from harness.models.loading import character_tokenizer
 from harness.store.journal import Journal
 from harness.tasks.base import Row, Task, TaskData, digest_of, prompt_key, text_of
 from harness.tasks.conversation import PLAIN_TEMPLATE, Style
+from harness.tasks.curating.applying import uncurated
 from harness.trial.context import Ground
 from harness.trial.keys import judging_code
 
@@ -54,7 +55,8 @@ def tell_fingerprints(ground: Ground, journal: Journal) -> None:
             lambda evaluator=evaluator: of_evaluator(evaluator, toys()),
         )
     if judging and (setup.task.has_reward or setup.task.knows_declining):
-        code, fields = closure.closure(identity.modules_of([setup.task])), identity.digest(asdict(setup.task))
+        task = uncurated(setup.task)
+        code, fields = closure.closure(identity.modules_of([task])), identity.digest(asdict(task))
         wanted[f"{JUDGING}task"] = code, {**rows, "configuration": fields}, lambda: of_rules(setup.task, data)
     if setup.model.embedded:
         model, task = setup.model, setup.task

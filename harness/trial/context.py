@@ -57,6 +57,8 @@ class Ground:
     world: World = World()
     wish: Path | None = None
     found: Found = field(default_factory=Found)
+    curated: TaskData | None = None
+    """The rows without what the base's margins rule out; None where nothing asks for them."""
     progress: Callable[[str, int, int], None] | None = None
     journal: Journal | None = None
     told: set[str] = field(default_factory=set)
@@ -69,6 +71,11 @@ class Ground:
     def bare_rows(self, rows: Any) -> list[dict[str, Any]]:
         """The same without what stands before the policy's prompts."""
         return self.style.bare.rows(rows)
+
+    @property
+    def learned(self) -> TaskData:
+        """The rows that training learns from; those that are held out are the same as in ``data``."""
+        return self.curated or self.data
 
     @property
     def chat(self) -> bool:
@@ -132,7 +139,7 @@ class Ground:
             ground = StageGround(
                 load=lambda spec=spec: self.load_for(spec.adapter),
                 base_key=self.base_key,
-                data=self.data,
+                data=self.learned,
                 tokenizer=self.tokenizer,
                 rows=self.bare_rows,
                 device=self.device,
@@ -195,15 +202,19 @@ class Ground:
             base: that training starts from, or with ``deployed`` that is judged (``load_base``).
             deployed: which of them it is.
         """
-        adapter, place = self.setup.adapter, self.place
         context = self.eval_context(base, None)
+        context.memo.kept = self.of_the_base(deployed=deployed)
+        return context
+
+    def of_the_base(self, *, deployed: bool = False) -> OfTheBase:
+        """What other trials and this one know of a model before training (``base_context``)."""
+        adapter, place = self.setup.adapter, self.place
         if deployed and self.baseline_quantization is None:
             dtype, quantization = self.dtype, None
         else:
             dtype, quantization = place.stored_for(adapter.trains_base), adapter.quantization(place.unpacked)
         bits = None if quantization is None else quantization.to_dict()
-        context.memo.kept = OfTheBase(self, str(dtype), bits, within=deployed)
-        return context
+        return OfTheBase(self, str(dtype), bits, within=deployed)
 
     def merging(self) -> Merging:
         """The base that the trained adapter can be merged into, and the way back to the bits that it came from."""
@@ -273,6 +284,8 @@ def prepare_ground(setup: Setup, data: TaskData, job: Job, journal: Journal) -> 
     data, found = usable(setup, data, tokenizer, style, cache, source)
     for note in (*data.notes, *found.notes):
         journal.write("note", message=note)
+    if data.curation:
+        journal.write("metrics", values={f"data/{name}": float(rows) for name, rows in data.curation.items()})
     return Ground(
         setup=setup,
         data=data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from harness.base.records import Trial
 from harness.config import closure, identity
 from harness.config.devices import compute_device
 from harness.tasks.base import TaskData, digest_of
+from harness.tasks.curating.applying import rules_of
+from harness.tasks.curating.base import MarginRule
 from harness.trial.assemble import Setup, with_baseline
 from harness.trial.data import load_replay
 from harness.trial.keys import judging_code, training_code
@@ -18,6 +20,8 @@ from harness.trial.keys import judging_code, training_code
 NOT_IN_TRAIN_KEY = ("logging_steps", "checkpoint_steps")
 CURVE = ("at", "curve_pairs", "curve_prompts", "best_of")
 """Settings of ``eval`` about the curve, which is recorded while training and says nothing of the final evaluation."""
+MARGINS_READ = ("batch_size", "max_length")
+"""Settings of ``eval`` that change the base's margins of the training pairs, where curation asks for them."""
 CURVE_READS = ("split", "batch_size", "max_length", "max_completion_length", "seed")
 """Other settings of ``eval`` that change a point of the curve."""
 
@@ -51,6 +55,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         **({"content of train.replay": digest_of(rows)} if (rows := load_replay(setup)) else {}),
         **({f"content of reward.{k}": v for k, v in setup.reward.contents().items()} if setup.reward else {}),
         **{f"curve.{k}": str(v) for k, v in curve_config(setup).items()},
+        **{f"margins.{k}": str(getattr(setup.eval, k)) for k in MARGINS_READ if rules_of(setup.task, MarginRule)},
         "training code": code,
         **{f"version of {k}": v for k, v in versions.items()},
     }
@@ -161,4 +166,7 @@ def _plain_fields(component: Any, leave_out: tuple[str, ...] = ()) -> dict[str, 
 def _told(field: Field[Any], component: Any) -> bool:
     """Whether a field is part of the configuration (``records.unless_default``)."""
     told = field.metadata.get("told", True)
-    return getattr(component, field.name) != field.default if told == "unless default" else bool(told)
+    if told != "unless default":
+        return bool(told)
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return getattr(component, field.name) != default

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluator
 from harness.tasks.base import Task
+from harness.tasks.curating.applying import rules_of, uncurated
+from harness.tasks.curating.base import MarginRule
 
 if TYPE_CHECKING:
     from harness.trial.assemble import Setup
@@ -19,12 +21,13 @@ def training_code(setup: Setup) -> dict[str, Path]:
     components = [setup.algo, setup.adapter, setup.model, setup.task, setup.reward, setup.train]
     stages = ["harness.stages.reward_model"] if setup.reward is not None and setup.reward.stages() else []
     curve = ["harness.trial.curve.points"] if setup.eval.at else []
-    return closure.of_training([*identity.modules_of(components), *stages, *curve])
+    margins = ["harness.evaluators.scoring"] if rules_of(setup.task, MarginRule) else []
+    return closure.of_training([*identity.modules_of(components), *stages, *curve, *margins])
 
 
 def judging_code(evaluators: Iterable[Evaluator], task: Task) -> dict[str, Path]:
     """The modules that can change what evaluators say of a model; the task's, by whose rules they judge, among them."""
-    return closure.closure(["harness.evaluators.base", *identity.modules_of([*evaluators, task])])
+    return closure.closure(["harness.evaluators.base", *identity.modules_of([*evaluators, uncurated(task)])])
 
 
 def baseline_code(setup: Setup, evaluator: Evaluator) -> dict[str, Path]:

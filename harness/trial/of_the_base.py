@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import closure, identity
-from harness.store.cache import HELD_OUT, Cache
+from harness.store.cache import HELD_OUT, MARGINS, Cache
+from harness.tasks.curating.applying import uncurated
 
 if TYPE_CHECKING:
     from harness.trial.context import Ground
@@ -41,7 +42,7 @@ class OfTheBase:
 
     def __call__(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns, or has returned to a trial before this one."""
-        from harness.evaluators.scoring import PAIRS, PairLogProbs, Sample
+        from harness.evaluators.scoring import PAIRS, TRAINING, PairLogProbs, Sample
         from harness.trial.context import note_stage
 
         ground, setup = self.ground, self.ground.setup
@@ -62,18 +63,18 @@ class OfTheBase:
 
         def build(folder: Path) -> Mapping[str, Any]:
             found = compute()
-            kept = found.numbers if key == PAIRS else [asdict(sample) for sample in found]
+            kept = found.numbers if key in (PAIRS, TRAINING) else [asdict(sample) for sample in found]
             (folder / "found.json").write_text(json.dumps(kept))
             return {}
 
         # Not the ranks' own cache: evaluators run in one process, and no other waits for what they ask.
-        stage = f"{HELD_OUT}{key[0]}"
+        stage = MARGINS if key == TRAINING else f"{HELD_OUT}{key[0]}"
         entry = Cache(ground.cache.root).fetch(stage, identity.digest(inputs), build, inputs=inputs)
         if ground.journal is not None and entry.path.name not in ground.told:
             note_stage(ground.journal, stage, entry, within=self.within)
             ground.told.add(entry.path.name)
         found = json.loads((entry.path / "found.json").read_text())
-        if key == PAIRS:
+        if key in (PAIRS, TRAINING):
             return PairLogProbs.of(found)
         return [Sample(**{**each, "ids": tuple(each["ids"])}) for each in found]
 
@@ -81,5 +82,5 @@ class OfTheBase:
 def code_of(ground: Ground) -> dict[str, Path]:
     """The code that can change a score or a sample."""
     return closure.closure(
-        ["harness.evaluators.scoring", *identity.modules_of([ground.setup.model, ground.setup.task])]
+        ["harness.evaluators.scoring", *identity.modules_of([ground.setup.model, uncurated(ground.setup.task)])]
     )

@@ -19,6 +19,7 @@ import torch
 from harness.algorithms import sharding
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.trainers import ready_trainer, released
+from harness.base.errors import UserErrors
 from harness.base.world import leader_first, sharing_cores, total
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation, sound
@@ -27,6 +28,8 @@ from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
 from harness.models.plain_lora import change_of, on_base
 from harness.store.journal import Journal
+from harness.tasks.curating.applying import by_margin, rules_of
+from harness.tasks.curating.base import MarginRule
 from harness.telemetry.clock import PhaseClock
 from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
 from harness.trial.assemble import Setup, assemble
@@ -59,6 +62,9 @@ def run(job: Job, journal: Journal) -> None:
         tell_fingerprints(ground, journal)
         seed_everything(setup.eval.seed)
         judge_base(ground, journal)
+    if setup.algo.trains and job.mode == "train" and rules_of(setup.task, MarginRule):
+        with clock.phase("reference"):
+            ground = curated_by_margin(ground, journal)
     with clock.phase("prepare"):
         folders = ground.reward_folders(journal) if job.mode == "train" else {}
         model = ground.load_policy_base()
@@ -145,6 +151,30 @@ def reference_scores(ground: Ground, model: Any, journal: Journal) -> Any:
     return PairLogProbs(empty, empty, empty, empty, 0)
 
 
+def curated_by_margin(ground: Ground, journal: Journal) -> Ground:
+    """With the training rows that are left by the base's own margins, which are in the cache or scored now."""
+    from harness.evaluators.scoring import TRAINING, score_pairs
+
+    data, setup = ground.data, ground.setup
+
+    def scored() -> Any:
+        return score_pairs(ground.base_context(ground.load_policy_base()), data.train_pairs)
+
+    with leader_first(ground.world):
+        found = ground.of_the_base()(TRAINING, scored)
+    free_memory(ground.device)
+    margins = found.chosen / found.chosen_tokens.clamp(min=1) - found.rejected / found.rejected_tokens.clamp(min=1)
+    left = by_margin(data, rules_of(setup.task), margins.tolist())
+    if errors := setup.algo.problems(setup.task, left, setup.train):
+        raise UserErrors(errors)
+    for note in left.notes[len(data.notes) :]:
+        journal.write("note", message=note)
+    journal.write("metrics", values={f"data/{name}": float(rows) for name, rows in left.curation.items()})
+    ground = replace(ground, curated=left)
+    keep_data_card(ground, left, journal)
+    return ground
+
+
 def train(
     ground: Ground,
     model: Any,
@@ -174,7 +204,7 @@ def train(
                 tokenizer=ground.tokenizer,
                 adapter=setup.adapter,
                 task=setup.task,
-                data=ground.data,
+                data=ground.learned,
                 rows=ground.rows,
                 bare=ground.bare_rows,
                 reward=setup.reward,

@@ -30,9 +30,9 @@ def tight_key(words: str) -> str:
     return "".join(unicodedata.normalize("NFKC", words).casefold().split())
 
 
-def limit(count: int) -> float:
+def limit(count: int, common: float = COMMON) -> float:
     """Texts of ``count`` that may share a run before it is boilerplate."""
-    return max(FEW, COMMON * count)
+    return max(FEW, common * count)
 
 
 def copies(held: Iterable[str], training: Iterable[str]) -> dict[str, tuple[str, str, str]]:
@@ -125,15 +125,15 @@ class Runs:
     limit: float
 
 
-def runs(texts: Sequence[str], length: int) -> Runs:
-    """The runs of ``length`` words."""
+def runs(texts: Sequence[str], length: int, *, common: float = COMMON) -> Runs:
+    """The runs of ``length`` words; one that more than the share ``common`` of the texts have is boilerplate."""
     numbers: dict[str, int] = {}
     words: list[int] = []
     ends: list[int] = []
     for one in texts:
         words += [numbers.setdefault(w, len(numbers)) for w in unicodedata.normalize("NFKC", one).casefold().split()]
         ends.append(len(words))
-    most, none = limit(len(texts)), np.zeros(0, dtype=np.int64)
+    most, none = limit(len(texts), common), np.zeros(0, dtype=np.int64)
     owner = np.repeat(np.arange(len(texts)), np.diff([0, *ends]))
     last = max(0, len(words) - length + 1)
     at = np.flatnonzero(owner[:last] == owner[len(owner) - last :])  # within one text
@@ -146,10 +146,10 @@ def runs(texts: Sequence[str], length: int) -> Runs:
     group = np.cumsum(fresh) - 1
     first = fresh | np.concatenate([[True], owner[at][1:] != owner[at][:-1]])  # of a hash in its text
     texts_with = np.bincount(group[first])[group]
-    common = texts_with > most
+    frequent = texts_with > most
     covered = np.zeros(len(words) + 1, dtype=np.int64)
-    np.add.at(covered, at[common], 1)
-    np.add.at(covered, at[common] + length, -1)
+    np.add.at(covered, at[frequent], 1)
+    np.add.at(covered, at[frequent] + length, -1)
     inside = np.concatenate([[0], np.cumsum(np.cumsum(covered)[:-1] > 0)])
     rare = inside[at + length] == inside[at]
     return Runs(keys[first], owner[at][first], texts_with[first], rare[first], most)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from harness.base.errors import UserError
 from harness.tasks.base import Row, TaskData, Text, prompt_key, text_of
+from harness.tasks.curating.applying import Rules, held_sifted, sifted
 from harness.tasks.reading.checking import Checked
 from harness.tasks.reading.copies import showing
 from harness.tasks.reading.families import RUN, Families, families
@@ -92,6 +93,7 @@ def assemble(
     seed: int,
     overlap: Overlap = "error",
     eval_key: str,
+    curate: Rules | None = None,
 ) -> TaskData:
     """All rows a trial may touch.
 
@@ -102,7 +104,9 @@ def assemble(
         seed: governs the split.
         overlap: what to do with training rows whose prompt is held out.
         eval_key: the configuration key that names the held-out rows (``task.eval_path``).
+        curate: rules for what is left to train on.
     """
+    rules = curate or {}
     notes = [*train.notes, *(held.notes if held else ())]
     if held is None:
         prompts = {loose_key(row["prompt"]): row["prompt"] for row in train.rows}
@@ -128,10 +132,15 @@ def assemble(
     if held is None or overlap == "drop":
         rest, told = _without_copies(rest, source, split)
         notes += told
-    parts = {
-        name: [row for row in source.rows if loose_key(row["prompt"]) in keys]
-        for name, keys in zip(SPLITS, (split.validation, split.test), strict=True)
-    }
+    left = sifted(rest, rules, kind=train.kind)
+    parts, on_held = held_sifted(
+        {
+            name: [row for row in source.rows if loose_key(row["prompt"]) in keys]
+            for name, keys in zip(SPLITS, (split.validation, split.test), strict=True)
+        },
+        rules,
+    )
+    rest, notes = left.rows, [*notes, *left.notes, *on_held]
     eval_pairs = {name: _pairs(source, rows) for name, rows in parts.items()}
     if source.kind == "unpaired":
         notes.append(_note_on_pairs(parts, eval_pairs))
@@ -142,6 +151,7 @@ def assemble(
         eval_pairs=eval_pairs,
         eval_prompts={name: _prompts(rows) for name, rows in parts.items()},
         notes=notes,
+        curation=left.counts,
     )
 
 
