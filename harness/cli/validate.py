@@ -207,7 +207,7 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
     if group in RULES:
         read_rules(str(root / group / f"{option}.yaml"))
         return
-    needed = [f"{_place(key)}={value}" for key, value in _needed(root, group, option).items()]
+    needed = [f"{_place(key, option)}={value}" for key, value in _needed(root, group, option).items()]
     if folders and group in SERVICES:
         from harness.sweep.expand import named, plan_sweep
 
@@ -217,10 +217,10 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
         assemble(compose([*plugins, *_chosen(group, option), *needed]))
 
 
-def _place(key: str) -> str:
-    """Where a group's key stands in a trial."""
+def _place(key: str, option: str) -> str:
+    """Where a group's key stands in a trial that takes this option."""
     group, _, field = key.partition(".")
-    return f"{JUDGE}.{field}" if group == "judge" else key
+    return {"judge": f"{JUDGE}.{field}", "evaluator": f"eval.evaluators.{option}.{field}"}.get(group, key)
 
 
 def _chosen(group: str, option: str) -> list[str]:
