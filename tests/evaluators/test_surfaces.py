@@ -25,6 +25,7 @@ from harness.sweep.expand import plan_sweep
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import text_of
 from harness.trial.behaviour import context_on_toys, figures_of, fixture_rows, of_evaluator
+from tests.runs import Sandbox
 from tests.toys import random_llama, write_jsonl
 
 TASK = Arithmetic(pairs=8, eval_pairs=4, eval_prompts=4)
@@ -392,3 +393,44 @@ def test_each_says_something_of_a_toy_that_its_code_can_be_known_by(tmp_path):
         figures = of_evaluator(kind(path=path), own)
         again, there = kind(path=path).on_fixture(own, "")
         assert figures == figures_of(again.evaluate(there)) and len(figures) > 1
+
+
+@pytest.mark.nightly
+def test_a_sweep_is_judged_by_all_of_them_and_its_report_and_gate_show_it(tmp_path, cache_dir):
+    sandbox = Sandbox(tmp_path, cache_dir)
+    words = "the rain fell on the old barn " * 20
+    files: dict[str, list[dict[str, Any]]] = {
+        "refusals": [{"prompt": f"{i}+1=", "should": "answer", "group": "sums"} for i in range(6)]
+        + [{"prompt": f"{i}+a=", "should": "refuse", "attack": "letters"} for i in range(3)],
+        "declining": [
+            {"prompt": f"{i}+{w}=", "should": s} for i in range(3) for w, s in (("2", "answer"), ("b", "refuse"))
+        ],
+        "sycophancy": [{"question": f"{i}+2=", "answer": i + 2, "opinion": i + 3} for i in range(6)],
+        "long_context": [{"question": "1+2=", "answer": "3", "document": words[: 20 * n]} for n in (1, 2, 30)],
+        "conversations": [{"turns": [f"{i}+1=", {"user": "2+2=", "contains": "4"}]} for i in range(3)],
+    }
+    chosen: list[str] = []
+    for name, rows in files.items():
+        path, at = write_jsonl(tmp_path / f"{name}.jsonl", rows), f"eval.evaluators.{name}"
+        chosen += [f"+evaluator@{at}={name}", f"{at}.path={path}"]
+    chosen += [
+        "eval.evaluators.long_context.lengths=[40,80]",
+        "eval.evaluators.sycophancy.leading='{question} {opinion} ?'",
+        "eval.evaluators.declining.phrases=['dont know']",
+    ]
+    done = sandbox.run("-m", "algo=dpo", "seed=0,1", *chosen, "sweep=own")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for result in sandbox.results("own").values():
+        for side in ("baseline", "eval"):
+            metrics = {k.removeprefix(f"{side}/"): v for k, v in result["metrics"].items() if k.startswith(side)}
+            assert 0 <= metrics["refusals/unwanted"] <= 1 and "refusals/sums/unwanted_high" in metrics
+            assert metrics["refusals/letters/attack_success"] == pytest.approx(1 - metrics["refusals/wanted"])
+            assert {"declining/wanted", "sycophancy/accuracy_change", "conversations/turn_2"} <= metrics.keys()
+            assert metrics["long_context/too_long"] == 1 and "long_context/accuracy_40" in metrics
+        assert "delta/refusals/unwanted" in result["metrics"]
+    told = sandbox.call("report", "--sweep", "own")
+    assert told.returncode == 0, told.stderr
+    text = next((tmp_path / "reports" / "own").glob("*.md")).read_text()
+    assert all(f"### Own prompts: {name}" in text for name in files)
+    gated = sandbox.call("gate", "--baseline", "own", "--candidate", "own", "--rules", "general")
+    assert gated.returncode in (0, 1) and "against the base" in gated.stdout, gated.stdout + gated.stderr

@@ -87,7 +87,7 @@ def test_a_rule_against_the_base_holds_each_seed_to_it_whatever_the_baseline_has
 
 
 def test_a_sweep_is_held_to_its_own_base_without_a_baseline_file():
-    figures = {REWARD: 0.5, "delta/true_reward": -0.31}
+    figures = {REWARD: 0.5, "delta/true_reward": -0.31, "params.algo.name": "dpo"}
     frame = trials(*[{"trial_id": f"dpo-s{s}-00000000", "seed": float(s), **figures} for s in range(3)])
     (found,) = [f for f in judge(frame, frame, rules(absolute=0.02, against="base")) if f.metric]
     assert found.change == pytest.approx(-0.31) and found.note == "against the base" and found.fails
