@@ -222,11 +222,14 @@ def _built(group: str, option: str, root: Path, folders: Sequence[str], plugins:
 
 
 def _place(key: str, option: str) -> str:
-    """Where a group's key stands in a trial."""
+    """Where a group's key stands in a trial that takes this option."""
     group, _, field = key.partition(".")
-    if group == "curate":
-        return f"{RULES_OF_DATA}.{option}.{field}"
-    return f"{JUDGE}.{field}" if group == "judge" else key
+    places = {
+        "curate": f"{RULES_OF_DATA}.{option}.{field}",
+        "evaluator": f"eval.evaluators.{option}.{field}",
+        "judge": f"{JUDGE}.{field}",
+    }
+    return places.get(group, key)
 
 
 def _chosen(group: str, option: str) -> list[str]:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.judges.base import Judge, Longer, Pair
 from harness.tasks.base import Task, TaskData, Text, prompt_key, text_of
-
-if TYPE_CHECKING:
-    from harness.judges.asking import Bill
-
-MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Judged(Evaluator):
         verdicts, bill = ask(self.judge, [*labelled, *compared], context.cache, context.progress)
         on_labelled, on_compared = verdicts[: len(labelled)], verdicts[len(labelled) :]
 
-        metrics: dict[str, float] = dict(self._bill(bill))
+        metrics: dict[str, float] = bill.metrics(self.judge)
         examples: dict[str, dict[str, list[Any]]] = {}
         absent: dict[str, str] = {}
         if labelled:
@@ -110,15 +105,6 @@ class Judged(Evaluator):
             _, theirs = held_out_samples(before, per_prompt=self.samples, max_prompts=self.max_prompts)
         pairs = [Pair(shown(rows[a.row]["prompt"]), a.text, b.text) for a, b in zip(mine, theirs, strict=True)]
         return [prompt_key(row["prompt"]) for row in rows], pairs
-
-    def _bill(self, bill: Bill) -> Mapping[str, float]:
-        """What was asked, and what that took."""
-        found = {"judge_asked": float(bill.asked), "judge_tokens": float(bill.tokens_in + bill.tokens_out)}
-        for tokens, name in ((bill.tokens_in, "price_in"), (bill.tokens_out, "price_out")):
-            price: float | None = getattr(self.judge, name, None)
-            if price is not None:
-                found["judge_cost"] = found.get("judge_cost", 0.0) + tokens * price / MILLION
-        return found
 
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:
         """What a reader of the win rate must know."""

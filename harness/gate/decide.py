@@ -16,7 +16,7 @@ from enum import StrEnum
 from harness.base.spread import smallest_step
 from harness.config import fingerprint
 from harness.gate.baseline import Record
-from harness.gate.rules import Rule, Rules
+from harness.gate.rules import Rule, Rules, change_of
 
 POWER = 0.8
 """Chance of being found that makes a loss detectable."""
@@ -95,7 +95,7 @@ def decide(
         if label in candidate and not alike(record, candidate[label], despite).obstacles
         for name, rule in rules.metrics.items()
         if rule.concerns(label)
-        and name in record.metrics
+        and (name in record.metrics if rule.against == "record" else change_of(name) in candidate[label].metrics)
         and name in candidate[label].metrics
         and not _skipped(rule, record, candidate[label])
     ]
@@ -182,6 +182,9 @@ def _of_recipe(
     for name, rule in rules.metrics.items():
         if not rule.concerns(label):
             continue
+        if rule.against == "base" and name in after.metrics:
+            found.append(_against_base(label, name, rule, after, rules, alpha))
+            continue
         if name not in before.metrics:
             here = name in after.metrics
             note = "not in the baseline; gate --update takes it in" if here else "neither side has it"
@@ -221,21 +224,49 @@ def _skipped(rule: Rule, before: Record, after: Record) -> str | None:
 def _decided(
     label: str, name: str, rule: Rule, before: Sequence[float], after: Sequence[float], rules: Rules, alpha: float
 ) -> Finding:
-    mean_before, mean_after = math.fsum(before) / len(before), math.fsum(after) / len(after)
-    change, tolerance = mean_after - mean_before, rule.tolerance(mean_before)
     reach, detectable = _reach(before, after, alpha)
+    note = "one seed on either side says nothing of the spread" if reach is None else ""
+    means, seeds = [math.fsum(side) / len(side) for side in (before, after)], (len(before), len(after))
+    return _found(label, name, rule, means[0], means[1], seeds, reach, detectable, rules, note)
+
+
+def _found(
+    label: str,
+    name: str,
+    rule: Rule,
+    mean_before: float,
+    mean_after: float,
+    seeds: tuple[int, int],
+    reach: float | None,
+    detectable: float | None,
+    rules: Rules,
+    note: str,
+) -> Finding:
+    """The finding of a difference of means, the half-width of its interval, and the loss that would be found."""
+    change, tolerance = mean_after - mean_before, rule.tolerance(mean_before)
     low, high = (None, None) if reach is None else (change - reach, change + reach)
-    gain = change if rule.direction == "up" else -change
-    outcome = _outcome(gain, reach, tolerance)
+    outcome = _outcome(change if rule.direction == "up" else -change, reach, tolerance)
     detectable = None if detectable is None else max(detectable, tolerance)
     unseen = detectable is None or detectable > rule.matters(mean_before)
     blind = unseen and outcome is Outcome.INCONCLUSIVE
     fails = outcome is Outcome.REGRESSED or (outcome is Outcome.INCONCLUSIVE and rules.inconclusive == "fail")
-    note = "one seed on either side says nothing of the spread" if reach is None else ""
     return Finding(
-        label, name, outcome, note, mean_before, mean_after, (len(before), len(after)), change, low, high, tolerance,
+        label, name, outcome, note, mean_before, mean_after, seeds, change, low, high, tolerance,
         fails or (blind and rules.fail_if_blind), detectable, blind,
     )  # fmt: skip
+
+
+def _against_base(label: str, name: str, rule: Rule, after: Record, rules: Rules, alpha: float) -> Finding:
+    """Each seed against the base that it started from: a mean of changes, with a t interval of their own."""
+    changes, own = after.metrics.get(change_of(name)), after.metrics[name]
+    if changes is None:
+        note = "the base was not judged (eval.baseline=none), or could not be"
+        return Finding(label, name, Outcome.SKIPPED, note, fails=rules.fail_if_blind, blind=True)
+    change, mean_after = math.fsum(changes) / len(changes), math.fsum(own) / len(own)
+    mean_before = mean_after - change
+    reach, detectable = _reach_of_changes(changes, alpha)
+    note = "against the base" + ("" if reach is not None else "; one seed says nothing of the spread")
+    return _found(label, name, rule, mean_before, mean_after, (len(own), len(own)), reach, detectable, rules, note)
 
 
 def changed(before: Record, after: Record) -> str:
@@ -268,6 +299,19 @@ def _reach(before: Sequence[float], after: Sequence[float], alpha: float) -> tup
     error = math.sqrt(variance * (1 / n + 1 / m))
     reach = float(t.ppf(1 - alpha, freedom)) * error
     return reach, reach + float(t.ppf(POWER, freedom)) * error
+
+
+def _reach_of_changes(changes: Sequence[float], alpha: float) -> tuple[float | None, float | None]:
+    """The same for seeds that are each held to one base: the spread is that of their changes."""
+    from scipy.stats import t
+
+    if (n := len(changes)) < 2:
+        return None, None
+    mean = math.fsum(changes) / n
+    variance = max(math.fsum((v - mean) ** 2 for v in changes) / (n - 1), smallest_step(changes) ** 2 / 4)
+    error = math.sqrt(variance / n)
+    reach = float(t.ppf(1 - alpha, n - 1)) * error
+    return reach, reach + float(t.ppf(POWER, n - 1)) * error
 
 
 def _outcome(gain: float, reach: float | None, tolerance: float) -> Outcome:

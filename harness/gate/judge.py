@@ -31,7 +31,7 @@ def judge(
     """
     names = list(rules.metrics)
     before = baseline.recipes if isinstance(baseline, Baseline) else store.records(baseline, names)
-    after = store.records(candidate, names)
+    after = store.records(candidate, [*names, *rules.changes])
     known = {**before, **after}
     for name, rule in rules.metrics.items():
         if (idle := rule.idle(known)) is not None:

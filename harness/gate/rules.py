@@ -29,6 +29,8 @@ class Rule:
             twice ``relative`` where that is more.
         same_device: look only where candidate and baseline ran on the same device and number of threads say little
             elsewhere (memory, speed); otherwise the metric is skipped, and that is said.
+        against: what the metric is held to: ``record``, the baseline's recipe of the same name; or ``base``, the model
+            before training as each trial of the candidate has judged it, whatever the baseline holds.
         only: patterns of recipes' labels (``dpo-*``); the rule says nothing about others. None given: about all.
     """
 
@@ -39,6 +41,7 @@ class Rule:
     relative: Annotated[float, Ge(0)] | None = None
     must_see: Annotated[float, Gt(0)] | None = None
     same_device: bool = False
+    against: Literal["record", "base"] = "record"
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +89,21 @@ class Rules:
     false_alarms: Annotated[float, Gt(0), Lt(1)] = 0.01
     inconclusive: Literal["pass", "fail"] = "pass"
     fail_if_blind: bool = False
+
+    def __post_init__(self) -> None:
+        """Only evaluators judge the base; ``ValueError`` is what ``build()`` collects."""
+        if odd := [n for n, rule in self.metrics.items() if rule.against == "base" and not n.startswith("eval/")]:
+            raise ValueError(f"metrics.{odd[0]}: against=base is for metrics of evaluators (eval/...)")
+
+    @property
+    def changes(self) -> list[str]:
+        """The metrics that say what became of the base's figures, where a rule asks."""
+        return [change_of(name) for name, rule in self.metrics.items() if rule.against == "base"]
+
+
+def change_of(metric: str) -> str:
+    """The metric of an evaluator less the base's."""
+    return metric.replace("eval/", "delta/", 1)
 
 
 def read_rules(name: str) -> Rules:

@@ -14,6 +14,8 @@ from typing import IO
 from harness.config import identity
 from harness.judges.base import Answer, Judge, Pair, Winner
 
+MILLION = 1_000_000
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -54,6 +56,15 @@ class Bill:
     kept: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+
+    def metrics(self, judge: Judge) -> dict[str, float]:
+        """The answers that were asked for, what that took in tokens, and in money where the judge has prices."""
+        found = {"judge_asked": float(self.asked), "judge_tokens": float(self.tokens_in + self.tokens_out)}
+        for tokens, name in ((self.tokens_in, "price_in"), (self.tokens_out, "price_out")):
+            price: float | None = getattr(judge, name, None)
+            if price is not None:
+                found["judge_cost"] = found.get("judge_cost", 0.0) + tokens * price / MILLION
+        return found
 
 
 class Kept:
@@ -105,7 +116,20 @@ def ask(
     Raises:
         UserError: the judge gave no answer; all that it had given are kept.
     """
-    questions = [judge.asks(one) for pair in pairs for one in (pair, pair.turned)]
+    answers, bill = answered(
+        judge, [judge.asks(one) for pair in pairs for one in (pair, pair.turned)], folder, progress
+    )
+    said: list[Winner | None] = [answer.winner for answer in answers]
+    return [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))], bill
+
+
+def answered(
+    judge: Judge,
+    questions: Sequence[str],
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[Answer], Bill]:
+    """An answer to each question, as ``ask`` has it: kept as soon as it is there, and none is asked for twice."""
     digests = [identity.digest({"question": question}) for question in questions]
     kept = Kept(folder, judge)
     missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in kept.known}
@@ -126,9 +150,7 @@ def ask(
             judge.answers(list(missing.values()), told)
     finally:
         kept.close()
-    said: list[Winner | None] = [kept.known[digest].winner for digest in digests]
-    verdicts = [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))]
-    return verdicts, Bill(done, before, tokens_in, tokens_out)
+    return [kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
 
 
 def _turned(winner: Winner | None) -> Winner | None:

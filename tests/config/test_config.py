@@ -25,6 +25,9 @@ NO_KEY_NEEDED = {
     **dict.fromkeys(
         [f"{kind}.{name}" for kind in ("Longer", "Served") for name in ("question", "criterion")], "whole paragraphs"
     ),
+    **dict.fromkeys(
+        [f"{kind}.question" for kind in ("Refusals", "Sycophancy", "LongContext", "Conversations")], "whole paragraphs"
+    ),
     "SFT.beta": "imitation has no such knob",
     "Untrained.beta": "nothing is trained",
     "Untrained.presets": "nothing is trained",

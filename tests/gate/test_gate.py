@@ -70,6 +70,36 @@ def test_a_base_that_measures_otherwise_is_told_and_judged_all_the_same():
         assert any(f.metric == REWARD for f in found) and not any(f.fails for f in found)
 
 
+def test_a_rule_against_the_base_holds_each_seed_to_it_whatever_the_baseline_has():
+    own, changes = (0.60, 0.58, 0.59), (-0.10, -0.12, -0.11)
+    after = record(*own)
+    after = replace(after, metrics={REWARD: list(own), "delta/true_reward": list(changes)})
+    asked = rules(absolute=0.02, against="base", false_alarms=0.05)
+    found = decided(record(0.1, 0.1), after, asked)
+    reach = student.ppf(0.95, 2) * 0.01 / math.sqrt(3)
+    assert (found.change, found.low, found.high) == pytest.approx((-0.11, -0.11 - reach, -0.11 + reach))
+    assert found.before == pytest.approx(0.70) and found.outcome is Outcome.REGRESSED and found.fails
+    assert not decided(record(0.9, 0.9), after, rules(absolute=0.15, against="base")).fails
+    small = replace(after, metrics={REWARD: list(own), "delta/true_reward": [-0.11]})
+    assert decided(after, small, asked).outcome is Outcome.INCONCLUSIVE
+    unjudged = decided(after, record(*own), asked)
+    assert unjudged.outcome is Outcome.SKIPPED and "eval.baseline=none" in unjudged.note and not unjudged.fails
+
+
+def test_a_sweep_is_held_to_its_own_base_without_a_baseline_file():
+    figures = {REWARD: 0.5, "delta/true_reward": -0.31, "params.algo.name": "dpo"}
+    frame = trials(*[{"trial_id": f"dpo-s{s}-00000000", "seed": float(s), **figures} for s in range(3)])
+    (found,) = [f for f in judge(frame, frame, rules(absolute=0.02, against="base")) if f.metric]
+    assert found.change == pytest.approx(-0.31) and found.note == "against the base" and found.fails
+    general = read_rules("general")
+    assert all(rule.against == "base" and rule.tolerance(0.5) <= 0.05 for rule in general.metrics.values())
+
+
+def test_only_evaluators_metrics_can_be_held_to_the_base():
+    with pytest.raises(ValueError, match="eval/"):
+        Rules({"memory/peak_mb": Rule("down", against="base")})
+
+
 def test_false_alarms_are_shared_out_over_all_metrics_and_recipes():
     alone = decided(record(*STEADY), record(*STEADY), rules(false_alarms=0.04))
     two = {name: record(*STEADY) for name in ("dpo", "kto")}

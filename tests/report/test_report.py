@@ -21,6 +21,7 @@ from harness.report.intervals import gap_of, interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
 from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
+from harness.report.sections.evaluation import evaluations
 from harness.report.sections.provenance import shown_command
 from harness.report.sources import Folder, Stored
 from harness.report.standings import find
@@ -541,3 +542,18 @@ def test_on_a_narrow_page_a_figure_breaks_before_its_brackets_alone():
     table = "| a | b |\n| :-- | --: |\n| x [y z] | +0.1 [0.0, 0.2] (of 3) |"
     shown = page(table, "t")
     assert "<span>+0.1</span> <span>[0.0, 0.2]</span> <span>(of 3)</span>" in shown and "x [y z]" in shown
+
+
+def test_metrics_over_ones_own_prompts_stand_under_the_label_of_their_evaluator():
+    frame = trials(
+        {"eval/refusals/unwanted": 0.25, "eval/refusals/unwanted_low": 0.1, "eval/refusals/unwanted_high": 0.4,
+         "delta/refusals/unwanted": 0.125, "eval/refusals/too_long": 0.0, "eval/letters/exact_match": 1.0,
+         "eval/mine/fiction/attack_success": 0.5, "eval/long_context/accuracy_4096": 0.75, "label": "dpo"},
+    )  # fmt: skip
+    text = "\n".join(evaluations(frame))
+    tables = {part.splitlines()[0]: part for part in text.split("### ")[1:]}
+    assert list(tables) == [
+        "Own prompts: refusals", "Own prompts: mine", "Own prompts: long_context", "lm-eval tasks"
+    ]  # fmt: skip
+    assert "0.250 [0.100, 0.400] (+0.125)" in tables["Own prompts: refusals"]
+    assert "too_long" not in text and "letters" in tables["lm-eval tasks"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -19,6 +20,11 @@ GROUPS = {
     "Length": ("completion_tokens", "ended_by_eos"),
 }
 """Tables of the evaluation section, and how the names of their metrics begin."""
+OWN = re.compile(
+    r"(?P<label>[\w\-]+)/(?:[\w\-]+/)?(?:wanted|unwanted|attack_success|plain_accuracy|leading_accuracy|accuracy_change|"
+    r"flipped|adopted|accuracy(?:_\d+)?|passed|whole|turn_\d+|too_long|judge_\w+)"
+)
+"""Metrics of evaluators over the user's own prompts, which stand under the label of each (docs/surfaces.md)."""
 
 
 def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
@@ -32,13 +38,18 @@ def evaluations(frame: pd.DataFrame, averaged: bool = False) -> list[str]:
     tails = [t for t in tails if not t.endswith(("_stderr", "_low", "_high")) and t not in SHOWN_ABOVE]
     tails = [t for t in tails if not t.startswith(merging.NAMES)]
     tails = [t for t in tails if known(frame, f"eval/{t}")]
-    tails = [t for t in tails if not t.endswith("truncated") or any(known(frame, f"eval/{t}"))]
-    tasks = [t for t in tails if "/" in t]
-    groups = {title: [t for t in tails if t.startswith(starts) and t not in tasks] for title, starts in GROUPS.items()}
-    placed = {t for group in [tasks, *groups.values()] for t in group}
+    tails = [t for t in tails if not t.endswith(("truncated", "/too_long")) or any(known(frame, f"eval/{t}"))]
+    own: dict[str, list[str]] = {}
+    for t in tails:
+        if (found := OWN.fullmatch(t)) is not None:
+            own.setdefault(f"Own prompts: {found['label']}", []).append(t)
+    tasks = [t for t in tails if "/" in t and not any(t in group for group in own.values())]
+    groups = {title: [t for t in tails if t.startswith(starts) and "/" not in t] for title, starts in GROUPS.items()}
+    placed = {t for group in [tasks, *groups.values(), *own.values()] for t in group}
     tables = []
     for title, group in {
         **groups,
+        **own,
         "lm-eval tasks": tasks,
         "Other measurements": [t for t in tails if t not in placed],
     }.items():

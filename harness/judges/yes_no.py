@@ -1,0 +1,26 @@
+"""A question about one reply that a judge answers with yes or no; an answer that cannot be read is none. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from harness.judges.base import Answer
+
+ENDING = "Answer briefly. Then end with your verdict and nothing after it: [[YES]] or [[NO]]."
+"""What a question should end with, so that its answer can be read."""
+_MARKED = re.compile(r"\[\[\s*(YES|NO)\s*\]\]", re.IGNORECASE)
+_BARE = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
+
+
+def yes(answer: Answer) -> bool | None:
+    """What was said: the last mark, or a word that is the whole answer; None where it cannot be read."""
+    marks = _MARKED.findall(answer.text)[-1:]
+    if not marks and (bare := _BARE.fullmatch(answer.text)) is not None:
+        marks = [bare.group(1)]
+    return marks[0].upper() == "YES" if marks else None
+
+
+def filled(question: str, parts: Mapping[str, str]) -> str:
+    """A question with its parts, such as ``{reply}``, put in as they are, whatever braces they hold."""
+    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found.group(1), found.group(0)), question)
