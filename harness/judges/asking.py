@@ -6,13 +6,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from harness.config import identity
-from harness.judges.base import Answer, Judge, Pair, Winner
+from harness.judges.base import Answer, Answering, Judge, Pair, Winner
+
+Progress = Callable[[str, int, int], None]
+"""What is done, how much of it, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,72 @@ class Kept:
             self._file.close()
 
 
+class Interview:
+    """A judge at work, which is asked again and again: what it loads stays, and so does what it said.
+
+    Args:
+        judge: whom.
+        folder: the cache, in which answers are kept; None keeps them for the while.
+    """
+
+    def __init__(self, judge: Judge, folder: Path | None = None):
+        """Read what it has said; it is set to work by the first question that it has not answered."""
+        self.judge, self.kept = judge, Kept(folder, judge)
+        self._work = ExitStack()
+        self._answers: Answering | None = None
+
+    def __enter__(self) -> Interview:
+        """The interview."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free what the judge holds."""
+        self.close()
+
+    def close(self) -> None:
+        """Free what the judge holds, and close the file of its answers."""
+        self.kept.close()
+        self._answers = None
+        self._work.close()
+
+    def answers(self, questions: Sequence[str], progress: Progress | None = None) -> tuple[list[Answer], Bill]:
+        """An answer to each question; equal ones are asked once.
+
+        Raises:
+            UserError: the judge gave no answer; all that it had given are kept.
+        """
+        digests = [identity.digest({"question": question}) for question in questions]
+        missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in self.kept.known}
+        names, before = list(missing), len(set(digests)) - len(missing)
+        done = tokens_in = tokens_out = 0
+
+        def told(number: int, answer: Answer) -> None:
+            nonlocal done, tokens_in, tokens_out
+            if names[number] in self.kept.known:
+                return
+            self.kept.add(names[number], answer)
+            done, tokens_in, tokens_out = done + 1, tokens_in + answer.asked, tokens_out + answer.said
+            if progress is not None:
+                progress("judge", done, len(names))
+
+        if names:
+            if self._answers is None:
+                self._answers = self._work.enter_context(self.judge.at_work())
+            self._answers(list(missing.values()), told)
+        return [self.kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
+
+    def verdicts(self, pairs: Sequence[Pair], progress: Progress | None = None) -> tuple[list[Verdict], Bill]:
+        """Both orders of every pair."""
+        questions = [self.judge.asks(one) for pair in pairs for one in (pair, pair.turned)]
+        answers, bill = self.answers(questions, progress)
+        said: list[Winner | None] = [answer.winner for answer in answers]
+        return [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))], bill
+
+
 def ask(
-    judge: Judge,
-    pairs: Sequence[Pair],
-    folder: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    judge: Judge, pairs: Sequence[Pair], folder: Path | None = None, progress: Progress | None = None
 ) -> tuple[list[Verdict], Bill]:
-    """Both orders of every pair.
+    """Both orders of every pair, once.
 
     Args:
         judge: whom.
@@ -105,30 +167,8 @@ def ask(
     Raises:
         UserError: the judge gave no answer; all that it had given are kept.
     """
-    questions = [judge.asks(one) for pair in pairs for one in (pair, pair.turned)]
-    digests = [identity.digest({"question": question}) for question in questions]
-    kept = Kept(folder, judge)
-    missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in kept.known}
-    names, before = list(missing), len(set(digests)) - len(missing)
-    done = tokens_in = tokens_out = 0
-
-    def told(number: int, answer: Answer) -> None:
-        nonlocal done, tokens_in, tokens_out
-        if names[number] in kept.known:
-            return
-        kept.add(names[number], answer)
-        done, tokens_in, tokens_out = done + 1, tokens_in + answer.asked, tokens_out + answer.said
-        if progress is not None:
-            progress("judge", done, len(names))
-
-    try:
-        if names:
-            judge.answers(list(missing.values()), told)
-    finally:
-        kept.close()
-    said: list[Winner | None] = [kept.known[digest].winner for digest in digests]
-    verdicts = [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))]
-    return verdicts, Bill(done, before, tokens_in, tokens_out)
+    with Interview(judge, folder) as interview:
+        return interview.verdicts(pairs, progress)
 
 
 def _turned(winner: Winner | None) -> Winner | None:
