@@ -67,6 +67,7 @@ class Kept:
         self.known: dict[str, Answer] = {}
         self.folder = None if folder is None else folder / "judge" / judge.key
         self._file: IO[str] | None = None
+        self._name: str | None = None
         for path in sorted(self.folder.glob("*.jsonl")) if self.folder is not None else ():
             for line in path.read_bytes().split(b"\n"):
                 with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
@@ -80,15 +81,16 @@ class Kept:
             return
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
-            self._file = (self.folder / name).open("a", encoding="utf-8")
+            self._name = self._name or f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
+            self._file = (self.folder / self._name).open("a", encoding="utf-8")
         self._file.write(json.dumps({"question": digest, **asdict(answer)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; another answer opens it again."""
         if self._file is not None:
             self._file.close()
+            self._file = None
 
 
 class Interview:
@@ -114,8 +116,7 @@ class Interview:
         self.close()
 
     def close(self) -> None:
-        """Free what the judge holds, and close the file of its answers."""
-        self.kept.close()
+        """Free what the judge holds."""
         self._answers = None
         self._work.close()
 
@@ -142,7 +143,10 @@ class Interview:
         if names:
             if self._answers is None:
                 self._answers = self._work.enter_context(self.judge.at_work())
-            self._answers(list(missing.values()), told)
+            try:
+                self._answers(list(missing.values()), told)
+            finally:
+                self.kept.close()
         return [self.kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
 
     def verdicts(self, pairs: Sequence[Pair], progress: Progress | None = None) -> tuple[list[Verdict], Bill]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from harness.base.errors import UserError
 from harness.config import closure, identity
 from harness.config.theirs import is_own
+from harness.tasks.base import Text, text_of
 
 Winner = Literal["first", "second", "tie"]
 QUESTION = """\
@@ -65,6 +66,13 @@ class Pair:
     def turned(self) -> Pair:
         """The same in the other order."""
         return Pair(self.prompt, self.second, self.first)
+
+
+def shown(value: Text) -> str:
+    """Text or messages as a judge reads them: one message is its words, several have their roles before them."""
+    if isinstance(value, str) or len(value) == 1:
+        return text_of(value)
+    return "\n\n".join(f"{m['role']}: {m.get('content', '')}" for m in value)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Reader:
         """Load both; raises ``UserError`` where that cannot be."""
         self.judge, model = judge, judge.model
         self.device = _device(judge)
-        with in_our_words():
+        devices = [self.device] if self.device == "cuda" else []
+        with in_our_words(), torch.random.fork_rng(devices=devices):  # whether it is loaded changes nobody's draws
             self.tokenizer: Any = model.tokenizer(None)
             self.model: Any = model.load(None, dtype=_dtype(judge, self.device), device=self.device).eval()
         self.style = style_of(self.tokenizer, conversational=False, wanted=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.evaluators.judged import Judged, shown
-from harness.judges.base import Longer
+from harness.evaluators.judged import Judged
+from harness.judges.base import Longer, shown
 from harness.judges.served import Served
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
