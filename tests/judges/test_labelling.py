@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError, UserErrors
-from harness.cli.label import judge_from
 from harness.cli.main import main
+from harness.cli.rows.label import judge_from
 from harness.judges.asking import Verdict
 from harness.judges.labelling import JUDGE, Question, card, labelled, questions_of
 from harness.tasks.preferences import Preferences
