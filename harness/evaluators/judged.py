@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
+from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.judges.base import Judge, Longer, Pair, shown
 from harness.tasks.base import Task, TaskData, prompt_key
@@ -38,6 +39,10 @@ class Judged(Evaluator):
     samples: Annotated[int, Gt(0)] = 1
     max_prompts: Annotated[int, Gt(0)] = 100
     labelled: Annotated[int, Ge(0)] = 100
+
+    def problems(self) -> list[UserError]:
+        """Its judge's."""
+        return self.judge.problems()
 
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
         """There must be something to compare."""
