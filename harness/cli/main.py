@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.cli.rows.label",
         "preference rows of prompts with several replies, by a judge that is asked in both orders",
     ),
+    "constitution": (
+        "harness.cli.rows.constitution",
+        "rows from principles: a model's replies, criticised, revised and judged",
+    ),
     "doctor": ("harness.cli.doctor", "what this machine can do, with a fix for each thing that is wrong"),
     "validate": (
         "harness.cli.validate",

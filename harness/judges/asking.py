@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -149,9 +149,12 @@ class Interview:
                 self.kept.close()
         return [self.kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
 
-    def verdicts(self, pairs: Sequence[Pair], progress: Progress | None = None) -> tuple[list[Verdict], Bill]:
-        """Both orders of every pair."""
-        questions = [self.judge.asks(one) for pair in pairs for one in (pair, pair.turned)]
+    def verdicts(
+        self, pairs: Sequence[Pair], progress: Progress | None = None, criteria: Sequence[str] | None = None
+    ) -> tuple[list[Verdict], Bill]:
+        """Both orders of every pair; with ``criteria`` better means something of its own for each."""
+        asking = [self.judge] * len(pairs) if criteria is None else [replace(self.judge, criterion=c) for c in criteria]
+        questions = [judge.asks(one) for judge, pair in zip(asking, pairs, strict=True) for one in (pair, pair.turned)]
         answers, bill = self.answers(questions, progress)
         said: list[Winner | None] = [answer.winner for answer in answers]
         return [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))], bill

@@ -126,19 +126,19 @@ class Judge(ABC):
     def asks(self, pair: Pair) -> str:
         """The question about a pair; what replies hold is put in as it is, whatever braces it has."""
         parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
-        return _filled(self.question, parts)
+        return filled(self.question, parts)
 
     def asks_grade(self, prompt: str, reply: str) -> str:
         """The question about one reply alone."""
-        return _filled(GRADE, {"criterion": self.criterion, "prompt": prompt, "reply": reply})
+        return filled(GRADE, {"criterion": self.criterion, "prompt": prompt, "reply": reply})
 
     def problems(self) -> list[UserError]:
         """What is wrong before anything is asked; torch-free, and without a network."""
         return []
 
     @property
-    def grades(self) -> bool:
-        """Whether it can grade one reply, and not only compare two."""
+    def writes(self) -> bool:
+        """Whether it answers any question in words, such as one for a grade, and does not only compare two replies."""
         return True
 
     def at_work(self) -> AbstractContextManager[Answering]:
@@ -166,7 +166,7 @@ class Judge(ABC):
         return identity.digest({"judge": f"{kind.__module__}.{kind.__qualname__}", "code": code, **self.identity})
 
 
-def _filled(question: str, parts: Mapping[str, str]) -> str:
+def filled(question: str, parts: Mapping[str, str]) -> str:
     """The question with its parts, whatever braces these hold."""
     return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda found: parts[found.group(1)], question)
 
@@ -176,8 +176,8 @@ class Longer(Judge):
     """Takes the longer reply, by a rule: what a bias for length comes to, and a judge for trying things."""
 
     @property
-    def grades(self) -> bool:
-        """It has nothing to hold a reply against."""
+    def writes(self) -> bool:
+        """It only compares."""
         return False
 
     @property

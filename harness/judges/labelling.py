@@ -40,6 +40,7 @@ class Question:
         prompt, first, second: text or messages.
         labelled: whether ``first`` is the one that the row calls chosen.
         votes: annotator -> label of the row, where there are annotators.
+        beside: columns that its row has too.
     """
 
     prompt: Text
@@ -47,6 +48,7 @@ class Question:
     second: Text
     labelled: bool = False
     votes: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def pair(self) -> Pair:
@@ -164,7 +166,9 @@ def labelled(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> Labe
             continue
         sides = (question.first, question.second)
         chosen, rejected = sides if verdict.straight == "first" else sides[::-1]
-        rows.append({"prompt": question.prompt, "chosen": chosen, "rejected": rejected, **question.votes})
+        rows.append(
+            {"prompt": question.prompt, "chosen": chosen, "rejected": rejected, **question.votes, **question.beside}
+        )
     return Labelled(rows, dropped, facts_of(questions, verdicts))
 
 
@@ -243,17 +247,15 @@ def _spoken(found: Share, n: int) -> str:
 # -- the card --------------------------------------------------------------------------------------------
 
 
-def card(found: Labelled, *, title: str, notes: Sequence[str] = ()) -> str:
-    """One page of markdown: yields, biases, agreement, and some rows as they were judged."""
+def card(found: Labelled, *, title: str, notes: Sequence[str] = (), beside: Sequence[str] = ()) -> str:
+    """One page of markdown: yields, biases, agreement, and some rows with their columns ``beside`` the replies."""
     rows = [[formatting.escape(name), formatting.escape(words)] for name, words in found.facts.items()]
     parts = [f"# Labels of {formatting.escape(title)}", formatting.table(["what", "found"], rows, left=2)]
     if notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {formatting.escape(note)}" for note in notes))
     if found.rows:
-        step = max(1, len(found.rows) // SAMPLES)
-        some = found.rows[::step][:SAMPLES]
-        sides = [[formatting.escape(shown(r[side]), LONG) for side in ("prompt", "chosen", "rejected")] for r in some]
-        parts.append(
-            f"## {len(some)} of the rows\n\n" + formatting.table(["prompt", "chosen", "rejected"], sides, left=3)
-        )
+        names = ("prompt", "chosen", "rejected", *beside)
+        some = found.rows[:: max(1, len(found.rows) // SAMPLES)][:SAMPLES]
+        cells = [[formatting.escape(shown(row[name]), LONG) for name in names] for row in some]
+        parts.append(f"## {len(some)} of the rows\n\n" + formatting.table(names, cells, left=len(names)))
     return "\n\n".join(parts) + "\n"

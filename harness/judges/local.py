@@ -84,8 +84,8 @@ class Local(Judge):
         }
 
     @property
-    def grades(self) -> bool:
-        """Where it may write."""
+    def writes(self) -> bool:
+        """With ``read=words``."""
         return self.read == "words"
 
     def problems(self) -> list[UserError]:

@@ -40,7 +40,7 @@ class JudgeReward(Reward):
     def problems(self, task: Task) -> list[UserError]:
         """The judge's own, and that it grades where it is asked for a grade."""
         found = self.judge.problems()
-        if self.ask == "grade" and not self.judge.grades:
+        if self.ask == "grade" and not self.judge.writes:
             fix = "reward.ask=pair; a local judge grades with judge.read=words"
             found.append(UserError("this judge only compares replies", key="reward.ask", value="grade", fix=fix))
         return found

@@ -114,4 +114,4 @@ def test_what_is_wrong_with_the_model_is_said_in_the_judges_words(judge, tmp_pat
 
 
 def test_it_grades_only_where_it_writes(judge):
-    assert not judge.grades and replace(judge, read="words").grades
+    assert not judge.writes and replace(judge, read="words").writes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="judge.KEY=VALUE", help="of the judge; also cache.dir, plugins")
     try:
-        options = parser.parse_args([_spelled(argument) for argument in argv])
+        options = parser.parse_intermixed_args([spelled(argument) for argument in argv])
     except SystemExit:  # --help
         return 0
     target, page = _targets(options.to)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     )
     notes += [f"{bill.asked:,} answers were asked for, and {bill.kept:,} were there already"]
     page.write_text(card(found, title=Path(options.data).name, notes=notes), encoding="utf-8")
-    _write(target, found.rows)
+    write_rows(target, found.rows)
     width = max(map(len, found.facts))
     print("\n".join(f"{name:<{width}}  {words}" for name, words in found.facts.items()))
     for note in notes:
@@ -83,25 +83,40 @@ def judge_from(name: str | None, overrides: Sequence[str], config_dir: str | Non
         overrides: of the judge (``judge.url=…``), ``cache.dir`` and ``plugins``.
         config_dir: a folder with YAML of the user's own.
     """
+    found, cache = asked_from({"judge": name}, overrides, config_dir, command="label")
+    return found["judge"], cache
+
+
+def asked_from(
+    names: Mapping[str, str | None], overrides: Sequence[str], config_dir: str | None, *, command: str
+) -> tuple[dict[str, Any], Path]:
+    """Judges by the roles that they have in a command, each with overrides of its own (``judge.url=…``)."""
     from harness.config.compose import build, compose, hydra_config
     from harness.judges.base import Judge
     from harness.store.cache import cache_dir
 
-    named = [o.partition("=")[2] for o in overrides if o.startswith("judge=")] or ([name] if name else [])
-    rest = [o for o in overrides if not o.startswith("judge=")]
-    if odd := [o for o in rest if not o.startswith(("judge.", "cache.dir=", "plugins="))]:
-        raise UserError("not understood", key="label", value=odd[0], fix="known: judge.KEY=…, cache.dir=…, plugins=…")
-    if not named:
-        raise UserError("names no judge", key="--judge", fix="--judge served judge.model=NAME, or local judge.path=DIR")
+    chosen = {role: name for role, name in names.items() if name}
+    chosen |= {role: value for role, _, value in (o.partition("=") for o in overrides) if role in names}
+    rest = [o for o in overrides if o.partition("=")[0] not in names]
+    known = (*(f"{role}." for role in names), "cache.dir=", "plugins=")
+    if odd := [o for o in rest if not o.startswith(known)]:
+        fix = f"known: {', '.join(f'{role}.KEY=…' for role in names)}, cache.dir=…, plugins=…"
+        raise UserError("not understood", key=command, value=odd[0], fix=fix)
+    if absent := [role for role in names if role not in chosen]:
+        role = absent[0]
+        fix = f"--{role} served {role}.model=NAME, or --{role} local {role}.path=FOLDER"
+        raise UserError(f"names no {role}", key=f"--{role}", fix=fix)
     with hydra_config([config_dir] if config_dir else []):
-        plain = compose([f"+judge={named[-1]}", *rest])
-    judge = build(plain["judge"], path="judge", plugins=tuple(plain.get("plugins") or ()), base=Judge)
-    return judge, cache_dir(plain)
+        plain = compose([*(f"+judge@{role}={name}" for role, name in chosen.items()), *rest])
+    plugins = tuple(plain.get("plugins") or ())
+    found = {role: build(plain[role], path=role, plugins=plugins, base=Judge) for role in names}
+    return found, cache_dir(plain)
 
 
-def _spelled(argument: str) -> str:
+def spelled(argument: str) -> str:
     """``--judge.url=…`` as ``judge.url=…``."""
-    return argument.removeprefix("--") if argument.startswith(("--judge.", "--cache.dir=")) else argument
+    ours = ("--judge.", "--writer.", "--cache.dir=")
+    return argument.removeprefix("--") if argument.startswith(ours) else argument
 
 
 def _names(words: str | None) -> list[str]:
@@ -126,7 +141,7 @@ def _targets(to: str) -> tuple[Path, Path]:
     return target, page
 
 
-def _write(target: Path, rows: Sequence[Any]) -> None:
+def write_rows(target: Path, rows: Sequence[Any]) -> None:
     """All rows or no file."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
