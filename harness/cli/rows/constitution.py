@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError
 from harness.cli.rows.label import asked_from, spelled, write_rows
+from harness.judges.local import Local
 
 EPILOG = """\
 FOLDER gets revisions.jsonl (for algo=sft), pairs.jsonl (for everything else), both with the principle of each row, and
@@ -51,9 +53,7 @@ def main(argv: list[str]) -> int:
     names = {"writer": options.writer, "judge": options.judge}
     roles, cache = asked_from(names, options.overrides, options.config_dir, command="constitution")
     writer, judge = roles["writer"], roles["judge"]
-    if options.writer == "local" and not any(o.startswith("writer.read=") for o in options.overrides):
-        from dataclasses import replace
-
+    if isinstance(writer, Local) and not any(o.startswith("writer.read=") for o in options.overrides):
         writer = replace(writer, read="words")
     for role in (writer, judge):
         if found := role.problems():
