@@ -50,6 +50,7 @@ class TrainJob:
         probes: check with a forward pass that the adapter is where it says (``starting_point``).
         world: which of the trial's processes this is; ``train.batch_size`` is that of all of them together.
         sharded: whether each of them holds a part of the policy alone (``sharding``).
+        cache: folder in which a reward keeps answers that cost something; None: nowhere.
     """
 
     model: PreTrainedModel
@@ -76,6 +77,7 @@ class TrainJob:
     probes: bool = True
     world: World = World()
     sharded: bool = False
+    cache: Path | None = None
 
 
 class Sampler(Protocol):

@@ -70,6 +70,8 @@ def online_options(job: TrainJob) -> dict[str, Any]:
             device=job.device,
             dtype=job.frozen,
             precision=job.precision,
+            data=job.data,
+            cache=job.cache,
         ),
         "model": job.model,
         "train_dataset": to_dataset(prompts, ("prompt", "row")),

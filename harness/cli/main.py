@@ -20,7 +20,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gate": ("harness.cli.gate", "fail where a sweep is worse than a baseline"),
     "ui": ("harness.cli.commands", "start the MLflow UI on the store in use"),
     "plan": ("harness.cli.plan", "predicted peak memory of every trial of a sweep; needs no GPU"),
-    "data": ("harness.cli.showing", "what a trial would learn from: rows, tokens, what is odd about them"),
+    "data": ("harness.cli.rows.showing", "what a trial would learn from: rows, tokens, what is odd about them"),
+    "label": (
+        "harness.cli.rows.label",
+        "preference rows of prompts with several replies, by a judge that is asked in both orders",
+    ),
+    "constitution": (
+        "harness.cli.rows.constitution",
+        "rows from principles: a model's replies, criticised, revised and judged",
+    ),
     "doctor": ("harness.cli.doctor", "what this machine can do, with a fix for each thing that is wrong"),
     "validate": (
         "harness.cli.validate",

@@ -213,6 +213,10 @@ class Evaluator(ABC):
         """A reward that it opens beside the models, so that ``plan`` counts that too."""
         return None
 
+    def problems(self) -> list[UserError]:
+        """What is wrong with it before anything is loaded; torch-free."""
+        return []
+
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
         """Why this evaluator says nothing about the task, or None where it does."""
         return None

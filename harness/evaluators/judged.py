@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
+from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.judges.base import Judge, Longer, Pair
-from harness.tasks.base import Task, TaskData, Text, prompt_key, text_of
+from harness.judges.base import Judge, Longer, Pair, shown
+from harness.tasks.base import Task, TaskData, prompt_key
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Judged(Evaluator):
     max_prompts: Annotated[int, Gt(0)] = 100
     labelled: Annotated[int, Ge(0)] = 100
 
+    def problems(self) -> list[UserError]:
+        """Its judge's."""
+        return self.judge.problems()
+
     def not_applicable(self, task: Task, data: TaskData) -> str | None:
         """There must be something to compare."""
         if any(data.eval_prompts.values()) or (self.labelled and any(data.eval_pairs.values())):
@@ -54,7 +58,7 @@ class Judged(Evaluator):
         from harness.base.calibration import length_controlled_rate
         from harness.evaluators.scoring import grouped, share_with_bounds, with_stderr
         from harness.judges.asking import ask
-        from harness.judges.biases import agreement, biases
+        from harness.judges.biases import agreement, biases, turned_by_lot
 
         rows = list(context.data.eval_pairs.get(context.split, ()))[: self.labelled]
         labelled = [Pair(shown(r["prompt"]), shown(r["chosen"]), shown(r["rejected"])) for r in rows]
@@ -66,8 +70,7 @@ class Judged(Evaluator):
         examples: dict[str, dict[str, list[Any]]] = {}
         absent: dict[str, str] = {}
         if labelled:
-            turned = [bool(zlib.crc32(f"{p.prompt}\0{p.first}".encode()) & 1) for p in labelled]
-            points, kappa = agreement(on_labelled, turned)
+            points, kappa = agreement(on_labelled, [turned_by_lot(p) for p in labelled])
             metrics |= share_with_bounds("judge_agreement", points)
             if kappa is None:
                 absent["judge_kappa"] = "on no labelled pair did both orders name one winner, or all of them one label"
@@ -122,10 +125,3 @@ class Judged(Evaluator):
                 f"{metrics['judge_unreadable']:.0%} of the judge's answers cannot be read; they count for nobody"
             )
         return notes
-
-
-def shown(value: Text) -> str:
-    """Text or messages as a judge reads them: one message is its words, several have their roles before them."""
-    if isinstance(value, str) or len(value) == 1:
-        return text_of(value)
-    return "\n\n".join(f"{m['role']}: {m.get('content', '')}" for m in value)

@@ -20,7 +20,8 @@ from harness.evaluators.surfaces import (
     text_in,
     tokens_of,
 )
-from harness.judges.yes_no import ENDING, filled
+from harness.judges.base import filled
+from harness.judges.yes_no import ENDING
 from harness.tasks.base import Row
 from harness.tasks.reading.files import existing, fingerprint_of
 from harness.tasks.reading.messages import Malformed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator, Merging
+from harness.models.loading import let_go
 from harness.tasks.base import Task, TaskData, digest_of, prompt_key
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def copies(context: EvalContext, merging: Merging, scratch: Path, found: Found) 
                 model.save_pretrained(str(whole))
                 (whole / "written").touch()
         del model
-        _let_go(context.device)
+        let_go(context.device)
     if merging.reload is None or "merged_dequantized_kl_per_token" in found.absent:
         return
     again = f"merged_{merging.bits}bit"
@@ -202,15 +202,7 @@ def copies(context: EvalContext, merging: Merging, scratch: Path, found: Found) 
         return
     found.notes.append(f"{again}: the adapter {WAYS[again]}")
     yield again, merging.reload(whole)
-    _let_go(context.device)
-
-
-def _let_go(device: str) -> None:
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    let_go(context.device)
 
 
 def _with_adapter(context: EvalContext) -> EvalContext:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from harness.models import prefixes
 from harness.models.draws import NO_PROBABILITIES
 from harness.models.generation import (
     has_virtual_tokens,
+    keeps_logits,
     own_distribution,
     rows_within_cache,
     sampling_options,
@@ -129,18 +129,12 @@ def _token_log_probs(context: EvalContext, rows: Sequence[list[int]], first: int
     kept = max(0, width - first) + 1
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=context.device)
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=context.device)
-    less = {"logits_to_keep": kept} if _keeps(context.model) else {}
+    less = {"logits_to_keep": kept} if keeps_logits(context.model) else {}
     with context.computing(), prefixes.together(context.model):
         found = context.model(input_ids=ids, attention_mask=mask, use_cache=False, **less).logits
     logits = found[:, -kept:-1].float()  # an adapter may put virtual tokens before the real ones
     del found
     return torch.gather(logits, 2, ids[:, width - kept + 1 :, None]).squeeze(2) - torch.logsumexp(logits, 2)
-
-
-def _keeps(model: Any) -> bool:
-    """Whether a model can be asked for the logits of its last tokens alone."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def _finite(context: EvalContext, sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,8 +16,7 @@ from annotated_types import Ge, Gt
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.evaluators.judged import shown
-from harness.judges.base import Judge, Longer
+from harness.judges.base import Judge, Longer, filled, shown
 from harness.models.base import context_length
 from harness.tasks.base import Row, Text, text_of
 from harness.tasks.judging.answers import same_answer, stated_answer
@@ -70,10 +69,15 @@ class Surface(Evaluator):
             raise ValueError(f"label must be of letters, digits, _ and -, not {self.label!r}")
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"samples={self.samples} at temperature 0 are all the same: samples=1, or temperature=1")
-        if self.by == "judge" and isinstance(self.judge, Longer):
-            raise ValueError("by=judge wants a judge that answers questions (judge=served); judge=longer compares only")
+        if self.by == "judge" and not self.judge.writes:
+            kind = type(self.judge).__name__
+            raise ValueError(f"by=judge wants a judge that answers in words (judge=served), and {kind} only compares")
         if self.by == "judge" and "{reply}" not in self.question:
             raise ValueError("question must hold {reply}, or the judge sees none")
+
+    def problems(self) -> list[UserError]:
+        """Its judge's, where one is asked."""
+        return self.judge.problems() if self.by == "judge" else []
 
     @property
     def key(self) -> str:
@@ -152,7 +156,7 @@ class Surface(Evaluator):
         if self.by == "rule":
             return [rule(i) for i in range(len(cases))], {}
         from harness.judges.asking import answered
-        from harness.judges.yes_no import filled, yes
+        from harness.judges.yes_no import yes
 
         bill: Bill
         answers, bill = answered(

@@ -15,7 +15,8 @@ from harness.evaluators.surfaces import (
     states,
     text_in,
 )
-from harness.judges.yes_no import ENDING, filled
+from harness.judges.base import filled
+from harness.judges.yes_no import ENDING
 from harness.tasks.base import Row, text_of
 from harness.tasks.reading.messages import Malformed
 from harness.tasks.reading.rows import unescaped

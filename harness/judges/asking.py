@@ -6,13 +6,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from harness.config import identity
-from harness.judges.base import Answer, Judge, Pair, Winner
+from harness.judges.base import Answer, Answering, Judge, Pair, Winner
+
+Progress = Callable[[str, int, int], None]
+"""What is done, how much of it, and of how much."""
 
 MILLION = 1_000_000
 
@@ -75,6 +78,7 @@ class Kept:
         self.known: dict[str, Answer] = {}
         self.folder = None if folder is None else folder / "judge" / judge.key
         self._file: IO[str] | None = None
+        self._name: str | None = None
         for path in sorted(self.folder.glob("*.jsonl")) if self.folder is not None else ():
             for line in path.read_bytes().split(b"\n"):
                 with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
@@ -88,24 +92,89 @@ class Kept:
             return
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            name = f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
-            self._file = (self.folder / name).open("a", encoding="utf-8")
+            self._name = self._name or f"{time.time_ns():x}-{os.uname().nodename}-{os.getpid()}.jsonl"
+            self._file = (self.folder / self._name).open("a", encoding="utf-8")
         self._file.write(json.dumps({"question": digest, **asdict(answer)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; another answer opens it again."""
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+
+class Interview:
+    """A judge at work, which is asked again and again: what it loads stays, and so does what it said.
+
+    Args:
+        judge: whom.
+        folder: the cache, in which answers are kept; None keeps them for the while.
+    """
+
+    def __init__(self, judge: Judge, folder: Path | None = None):
+        """Read what it has said; it is set to work by the first question that it has not answered."""
+        self.judge, self.kept = judge, Kept(folder, judge)
+        self._work = ExitStack()
+        self._answers: Answering | None = None
+
+    def __enter__(self) -> Interview:
+        """The interview."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free what the judge holds."""
+        self.close()
+
+    def close(self) -> None:
+        """Free what the judge holds."""
+        self._answers = None
+        self._work.close()
+
+    def answers(self, questions: Sequence[str], progress: Progress | None = None) -> tuple[list[Answer], Bill]:
+        """An answer to each question; equal ones are asked once.
+
+        Raises:
+            UserError: the judge gave no answer; all that it had given are kept.
+        """
+        digests = [identity.digest({"question": question}) for question in questions]
+        missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in self.kept.known}
+        names, before = list(missing), len(set(digests)) - len(missing)
+        done = tokens_in = tokens_out = 0
+
+        def told(number: int, answer: Answer) -> None:
+            nonlocal done, tokens_in, tokens_out
+            if names[number] in self.kept.known:
+                return
+            self.kept.add(names[number], answer)
+            done, tokens_in, tokens_out = done + 1, tokens_in + answer.asked, tokens_out + answer.said
+            if progress is not None:
+                progress("judge", done, len(names))
+
+        if names:
+            if self._answers is None:
+                self._answers = self._work.enter_context(self.judge.at_work())
+            try:
+                self._answers(list(missing.values()), told)
+            finally:
+                self.kept.close()
+        return [self.kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
+
+    def verdicts(
+        self, pairs: Sequence[Pair], progress: Progress | None = None, criteria: Sequence[str] | None = None
+    ) -> tuple[list[Verdict], Bill]:
+        """Both orders of every pair; with ``criteria`` better means something of its own for each."""
+        asking = [self.judge] * len(pairs) if criteria is None else [replace(self.judge, criterion=c) for c in criteria]
+        questions = [judge.asks(one) for judge, pair in zip(asking, pairs, strict=True) for one in (pair, pair.turned)]
+        answers, bill = self.answers(questions, progress)
+        said: list[Winner | None] = [answer.winner for answer in answers]
+        return [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))], bill
 
 
 def ask(
-    judge: Judge,
-    pairs: Sequence[Pair],
-    folder: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    judge: Judge, pairs: Sequence[Pair], folder: Path | None = None, progress: Progress | None = None
 ) -> tuple[list[Verdict], Bill]:
-    """Both orders of every pair.
+    """Both orders of every pair, once.
 
     Args:
         judge: whom.
@@ -116,41 +185,16 @@ def ask(
     Raises:
         UserError: the judge gave no answer; all that it had given are kept.
     """
-    answers, bill = answered(
-        judge, [judge.asks(one) for pair in pairs for one in (pair, pair.turned)], folder, progress
-    )
-    said: list[Winner | None] = [answer.winner for answer in answers]
-    return [Verdict(said[2 * i], _turned(said[2 * i + 1])) for i in range(len(pairs))], bill
+    with Interview(judge, folder) as interview:
+        return interview.verdicts(pairs, progress)
 
 
 def answered(
-    judge: Judge,
-    questions: Sequence[str],
-    folder: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    judge: Judge, questions: Sequence[str], folder: Path | None = None, progress: Progress | None = None
 ) -> tuple[list[Answer], Bill]:
-    """An answer to each question, as ``ask`` has it: kept as soon as it is there, and none is asked for twice."""
-    digests = [identity.digest({"question": question}) for question in questions]
-    kept = Kept(folder, judge)
-    missing = {d: q for d, q in zip(digests, questions, strict=True) if d not in kept.known}
-    names, before = list(missing), len(set(digests)) - len(missing)
-    done = tokens_in = tokens_out = 0
-
-    def told(number: int, answer: Answer) -> None:
-        nonlocal done, tokens_in, tokens_out
-        if names[number] in kept.known:
-            return
-        kept.add(names[number], answer)
-        done, tokens_in, tokens_out = done + 1, tokens_in + answer.asked, tokens_out + answer.said
-        if progress is not None:
-            progress("judge", done, len(names))
-
-    try:
-        if names:
-            judge.answers(list(missing.values()), told)
-    finally:
-        kept.close()
-    return [kept.known[digest] for digest in digests], Bill(done, before, tokens_in, tokens_out)
+    """An answer to each question, once, as ``ask`` has it for pairs."""
+    with Interview(judge, folder) as interview:
+        return interview.answers(questions, progress)
 
 
 def _turned(winner: Winner | None) -> Winner | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from harness.base.errors import UserError
 from harness.config import closure, identity
 from harness.config.theirs import is_own
+from harness.tasks.base import Text, text_of
 
 Winner = Literal["first", "second", "tie"]
 QUESTION = """\
@@ -29,9 +32,25 @@ Which of two replies to a user is better? {criterion}
 
 Compare the two briefly. Their order and their length say nothing of their quality. Then end with your verdict and \
 nothing after it: [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
+GRADE = """\
+How good is a reply to a user? {criterion}
+
+<user>
+{prompt}
+</user>
+
+<reply>
+{reply}
+</reply>
+
+Weigh it briefly. Its length says nothing of its quality. Then end with your grade and nothing after it: a whole \
+number from [[1]], useless, to [[10]], as good as can be."""
+GRADES = (1, 10)
 CRITERION = "Better is what helps the user more: correct, to the point, and as long as it needs to be."
 _MARKED = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _BARE = re.compile(r"(?:reply\s+)?([ABC])\W*", re.IGNORECASE)
+_GRADED = re.compile(r"\[\[\s*(\d+)\s*\]\]")
+_BARE_GRADE = re.compile(r"(?:grade:?\s*)?(\d+)(?:\s*/\s*10)?\W*", re.IGNORECASE)
 _WINNERS: dict[str, Winner] = {"A": "first", "B": "second", "C": "tie"}
 
 
@@ -47,6 +66,13 @@ class Pair:
     def turned(self) -> Pair:
         """The same in the other order."""
         return Pair(self.prompt, self.second, self.first)
+
+
+def shown(value: Text) -> str:
+    """Text or messages as a judge reads them: one message is its words, several have their roles before them."""
+    if isinstance(value, str) or len(value) == 1:
+        return text_of(value)
+    return "\n\n".join(f"{m['role']}: {m.get('content', '')}" for m in value)
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,18 @@ class Answer:
             marks = {bare.group(1).upper()}
         return _WINNERS[marks.pop()] if marks else None
 
+    @property
+    def grade(self) -> int | None:
+        """The grade: the last mark, or a number that is the whole answer; None where there is none from 1 to 10."""
+        found = _GRADED.findall(self.text)[-1:]
+        if not found and (bare := _BARE_GRADE.fullmatch(self.text.strip())) is not None:
+            found = [bare.group(1)]
+        return int(found[0]) if found and GRADES[0] <= int(found[0]) <= GRADES[1] else None
+
+
+Answering = Callable[[Sequence[str], Callable[[int, Answer], None]], None]
+"""Questions, and who is told ``(index, answer)`` of each as soon as it is there, in any order."""
+
 
 @dataclass(frozen=True)
 class Judge(ABC):
@@ -88,7 +126,24 @@ class Judge(ABC):
     def asks(self, pair: Pair) -> str:
         """The question about a pair; what replies hold is put in as it is, whatever braces it has."""
         parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
-        return re.sub(r"\{(criterion|prompt|first|second)\}", lambda found: parts[found.group(1)], self.question)
+        return filled(self.question, parts)
+
+    def asks_grade(self, prompt: str, reply: str) -> str:
+        """The question about one reply alone."""
+        return filled(GRADE, {"criterion": self.criterion, "prompt": prompt, "reply": reply})
+
+    def problems(self) -> list[UserError]:
+        """What is wrong before anything is asked; torch-free, and without a network."""
+        return []
+
+    @property
+    def writes(self) -> bool:
+        """Whether it answers any question in words, such as one for a grade, and does not only compare two replies."""
+        return True
+
+    def at_work(self) -> AbstractContextManager[Answering]:
+        """Within it, what answers many times; a judge that holds a model loads it once, and frees it afterwards."""
+        return nullcontext(self.answers)
 
     @property
     @abstractmethod
@@ -111,9 +166,19 @@ class Judge(ABC):
         return identity.digest({"judge": f"{kind.__module__}.{kind.__qualname__}", "code": code, **self.identity})
 
 
+def filled(question: str, parts: Mapping[str, str]) -> str:
+    """The question with its parts, whatever braces these hold."""
+    return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda found: parts[found.group(1)], question)
+
+
 @dataclass(frozen=True)
 class Longer(Judge):
     """Takes the longer reply, by a rule: what a bias for length comes to, and a judge for trying things."""
+
+    @property
+    def writes(self) -> bool:
+        """It only compares."""
+        return False
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,3 +63,8 @@ def agreement(verdicts: Sequence[Verdict], turned: Sequence[bool]) -> tuple[list
     theirs = ["second" if t else "first" for _, t in decided]
     ours = ["first" if (v.straight == "first") != t else "second" for v, t in decided]
     return points, cohens_kappa(theirs, ours)
+
+
+def turned_by_lot(pair: Pair) -> bool:
+    """Whether a pair whose first reply is the chosen one counts the other way round, by its own words."""
+    return bool(zlib.crc32(f"{pair.prompt}\0{pair.first}".encode()) & 1)

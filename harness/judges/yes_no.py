@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from harness.judges.base import Answer
 
@@ -19,8 +18,3 @@ def yes(answer: Answer) -> bool | None:
     if not marks and (bare := _BARE.fullmatch(answer.text)) is not None:
         marks = [bare.group(1)]
     return marks[0].upper() == "YES" if marks else None
-
-
-def filled(question: str, parts: Mapping[str, str]) -> str:
-    """A question with its parts, such as ``{reply}``, put in as they are, whatever braces they hold."""
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found.group(1), found.group(0)), question)

@@ -7,6 +7,7 @@ enough: transformers 5 fills what they leave open from the model's own. So the m
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,12 @@ def union(*named: Any) -> list[int]:
     """Token ids named one by one, in lists, or not at all, ascending and each once."""
     found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
     return sorted(int(i) for i in found)
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be asked for the logits of some of its tokens alone."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def has_virtual_tokens(model: Any) -> bool:

@@ -55,6 +55,17 @@ def unlike(found: Mapping[str, Any]) -> str | None:
     return "; ".join(kinds) or None
 
 
+def let_go(device: str) -> None:
+    """Have the memory of a model that nothing holds any more back at once."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def attention_option(attention: str | None) -> dict[str, Any]:
     """Transformers' keyword, left out where the choice is its own."""
     return {} if attention is None else {"attn_implementation": attention}

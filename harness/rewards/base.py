@@ -31,6 +31,8 @@ class Desk:
         dtype: torch's, of the weights of a model that only scores.
         precision: in which it computes.
         roles: takes the parameters that the reward holds, for the account of memory by role.
+        data: the trial's rows.
+        cache: folder in which answers that cost something are kept between trials; None: nowhere.
     """
 
     policy: Any
@@ -41,6 +43,20 @@ class Desk:
     dtype: Any
     precision: str = "fp32"
     roles: dict[str, list[Any]] = field(default_factory=dict)
+    data: TaskData = TaskData()
+    cache: Path | None = None
+
+
+class Telling(ABC):
+    """A function that scores, and can tell what a trial logs of the batch that it scored last."""
+
+    @abstractmethod
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> Sequence[float]:
+        """One number per completion."""
+
+    @abstractmethod
+    def means(self) -> Mapping[str, float]:
+        """Of the last batch, by name without ``train/``."""
 
 
 @dataclass(frozen=True)

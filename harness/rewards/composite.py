@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from harness.base.errors import UserError
-from harness.rewards.base import Desk, Reward, ScoreFunction
+from harness.rewards.base import Desk, Reward, ScoreFunction, Telling
 from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Composite(Reward):
 
 
 @dataclass
-class _Opened:
+class _Opened(Telling):
     """Scores by members that have been opened, and remembers what is logged of the last batch."""
 
     reward: Composite
@@ -91,10 +91,10 @@ class _Opened:
 
     def means(self) -> Mapping[str, float]:
         """Of the last batch; a member's own too."""
-        below = [f.means() for f in self.functions.values() if isinstance(f, _Opened)]
+        below = [f.means() for f in self.functions.values() if isinstance(f, Telling)]
         return {name: value for found in [*below, self.logged or {}] for name, value in found.items()}
 
 
 def means_of(function: ScoreFunction) -> Mapping[str, float]:
     """What is logged of the last batch that a reward scored; nothing of most."""
-    return function.means() if isinstance(function, _Opened) else {}
+    return function.means() if isinstance(function, Telling) else {}

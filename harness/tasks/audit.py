@@ -65,7 +65,7 @@ def audit(data: TaskData) -> Audit:
     leaks = [Leak(where, *shown[prompt]) for where, prompts in held.items() for prompt in prompts if prompt in shown]
     leaked = max((sum(p in shown for p in prompts) / len(prompts) for prompts in held.values() if prompts), default=0.0)
     labelled = data.train_pairs or data.train_unpaired
-    facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired), **_agreement(labelled)}
+    facts = {**_prompts(data), **_pairs(data.train_pairs), **_labels(data.train_unpaired), **agreements(labelled)}
     facts |= {**_answers(data), **_curation(data)}
     return Audit(facts, leaks, leaked)
 
@@ -156,7 +156,7 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
     return {"desirable completions": _share(sum(bool(row["label"]) for row in rows), len(rows))}
 
 
-def _agreement(rows: Sequence[Row]) -> dict[str, str]:
+def agreements(rows: Sequence[Row]) -> dict[str, str]:
     """Cohen's kappa of every two annotators, over the rows that both labelled."""
     labels = [row[ANNOTATIONS] for row in rows if ANNOTATIONS in row]
     if not labels:

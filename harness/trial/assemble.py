@@ -164,6 +164,7 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     elif plain.get("reward") is not None:
         unused.append("reward")
     errors += built["model"].problems()
+    errors += [error for evaluator in built["eval"].active.values() for error in evaluator.problems()]
     if reward is not None and not errors:
         try:
             reward = reward.bind(built["task"], adapter, built["train"].preset)

@@ -221,6 +221,7 @@ def train(
                 replay=load_replay(setup),
                 world=ground.world,
                 sharded=setup.parallel.sharded,
+                cache=ground.cache.root,
             ),
         )
         meter.attach(training)

@@ -23,7 +23,8 @@ NO_KEY_NEEDED = {
     "Verifier.task": "bound to the trial's task by the harness",
     "Ensemble.held": "made from the other fields by the harness",
     **dict.fromkeys(
-        [f"{kind}.{name}" for kind in ("Longer", "Served") for name in ("question", "criterion")], "whole paragraphs"
+        [f"{kind}.{name}" for kind in ("Longer", "Served", "Local") for name in ("question", "criterion")],
+        "whole paragraphs",
     ),
     **dict.fromkeys(
         [f"{kind}.question" for kind in ("Refusals", "Sycophancy", "LongContext", "Conversations")], "whole paragraphs"

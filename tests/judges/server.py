@@ -34,7 +34,11 @@ class Planted:
     keys: set[str | None] = field(default_factory=set)
 
     def says(self, question: str) -> str:
-        """An answer; the better reply holds the word "good"."""
+        """An answer; the better reply holds the word "good", and what is written anew does so."""
+        if "<reply A>" not in question:  # one who writes
+            asked = "Write the reply anew" in question, "Say briefly" in question
+            name = re.findall(r"question \d+", question)[0]
+            return f"a good answer to {name}" if asked[0] else "It falls short." if asked[1] else f"poor: {name}"
         first, second = (re.search(rf"<reply {n}>\n(.*?)\n</reply {n}>", question, re.DOTALL) for n in "AB")
         assert first and second
         a, b = first.group(1), second.group(1)

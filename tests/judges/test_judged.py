@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.evaluators.judged import Judged, shown
-from harness.judges.base import Longer
+from harness.evaluators.judged import Judged
+from harness.judges.base import Longer, shown
 from harness.judges.served import Served
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
@@ -50,6 +50,13 @@ def test_a_judge_needs_something_to_compare_and_its_answers_make_its_identity():
     assert Judged(judge=Served(model="a")).contents() != Judged(judge=Served(model="b")).contents()
     assert Judged(judge=Served(model="a", url="x")).contents() == Judged(judge=Served(model="a", url="y")).contents()
     assert isinstance(Judged(judge=Served(model="a")).on_fixture(None, "")[0].judge, Longer)  # type: ignore[arg-type]
+
+
+def test_a_judge_that_cannot_be_had_is_refused_before_anything_trains(tmp_path):
+    chosen = ("+evaluator@eval.evaluators.judged=judged", "judge@eval.evaluators.judged.judge=local",
+              "eval.evaluators.judged.judge.path=./nothing")  # fmt: skip
+    done = Sandbox(tmp_path, tmp_path / "cache").call(*chosen)
+    assert done.returncode == 2 and "judge.path=./nothing: no such directory" in done.stderr
 
 
 def test_messages_are_shown_with_their_roles_where_there_are_several():

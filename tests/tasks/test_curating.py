@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.base.errors import UserError, UserErrors
-from harness.cli.showing import shown
+from harness.cli.rows.showing import shown
 from harness.config import rules
 from harness.config.compose import compose as compose_now
 from harness.config.compose import conf_dir, hydra_config

@@ -13,21 +13,28 @@ ANNOTATIONS = "annotations"
 """Key of a row under which the labels stand: annotator -> label, None where there is none."""
 
 
-def with_annotations(table: Table, names: Sequence[str], parse: Callable[[Row], Row]) -> Callable[[Row], Row]:
+def with_annotations(
+    table: Table,
+    names: Sequence[str],
+    parse: Callable[[Row], Row],
+    *,
+    least: int = 2,
+    key: str = "task.annotators",
+) -> Callable[[Row], Row]:
     """``parse`` that also keeps the columns ``names``, one per annotator.
 
     Raises:
-        UserError: a column is not there, or there is one alone.
+        UserError: a column is not there, or there are fewer than ``least``; ``key`` is the setting that names them.
     """
     if not names:
         return parse
     absent = [name for name in names if name not in table.columns]
-    if absent or len(set(names)) < 2:
+    if absent or len(set(names)) < least:
         raise UserError(
             f"no such column: {', '.join(absent)}; found: {', '.join(table.columns)}"
             if absent
             else "agreement needs the columns of two annotators or more",
-            key="task.annotators",
+            key=key,
             value=list(names),
             fix="name the columns that hold each annotator's label",
         )

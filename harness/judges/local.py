@@ -1,0 +1,141 @@
+"""A judge that is a model in this process, from a folder or the hub: no server, no network, one answer per question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from harness.base.errors import UserError
+from harness.config import closure, devices, identity
+from harness.judges.base import QUESTION, Answer, Answering, Judge, Pair
+
+if TYPE_CHECKING:
+    from harness.models.hub import HF
+
+BRIEFLY = "Compare the two briefly. "
+THEN = "Then end with your verdict and nothing after it:"
+AT_ONCE = QUESTION.replace(BRIEFLY, "").replace(THEN, "Answer with your verdict alone:")
+"""The usual question where nothing is to be said before the verdict."""
+UNTOLD = {"told": False}
+
+
+@dataclass(frozen=True)
+class Local(Judge):
+    """Reads a question with the model's own chat template and answers greedily.
+
+    Attributes:
+        path: directory or hub id of whole weights with their tokenizer.
+        revision: hub revision.
+        trust_remote_code: run code that ships with the model; off unless asked for.
+        read: ``letters`` takes the letter that the model finds most probable as its verdict, in one forward pass;
+            ``words`` lets it write, and reads what it wrote as a server's answer is read.
+        least: probability of the three letters together below which an answer counts as unreadable (``letters``): what
+            the model would rather have written is no verdict.
+        max_tokens: of an answer (``words``).
+        batch_size: questions at once.
+        dtype: ``auto`` is bf16 on a GPU that has it, and else fp32.
+        device: ``auto`` is the GPU where there is one.
+        pad_token: to use where the tokenizer has none.
+        eos_token: likewise; an answer ends with it.
+    """
+
+    path: str = field(kw_only=True)
+    revision: str | None = None
+    trust_remote_code: bool = False
+    read: Literal["letters", "words"] = "letters"
+    least: Annotated[float, Ge(0), Le(1)] = 0.1
+    max_tokens: Annotated[int, Gt(0)] = 256
+    batch_size: Annotated[int, Gt(0)] = field(default=8, metadata=UNTOLD)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    pad_token: str | None = field(default=None, metadata=UNTOLD)
+    eos_token: str | None = None
+
+    @property
+    def model(self) -> HF:
+        """The model, as the harness loads its own."""
+        from harness.models.hub import HF
+
+        return HF(
+            path=self.path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            pad_token=self.pad_token,
+            eos_token=self.eos_token,
+        )
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The model's content, how it is read, what computes it, and the code that asks."""
+        how = {"least": self.least} if self.read == "letters" else {"max_tokens": self.max_tokens}
+        return {
+            "model": identity.model_content(self.path, self.revision),
+            "read": self.read,
+            **how,
+            "eos_token": self.eos_token,
+            "dtype": self.dtype,
+            "device": devices.compute_device(self.device),
+            "versions": identity.library_versions(),
+            "reading": closure.code_digest(closure.closure([__name__])),
+        }
+
+    @property
+    def writes(self) -> bool:
+        """With ``read=words``."""
+        return self.read == "words"
+
+    def problems(self) -> list[UserError]:
+        """A folder must hold whole weights."""
+        found = [_ours(error) for error in self.model.problems()]
+        if not found and self.model.ingredients() is not None:
+            fix = "python -m harness export TRIAL --merge --to FOLDER writes whole weights"
+            found.append(UserError("holds an adapter and no whole model", key="judge.path", value=self.path, fix=fix))
+        return found
+
+    def asks(self, pair: Pair) -> str:
+        """Without a comparison in words where letters are read, unless the question is the user's own."""
+        at_once = self.read == "letters" and self.question == QUESTION
+        return Judge.asks(replace(self, question=AT_ONCE) if at_once else self, pair)
+
+    def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+        """Load, answer, and free the memory."""
+        with self.at_work() as answering:
+            answering(questions, told)
+
+    @contextmanager
+    def at_work(self) -> Iterator[Answering]:
+        """Loaded.
+
+        Raises:
+            UserError: the model cannot be loaded, or there is no GPU where one is named.
+        """
+        from harness.judges.reading import Reader
+        from harness.models.loading import let_go
+
+        if found := self.problems():
+            raise found[0]
+        reader = Reader(self)
+        try:
+            yield reader.answer
+        finally:
+            device = reader.device
+            reader.forget()
+            let_go(device)
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Errors about a model as errors about a judge."""
+    try:
+        yield
+    except UserError as error:
+        raise _ours(error) from None
+
+
+def _ours(error: UserError) -> UserError:
+    key = (error.key or "judge.path").replace("model.", "judge.", 1)
+    return UserError(error.rule, key=key, value=error.value, fix=(error.fix or "").replace("model.", "judge.") or None)

@@ -1,0 +1,176 @@
+"""A loaded model that answers a judge's questions: by the letters of a verdict, or in words. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from harness.base.errors import UserError
+from harness.judges.base import Answer
+from harness.judges.local import Local, in_our_words
+from harness.models.base import context_length
+from harness.models.generation import (
+    keeps_logits,
+    own_distribution,
+    rows_within_cache,
+    sampling_options,
+    stop_ids,
+)
+from harness.tasks.conversation import encode_completions, prompt_ids, shared_length, style_of
+
+MARKS = ("[[A]]", "[[B]]", "[[C]]")
+MOST_TOKENS = 2**14
+"""In one forward pass, padding included: questions of 2,000 tokens come eight at a time, and longer ones fewer."""
+Told = Callable[[int, Answer], None]
+
+
+class Reader:
+    """A judge's model and tokenizer.
+
+    Args:
+        judge: names the model, and how it is read.
+    """
+
+    def __init__(self, judge: Local):
+        """Load both; raises ``UserError`` where that cannot be."""
+        self.judge, model = judge, judge.model
+        self.device = _device(judge)
+        devices = [self.device] if self.device == "cuda" else []
+        with in_our_words(), torch.random.fork_rng(devices=devices):  # whether it is loaded changes nobody's draws
+            self.tokenizer: Any = model.tokenizer(None)
+            self.model: Any = model.load(None, dtype=_dtype(judge, self.device), device=self.device).eval()
+        self.style = style_of(self.tokenizer, conversational=False, wanted=True)
+        self.longest = context_length(self.model.config)
+
+    def forget(self) -> None:
+        """Hold the weights no longer."""
+        self.model = None
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[str], told: Told) -> None:
+        """Answer each; a batch is told as soon as it is through, the longest first, so that memory ends it early."""
+        letters = self.judge.read == "letters"
+        rows = [self._with_letters(q) if letters else (self._in_words(q), ()) for q in questions]
+        room = 0 if letters else self.judge.max_tokens
+        reads = []
+        for number, (ids, _) in enumerate(rows):
+            if self.longest is not None and len(ids) + room > self.longest:
+                words = f"not read: {len(ids):,} tokens, and {room:,} to answer, where the model takes {self.longest:,}"
+                told(number, Answer(words, len(ids)))
+            else:
+                reads.append(number)
+        for batch in self._batches(reads, [len(ids) + room for ids, _ in rows]):
+            found = self._letters([rows[i] for i in batch]) if letters else self._words([rows[i][0] for i in batch])
+            for number, answer in zip(batch, found, strict=True):
+                told(number, answer)
+
+    def _batches(self, numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Questions of similar length together."""
+        wide = self.model.dtype == torch.float32
+        batch: list[int] = []
+        for number in sorted(numbers, key=lambda i: (-lengths[i], i)):
+            if batch:
+                width = lengths[batch[0]]
+                most = min(self.judge.batch_size, max(1, MOST_TOKENS // width))
+                if self.judge.read == "words":
+                    most = rows_within_cache(self.model.config, width, most, wide=wide)
+                if len(batch) >= most:
+                    yield batch
+                    batch = []
+            batch.append(number)
+        if batch:
+            yield batch
+
+    # -- letters -----------------------------------------------------------------------------------------
+
+    def _with_letters(self, question: str) -> tuple[list[int], tuple[int, ...]]:
+        """Tokens of a question and of a reply up to its letter, and the token that each letter would be."""
+        prompt = question if self.style.chat else f"{question}\n\n"
+        rows = self.style.rows([{"prompt": prompt, "completion": mark} for mark in MARKS])
+        found = encode_completions(self.tokenizer, rows)
+        wholes = [p + c for p, c in zip(found["prompt_ids"], found["completion_ids"], strict=True)]
+        start = min(shared_length(wholes[0], other) for other in wholes[1:])
+        letters = tuple(whole[start] for whole in wholes)
+        if len(set(letters)) < len(MARKS):
+            raise UserError(
+                "this tokenizer does not tell the letters of a verdict apart by one token",
+                key="judge.read",
+                value="letters",
+                fix="judge.read=words",
+            )
+        return wholes[0][:start], letters
+
+    def _letters(self, rows: Sequence[tuple[list[int], tuple[int, ...]]]) -> list[Answer]:
+        """The verdict of each row. Padding is on the right, where causal attention cannot see it."""
+        width = max(len(ids) for ids, _ in rows)
+        last = [len(ids) - 1 for ids, _ in rows]
+        ids, mask = self._padded([ids for ids, _ in rows], width, left=False)
+        if keeps_logits(self.model):
+            places = sorted(set(last))
+            keep = torch.tensor(places, device=self.device)
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+            at = [places.index(place) for place in last]
+        else:
+            logits, at = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits, last
+        chosen = logits[torch.arange(len(rows), device=self.device), torch.tensor(at, device=self.device)].float()
+        if not bool(chosen.isfinite().all()):
+            fix = "judge.dtype=float32, or bfloat16; or another model"
+            raise UserError("what this model computes is not finite", key="judge.path", value=self.judge.path, fix=fix)
+        shares = chosen.softmax(-1).gather(1, torch.tensor([letters for _, letters in rows], device=self.device))
+        return [
+            _verdict(share, self.judge.least, asked=len(ids))
+            for share, (ids, _) in zip(shares.tolist(), rows, strict=True)
+        ]
+
+    # -- words -------------------------------------------------------------------------------------------
+
+    def _in_words(self, question: str) -> list[int]:
+        prompt = question if self.style.chat else f"{question}\n\n"
+        return prompt_ids(self.tokenizer, [self.style.rows([{"prompt": prompt}])[0]["prompt"]])[0]
+
+    def _words(self, rows: Sequence[list[int]]) -> list[Answer]:
+        """What the model writes, greedily."""
+        width = max(map(len, rows))
+        ids, mask = self._padded(rows, width, left=True)
+        options = sampling_options(max_new_tokens=self.judge.max_tokens, temperature=0.0)
+        with own_distribution(self.model, self.tokenizer):
+            ends = set(stop_ids(self.tokenizer, self.model))
+            out = self.model.generate(input_ids=ids, attention_mask=mask, **options)[:, width:].tolist()
+        found = []
+        for row, tokens in zip(rows, out, strict=True):
+            end = next((k for k, token in enumerate(tokens) if token in ends), len(tokens))
+            text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+            found.append(Answer(text, len(row), min(len(tokens), end + 1)))
+        return found
+
+    def _padded(self, rows: Sequence[list[int]], width: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask of rows, (B, width)."""
+        pad = self.tokenizer.pad_token_id
+        fill = [width - len(row) for row in rows]
+        ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, fill, strict=True)]
+        mask = [[0] * n + [1] * len(r) if left else [1] * len(r) + [0] * n for r, n in zip(rows, fill, strict=True)]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _verdict(shares: Sequence[float], least: float, *, asked: int) -> Answer:
+    """The most probable letter, with the probabilities of all; without a mark where they are too little together."""
+    said = ", ".join(f"{mark[2]} {share:.3f}" for mark, share in zip(MARKS, shares, strict=True))
+    if sum(shares) < least:
+        return Answer(f"{said}: no verdict", asked, 1)
+    return Answer(f"{said} {MARKS[max(range(len(shares)), key=shares.__getitem__)]}", asked, 1)
+
+
+def _device(judge: Local) -> str:
+    if judge.device != "auto":
+        if judge.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("torch sees no CUDA device", key="judge.device", value="cuda", fix="judge.device=cpu")
+        return judge.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(judge: Local, device: str) -> torch.dtype:
+    if judge.dtype != "auto":
+        return getattr(torch, judge.dtype)
+    return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -1,0 +1,117 @@
+"""A judge that is a model in this process: what it reads, what its answers mean, what makes its identity."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.base.errors import UserError
+from harness.judges.asking import Interview, ask
+from harness.judges.base import QUESTION, Answer, Pair
+from harness.judges.local import AT_ONCE, Local
+from harness.judges.reading import Reader
+from tests.judges.small import save_small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def judge(folder: Path) -> Local:
+    return Local(path=str(folder), least=0.0, batch_size=3, device="cpu")
+
+
+PAIRS = [Pair(f"question {i}?" + " and" * i, "yes" * (i + 1), "no, never") for i in range(5)]
+
+
+def read(judge: Local, questions: list[str]) -> list[Answer]:
+    found: dict[int, Answer] = {}
+    judge.answers(questions, found.__setitem__)
+    return [found[i] for i in range(len(questions))]
+
+
+def test_letters_are_those_that_the_model_finds_most_probable_alone_and_in_a_batch(judge):
+    questions = [judge.asks(pair) for pair in PAIRS]
+    answers = read(judge, questions)
+    reader = Reader(judge)
+    for question, answer in zip(questions, answers, strict=True):
+        text = f"user: {question}\nassistant:[["  # what the template makes of it, up to the letter
+        ids = reader.tokenizer(text.replace("assistant:[[", "assistant: [["), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = reader.model(ids).logits[0, -1].softmax(-1)
+        a, b, c = (float(logits[reader.tokenizer.convert_tokens_to_ids(letter)]) for letter in "ABC")
+        assert answer.text.startswith(f"A {a:.3f}, B {b:.3f}, C {c:.3f}")
+        best = max((a, "first"), (b, "second"), (c, "tie"))[1]
+        assert answer.winner == best and answer.asked == ids.shape[1] and answer.said == 1
+
+
+def test_a_model_that_would_write_something_else_gives_no_verdict_and_is_counted(tmp_path):
+    judge = Local(path=str(save_small(tmp_path, mute=True)), device="cpu")
+    verdicts, bill = ask(judge, PAIRS)
+    assert all(v.straight is None and v.won is None for v in verdicts) and bill.asked == 10
+    assert all(v.readable for v in ask(replace(judge, least=0.0), PAIRS)[0])
+
+
+def test_a_question_that_the_model_cannot_read_is_answered_by_nobody(tmp_path):
+    judge = Local(path=str(save_small(tmp_path, context=900)), least=0.0, device="cpu")
+    short, long = read(judge, [judge.asks(Pair("a", "b", "c")), judge.asks(Pair("a" * 900, "b", "c"))])
+    assert short.winner is not None and long.winner is None and "where the model takes 900" in long.text
+
+
+def test_words_are_written_greedily_and_do_not_depend_on_the_batch(judge):
+    writes = replace(judge, read="words", max_tokens=6)
+    questions = [writes.asks(pair) for pair in PAIRS]
+    together, alone = read(writes, questions), read(replace(writes, batch_size=1), questions)
+    assert together == alone and all(1 <= a.said <= 6 for a in together)
+
+
+def test_the_question_asks_for_a_comparison_only_where_words_are_read(judge):
+    assert "Compare" not in AT_ONCE and AT_ONCE != QUESTION and "verdict alone: [[A]]" in AT_ONCE
+    assert "Compare" not in judge.asks(PAIRS[0]) and "Compare" in replace(judge, read="words").asks(PAIRS[0])
+    assert replace(judge, question="{first} or {second}?").asks(Pair("p", "a", "b")) == "a or b?"
+
+
+def test_what_it_holds_is_freed_and_its_answers_are_kept_by_the_content_of_the_model(judge, folder, tmp_path):
+    with Interview(judge, tmp_path) as interview:
+        first = interview.verdicts(PAIRS[:2])[0]
+        held = interview._answers.__self__.model  # type: ignore[union-attr]
+        assert interview.verdicts(PAIRS[:3])[1].kept == 4
+        assert interview._answers.__self__.model is held  # type: ignore[union-attr]
+        gone = weakref.ref(held)
+        del held
+    gc.collect()
+    assert gone() is None
+    moved = folder.rename(tmp_path / "moved")
+    verdicts, bill = ask(replace(judge, path=str(moved)), PAIRS[:2], tmp_path)
+    moved.rename(folder)
+    assert verdicts == first and (bill.asked, bill.kept) == (0, 4)
+
+
+def test_all_that_can_change_an_answer_makes_its_identity_and_nothing_else(judge, tmp_path):
+    other = str(save_small(tmp_path, seed=1))
+    changed = [replace(judge, path=other), replace(judge, read="words"), replace(judge, least=0.2),
+               replace(judge, dtype="bfloat16")]  # fmt: skip
+    assert len({one.key for one in [judge, *changed]}) == 5
+    assert replace(judge, batch_size=1).key == judge.key
+    words = replace(judge, read="words")
+    assert replace(words, least=0.3).key == words.key != replace(words, max_tokens=9).key
+
+
+def test_what_is_wrong_with_the_model_is_said_in_the_judges_words(judge, tmp_path):
+    for wrong, words in ((tmp_path / "none", "judge.path"), (tmp_path, "judge.path")):
+        with pytest.raises(UserError, match=words):
+            ask(replace(judge, path=str(wrong)), PAIRS[:1])
+    (tmp_path / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{judge.path}"}}')
+    (error,) = replace(judge, path=str(tmp_path)).problems()
+    assert "adapter" in error.rule and "--merge" in str(error)
+
+
+def test_it_grades_only_where_it_writes(judge):
+    assert not judge.writes and replace(judge, read="words").writes
