@@ -17,6 +17,7 @@ from harness.rewards.steps import Aggregate, aggregated, read_as, shares, steps_
 from harness.tasks.base import Row, Task, TaskData
 from harness.tasks.conversation import prompt_ids
 from harness.tasks.reading.files import fingerprint_of
+from harness.tasks.reading.rows import unescaped
 from harness.tasks.reading.splits import SPLITS
 from harness.tasks.reading.steps import StepRows, read_steps
 
@@ -141,7 +142,8 @@ class ProcessReward(LearnedReward):
 
     def bind(self, task: Task, adapter: Any, preset: str) -> ProcessReward:
         """The separator is the task's where none is set, and the rest is the preset's."""
-        told = replace(self, separator=self.separator or task.step_separator or SEPARATOR)
+        own = None if self.separator is None else unescaped(self.separator)
+        told = replace(self, separator=own or task.step_separator or SEPARATOR)
         return super(ProcessReward, told).bind(task, adapter, preset)
 
     def contents(self) -> Mapping[str, str]:
