@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
+from harness.models.adapters import Full, LoRA
 from harness.models.classifier import score_places, with_score
-from harness.stages.process_model import UNLABELLED, collated, judged, step_loss
+from harness.models.loading import character_tokenizer
+from harness.rewards.process import StepModelSpec
+from harness.stages.classifying import StageGround
+from harness.stages.process_model import UNLABELLED, collated, judged, process_model, step_loss
+from harness.store.cache import Cache
+from harness.tasks.base import TaskData
 from tests.inside import tell
-from tests.toys import random_llama
+from tests.toys import random_llama, write_jsonl
 
 
 def test_the_loss_is_that_of_the_ends_of_steps_alone():
@@ -58,6 +65,29 @@ def test_of_two_labels_the_odds_are_those_of_the_last():
     with torch.no_grad():
         chance = shell(input_ids=torch.tensor([[5, 6, 7]])).logits[0, 1].softmax(0)[1].item()
     assert torch.sigmoid(found).item() == pytest.approx(chance, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=4)], ids=["full", "lora"])
+def test_the_stage_learns_what_makes_a_step_right_and_keeps_what_it_learned(tmp_path, adapter):
+    """Steps with an ``a`` are right, and those with a ``b`` wrong: a model of random weights learns it."""
+    draw = random.Random(0)
+    rows = []
+    for n in range(300):
+        said = [draw.choice("ab") for _ in range(3)]
+        rows.append({"prompt": f"{n}+1=", "completions": said, "labels": [word == "a" for word in said]})
+    path = str(write_jsonl(tmp_path / "steps.jsonl", rows))
+    spec = StepModelSpec(adapter, 1e-2, 60, 32, 0, 96, separator="=", rows=None, path=path, held_out=0.2)
+    ground = StageGround(
+        load=lambda: random_llama(0), base_key="toy", data=TaskData(), tokenizer=character_tokenizer(96),
+        rows=lambda rows: [dict(row) for row in rows], device="cpu", precision="fp32", dtype="torch.float32",
+        frozen=torch.float32, chat=False, progress=lambda *_: None,
+    )  # fmt: skip
+    cache = Cache(tmp_path / "cache")
+    entry = process_model(spec, ground, cache)
+    note = cache.note(entry)
+    assert note["rows"] == 240 and note["test/step_accuracy"] > 0.95 and note["test/row_accuracy"] > 0.85
+    assert process_model(spec, ground, cache).hit
 
 
 @pytest.mark.nightly
