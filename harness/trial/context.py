@@ -125,7 +125,6 @@ class Ground:
 
     def reward_folders(self, journal: Journal) -> dict[str, Path]:
         """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""
-        from harness.rewards.process import StepModelSpec
         from harness.stages.classifying import StageGround
         from harness.stages.process_model import process_model
         from harness.stages.reward_model import reward_model
@@ -147,7 +146,7 @@ class Ground:
                     "progress", what=spec.stage.replace("_", " "), step=step, total=total
                 ),
             )
-            build: Any = process_model if isinstance(spec, StepModelSpec) else reward_model
+            build: Any = {"process_model": process_model, "reward_model": reward_model}[spec.stage]
             entry = build(spec, ground, self.cache)
             note_stage(journal, spec.stage, entry, self.cache.note(entry))
             folders[spec.key] = entry.path
