@@ -1,4 +1,7 @@
-"""A causal language model's body under a scalar head: how a reward model is made, loaded and asked. Imports torch."""
+"""A causal language model's body under a scalar head: how a reward model is made, loaded and asked. Imports torch.
+
+The head is read once for a sequence (sequence classification), or at several of its tokens (token classification).
+"""
 
 from __future__ import annotations
 
@@ -21,71 +24,85 @@ HEAD = "head.safetensors"
 
 
 class Head(nn.Linear):
-    """A projection to one number that is held and computed in 32 bits, whatever autocast is on around it.
+    """A projection to one number, or a few, that is held and computed in 32 bits, whatever autocast is on around it.
 
     The number is an advantage's, a return's or a reward's: bf16 would leave it two or three digits.
     """
 
-    def __init__(self, width: int, *, bias: bool, device: Any):
+    def __init__(self, width: int, *, bias: bool, device: Any, outputs: int = 1):
         """Start at zero."""
-        super().__init__(width, 1, bias=bias, device=device, dtype=torch.float32)
+        super().__init__(width, outputs, bias=bias, device=device, dtype=torch.float32)
         nn.init.zeros_(self.weight)
         if bias:
             nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        """(..., width) in any dtype to (..., 1) in float32."""
+        """(..., width) in any dtype to (..., outputs) in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return super().forward(hidden.float())
 
 
+def head_name(shell: Any) -> str:
+    """What a classification model calls its head; architectures differ where every token is classified."""
+    return "score" if hasattr(shell, "score") else "classifier"
+
+
 def in_32_bits(shell: Any) -> Any:
-    """Give a loaded sequence-classification model a head that computes in 32 bits, with the same weights."""
-    score = getattr(shell, "score", None)
-    if type(score) is nn.Linear and score.out_features == 1:
-        head = Head(score.in_features, bias=score.bias is not None, device=score.weight.device)
-        head.load_state_dict(score.state_dict())
-        shell.score = head
+    """Give a loaded classification model a head that computes in 32 bits, with the same weights."""
+    old = getattr(shell, head_name(shell), None)
+    if type(old) is nn.Linear:
+        head = Head(old.in_features, bias=old.bias is not None, device=old.weight.device, outputs=old.out_features)
+        head.load_state_dict(old.state_dict())
+        setattr(shell, head_name(shell), head)
     return shell
 
 
 def save_head(shell: Any, folder: Path) -> None:
     """Keep the head beside the model, since loading a model in bf16 rounds all of its weights."""
-    save_file({name: value.contiguous() for name, value in shell.score.state_dict().items()}, folder / HEAD)
+    state = getattr(shell, head_name(shell)).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / HEAD)
 
 
 def load_head(shell: Any, folder: Path) -> Any:
     """Give ``shell`` the head that ``save_head`` kept, in all of its 32 bits."""
-    shell.score.load_state_dict(load_file(folder / HEAD, device=str(shell.device)))
+    getattr(shell, head_name(shell)).load_state_dict(load_file(folder / HEAD, device=str(shell.device)))
     return shell
 
 
-def with_score(causal: Any) -> Any:
-    """The sequence-classification model of ``causal``'s architecture around the very weights of its body.
+def with_score(causal: Any, *, each_token: bool = False) -> Any:
+    """The classification model of ``causal``'s architecture around the very weights of its body.
 
-    No weight is copied or loaded again, so 4-bit bodies and bodies that carry adapters work. The head starts at
-    zero and computes in 32 bits.
+    It classifies sequences, or with ``each_token`` every token. No weight is copied or loaded again, so 4-bit bodies
+    and bodies that carry adapters work. The head starts at zero and computes in 32 bits.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
+    from transformers.models.auto import modeling_auto
 
     config: Any = causal.config
-    known: Any = KNOWN  # lazy: looking one class up imports that one
+    each, whole = (
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+    known: Any = each if each_token else whole  # lazy: looking one class up imports that one
     if type(config) not in known:
         from harness.base.errors import UserError
 
+        kind = "token" if each_token else "sequence"
         raise UserError(
-            f"transformers knows no sequence-classification model of {config.model_type}",
+            f"transformers knows no {kind}-classification model of {config.model_type}",
             key="reward",
-            value="model",
+            value="process" if each_token else "model",
             fix="name a reward model of another architecture: reward.path=...",
         )
     config = copy.deepcopy(config)
     config.num_labels = 1
+    if each_token:
+        config.classifier_dropout = 0.0
     with torch.device("meta"):
         shell = known[type(config)](config)
     setattr(shell, shell.base_model_prefix, causal.base_model)
     text = config.get_text_config()
-    shell.score = Head(text.hidden_size, bias=False, device=causal.device)
+    bias = each_token and getattr(shell, head_name(shell)).bias is not None
+    setattr(shell, head_name(shell), Head(text.hidden_size, bias=bias, device=causal.device))
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if hasattr(causal, name):
             setattr(shell, name, getattr(causal, name))
@@ -137,12 +154,61 @@ def score_sequences(
         precision: in which it computes.
         turn: within it, forward passes are the model's (an adapter on a shared base is active).
     """
-    scores = torch.zeros(len(sequences))
-    shared = prefixes.of(shell)
     pad = shell.config.get_text_config().pad_token_id = padding_for(sequences, pad)
+    scores = torch.zeros(len(sequences))
+    passes = _passes(shell, sequences, pad=pad, batch_size=batch_size, device=device, precision=precision)
+    with turn():
+        for chosen, logits in passes:
+            scores[torch.tensor(chosen)] = logits[:, 0].float().cpu()
+    return scores
+
+
+@torch.no_grad()
+def score_places(
+    shell: Any,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    batch_size: int,
+    device: str,
+    precision: str,
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Log-odds of the last label at some tokens of each sequence, float32, one after the other in the order given.
+
+    Args:
+        shell: a token-classification model with one label, whose output is the log-odds, or with two.
+        sequences: token ids of prompt and completion.
+        places: indices of tokens in each sequence.
+        pad: as ``score_sequences`` has it, and the following too.
+        batch_size: sequences per forward pass.
+        device: where the model is.
+        precision: in which it computes.
+        turn: within it, forward passes are the model's.
+    """
+    starts = list(itertools.accumulate(map(len, places), initial=0))
+    scores = torch.zeros(starts[-1])
+    passes = _passes(shell, sequences, pad=pad, batch_size=batch_size, device=device, precision=precision)
+    with turn():
+        for chosen, logits in passes:
+            found = [(k, place, starts[i] + n) for k, i in enumerate(chosen) for n, place in enumerate(places[i])]
+            if found:
+                rows, columns, targets = (torch.tensor(index) for index in zip(*found, strict=True))
+                own = logits[rows.to(device), columns.to(device)].float()
+                odds = own[:, 0] if own.shape[1] == 1 else own[:, 1] - own[:, 0]
+                scores[targets] = odds.cpu()
+    return scores
+
+
+def _passes(
+    shell: Any, sequences: Sequence[Sequence[int]], *, pad: int, batch_size: int, device: str, precision: str
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices of the sequences of each batch, with the model's outputs for it."""
+    shared = prefixes.of(shell)
     size = len if shared is None or shared.why else list  # rows that begin alike stand beside each other
     order = sorted(range(len(sequences)), key=lambda i: size(sequences[i]))
-    with turn(), prefixes.together(shell):
+    with prefixes.together(shell):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = max(len(sequences[i]) for i in chosen)
@@ -154,8 +220,7 @@ def score_sequences(
                     attention_mask=torch.tensor(marks, device=device),
                     use_cache=False,
                 )
-            scores[torch.tensor(chosen)] = out.logits[:, 0].float().cpu()
-    return scores
+            yield chosen, out.logits
 
 
 def padding_for(sequences: Sequence[Sequence[int]], pad: int) -> int:

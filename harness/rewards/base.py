@@ -13,10 +13,39 @@ from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
     from harness.models.adapters import Adapter
-    from harness.rewards.model import RewardModelSpec
+    from harness.rewards.learned import Recipe
 
 ScoreFunction = Callable[[Sequence[Row], Sequence[str], Sequence[bool]], Sequence[float]]
 """Prompt rows, completions and whether each ended by itself, to one number per completion."""
+
+
+@dataclass(frozen=True)
+class Payment:
+    """A part of what a completion is paid, and where.
+
+    Attributes:
+        end: characters of the completion that earn it.
+        share: the part; all of a completion's together are its reward.
+    """
+
+    end: int
+    share: float
+
+
+class Opened(ABC):
+    """A ``ScoreFunction`` that can say something of the batch that it scored last."""
+
+    @abstractmethod
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> list[float]:
+        """One number per completion."""
+
+    def means(self) -> Mapping[str, float]:
+        """What a trial logs of it, under ``train/``."""
+        return {}
+
+    def placed(self) -> Sequence[Sequence[Payment]] | None:
+        """Of each completion where its reward is earned; None where that is its end, as of most rewards."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -47,18 +76,6 @@ class Desk:
     cache: Path | None = None
 
 
-class Telling(ABC):
-    """A function that scores, and can tell what a trial logs of the batch that it scored last."""
-
-    @abstractmethod
-    def __call__(self, rows: Sequence[Row], completions: Sequence[str], ended: Sequence[bool]) -> Sequence[float]:
-        """One number per completion."""
-
-    @abstractmethod
-    def means(self) -> Mapping[str, float]:
-        """Of the last batch, by name without ``train/``."""
-
-
 @dataclass(frozen=True)
 class Reward(ABC):
     """What an online algorithm maximizes."""
@@ -81,7 +98,7 @@ class Reward(ABC):
         """Of each field that names something on disk or on the hub, what stands for the content behind it."""
         return {}
 
-    def stages(self) -> tuple[RewardModelSpec, ...]:
+    def stages(self) -> tuple[Recipe, ...]:
         """Models that must exist before training; the trial takes them from the cache or builds them."""
         return ()
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from harness.base.errors import UserError
-from harness.rewards.base import Desk, Reward, ScoreFunction, Telling
+from harness.rewards.base import Desk, Opened, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
     from harness.models.adapters import Adapter
-    from harness.rewards.model import RewardModelSpec
+    from harness.rewards.learned import Recipe
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Composite(Reward):
         """The members without theirs."""
         return self.rebuilt({key: member.without_weights() for key, member in self.members().items()})
 
-    def stages(self) -> tuple[RewardModelSpec, ...]:
+    def stages(self) -> tuple[Recipe, ...]:
         """Every member's."""
         return tuple(stage for member in self.members().values() for stage in member.stages())
 
@@ -72,7 +72,7 @@ class Composite(Reward):
 
 
 @dataclass
-class _Opened(Telling):
+class _Opened(Opened):
     """Scores by members that have been opened, and remembers what is logged of the last batch."""
 
     reward: Composite
@@ -91,10 +91,10 @@ class _Opened(Telling):
 
     def means(self) -> Mapping[str, float]:
         """Of the last batch; a member's own too."""
-        below = [f.means() for f in self.functions.values() if isinstance(f, Telling)]
+        below = [f.means() for f in self.functions.values() if isinstance(f, Opened)]
         return {name: value for found in [*below, self.logged or {}] for name, value in found.items()}
 
 
 def means_of(function: ScoreFunction) -> Mapping[str, float]:
     """What is logged of the last batch that a reward scored; nothing of most."""
-    return function.means() if isinstance(function, Telling) else {}
+    return function.means() if isinstance(function, Opened) else {}

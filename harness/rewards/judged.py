@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from harness.base.errors import UserError
 from harness.judges.asking import Bill, Interview
 from harness.judges.base import GRADES, Judge, Longer, Pair, shown
-from harness.rewards.base import Desk, Reward, ScoreFunction, Telling
+from harness.rewards.base import Desk, Opened, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData, prompt_key
 
 CHOSEN = "chosen"
@@ -94,7 +94,7 @@ def _others(data: TaskData) -> dict[str, str]:
     return found
 
 
-class _Asking(Telling):
+class _Asking(Opened):
     """Asks about each batch all at once, and remembers what could not be read of it."""
 
     def __init__(self, reward: JudgeReward, others: Mapping[str, str], interview: Interview):

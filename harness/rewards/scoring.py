@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.rewards.base import Reward, ScoreFunction
+from harness.rewards.base import Opened, Payment, Reward, ScoreFunction
 from harness.rewards.composite import means_of
 from harness.tasks.base import Row, Task, Text, text_of
 from harness.tasks.judging import tally
@@ -65,6 +65,10 @@ class Scorer:
             self._means = {**self._means, "reward_timeouts": expired / tried}
         self._means = {**self._means, **means_of(self._function)}
         return values
+
+    def placed(self) -> Sequence[Sequence[Payment]] | None:
+        """Where each of the last completions scored earns its reward; None where that is its end."""
+        return self._function.placed() if isinstance(self._function, Opened) else None
 
     def paid(self, rows: Sequence[Row], texts: Sequence[str], ended: Sequence[bool]) -> list[float]:
         """One finite number for each completion of rows that need not be the scorer's own; nothing is remembered."""

@@ -4,7 +4,7 @@ Prompts such as ``12+7=`` are answered by one of four behaviours: right and conc
 verbose (``well, the answer is 19.``), wrong (``17``), evasive (``i dont know.``). The base model learns the
 mixture; alignment has to prefer some behaviours to others. Some prompts have no answer (``12+?=``), and for
 them declining is right. Reversing and sorting letters are learned by the base and never aligned, so what
-alignment forgets shows there.
+alignment forgets shows there. Sums of several operations (``steps``) are answered step by step (``arithmetic_steps``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from harness.base.records import unless_default
+from harness.tasks import arithmetic_steps as chains
 from harness.tasks.base import Row, Score, TaskData
 from harness.tasks.curating.applying import Curated, held_sifted, sifted
 
@@ -46,9 +48,12 @@ class Arithmetic(Curated):
         noise_temperature: scale of the reward gap in that draw, in units of reward.
         flipped: share of training pairs, chosen at random, whose sides are swapped: a regression planted on purpose.
         length_cost: true reward lost per character.
-        mixture: weights of the behaviours concise, verbose, wrong, evasive in base training.
+        mixture: weights of the behaviours concise, verbose, wrong, evasive in base training. With ``steps`` they are:
+            every step right; a wrong step before the right answer; a wrong step that is carried on; evasive.
         mastery: share of base training, at its start, that shows right and concise answers alone: the skill is
             learned first, the mixture of behaviours after it.
+        steps: operations of a sum. From two on completions show what is left after each (``12+7-3=`` -> ``19-3=16``),
+            and which of these steps are right is known.
     """
 
     has_reward: ClassVar[bool] = True
@@ -69,6 +74,12 @@ class Arithmetic(Curated):
     length_cost: Annotated[float, Ge(0)] = 0.02
     mixture: tuple[float, float, float, float] = (0.3, 0.25, 0.2, 0.25)
     mastery: Annotated[float, Ge(0), Le(1)] = 0.77
+    steps: Annotated[int, Ge(1), Le(4)] = unless_default(1)
+
+    @property
+    def step_separator(self) -> str | None:
+        """Sums of one operation have no steps."""
+        return chains.SEPARATOR if self.steps > 1 else None
 
     def load(self) -> TaskData:
         """Make every row from the seed; takes about 0.3 s for the default sizes."""
@@ -98,6 +109,7 @@ class Arithmetic(Curated):
         """Without what shapes pairs, held-out rows and rewards alone."""
         unread = ("pairs", "eval_pairs", "eval_prompts", "label_noise", "noise_temperature", "flipped", "length_cost",
                   "curate")  # fmt: skip
+        unread += ("steps",) if self.steps == 1 else ()
         return {name: value for name, value in asdict(self).items() if name not in unread}
 
     def base_rows(self, count: int) -> list[Row]:
@@ -133,13 +145,37 @@ class Arithmetic(Curated):
         """True reward: 1 if right, 0 if not, less ``length_cost`` per character.
 
         Right is the answer alone or the verbose sentence around it; for a prompt without an answer
-        (``row["answer"] is None``) right is declining.
+        (``row["answer"] is None``) right is declining. Where steps are shown, the last one is the answer, and the
+        others count by their length alone.
         """
-        said = completion.strip()
+        said = completion.rpartition(self.step_separator)[2] if self.step_separator else completion
+        correct = self._right(row, said.strip())
+        return Score(reward=float(correct) - self.length_cost * len(completion), correct=correct)
+
+    def _right(self, row: Row, said: str) -> bool:
         verbose = _VERBOSE.match(said)
         answer = row["answer"]
-        correct = said == DECLINE if answer is None else (verbose.group(1) if verbose else said) == answer
-        return Score(reward=float(correct) - self.length_cost * len(completion), correct=correct)
+        return said == DECLINE if answer is None else (verbose.group(1) if verbose else said) == answer
+
+    def step_rows(self, split: str, count: int) -> list[Row]:
+        """``count`` rows of ``prompt``, ``steps`` and ``labels``; those of the held-out splits have held-out prompts.
+
+        The four behaviours are equally frequent, and a fifth of the completions show their last step alone. Where there
+        is no answer, declining is the one right step.
+        """
+        seen, splits = self._split()
+        rows, rng, found = {"train": seen, **splits}[split], random.Random(f"steps-{self.seed}-{split}"), []
+        for _ in range(count):
+            row = self._draw(rng, rows)
+            said = self._say(rng, row, rng.choice(BEHAVIOURS)).split(chains.SEPARATOR)
+            said = said[-1:] if rng.random() < 0.2 else said
+            right = self._right(row, said[-1])
+            hollow = row["answer"] is None
+            labels = (
+                [*[False] * (len(said) - 1), right] if hollow else chains.labels(row["prompt"], said, answered=right)
+            )
+            found.append({"prompt": row["prompt"], "steps": said, "labels": labels})
+        return found
 
     # -- prompts ---------------------------------------------------------------------------------------
 
@@ -155,6 +191,10 @@ class Arithmetic(Curated):
 
     def _prompts(self) -> Iterator[dict[str, Any]]:
         """All prompts of this world; unanswerable ones hide an operand behind a question mark."""
+        if self.steps > 1:
+            share = self.unanswerable
+            yield from chains.prompts(self.seed, self.steps, self.max_operand, self.max_second, share)
+            return
         for a in range(self.max_operand + 1):
             for b in range(self.max_second + 1):
                 yield {"prompt": f"{a}+{b}=", "answer": str(a + b)}
@@ -189,6 +229,8 @@ class Arithmetic(Curated):
 
     def _say(self, rng: random.Random, row: Row, behaviour: str) -> str:
         """What ``behaviour`` answers; for an unanswerable prompt a confident answer is made up."""
+        if self.steps > 1:
+            return self._say_steps(rng, row, behaviour)
         right = row["answer"] if row["answer"] is not None else str(rng.randint(0, self.max_operand))
         if behaviour == "evasive":
             return DECLINE
@@ -198,6 +240,14 @@ class Arithmetic(Curated):
             return right
         value = int(right)
         return str(value + 10 if value < 10 else value + rng.choice((-10, 10)))  # the carry slipped
+
+    def _say_steps(self, rng: random.Random, row: Row, behaviour: str) -> str:
+        if behaviour == "evasive":
+            return DECLINE
+        asked = chains.made_up(rng, row["prompt"], self.max_second)
+        if behaviour == "concise":
+            return chains.SEPARATOR.join(chains.worked(asked))
+        return chains.SEPARATOR.join((chains.lucky if behaviour == "verbose" else chains.slipped)(rng, asked))
 
     def _pair(self, rng: random.Random, row: Row, *, noisy: bool) -> Row:
         """Two behaviours of one prompt, labelled by the true reward (Bradley-Terry where noisy)."""

@@ -108,6 +108,11 @@ class Task(ABC):
     knows_declining: ClassVar[bool] = False
     """True where ``declines`` and ``answerable`` know what they are asked."""
 
+    @property
+    def step_separator(self) -> str | None:
+        """What parts the steps of a completion, where ``step_rows`` knows which are right; None where it does not."""
+        return None
+
     # Share of the rows that a trial may leave out; a task that reads files declares a field of this name.
     allow_skipped = 0.05
 
@@ -142,6 +147,18 @@ class Task(ABC):
     def scores(self, rows: Sequence[Row], completions: Sequence[str]) -> list[Score]:
         """The same for many at once, in order; a task whose rule takes long scores several at a time."""
         return [self.score(row, text) for row, text in zip(rows, completions, strict=True)]
+
+    def step_rows(self, split: str, count: int) -> list[Row]:
+        """``count`` rows for a process reward model; only where there is a ``step_separator``.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``, whose prompts are apart.
+            count: rows; the same call gives the same ones.
+
+        Returns:
+            rows of ``prompt``, ``steps`` (texts, without the separator) and ``labels`` (whether each is right).
+        """
+        raise TypeError(f"{type(self).__name__} does not know which steps are right")
 
     def declines(self, completion: str) -> bool:
         """Whether ``completion`` declines to answer; only where ``knows_declining``."""

@@ -132,7 +132,9 @@ class Ground:
 
     def reward_folders(self, journal: Journal) -> dict[str, Path]:
         """The models that the trial's reward needs, from the cache or built now: key of the recipe -> folder."""
-        from harness.stages.reward_model import StageGround, reward_model
+        from harness.stages.classifying import StageGround
+        from harness.stages.process_model import process_model
+        from harness.stages.reward_model import reward_model
 
         folders: dict[str, Path] = {}
         for spec in self.setup.reward.stages() if self.setup.reward is not None else ():
@@ -147,10 +149,13 @@ class Ground:
                 dtype=str(self.place.stored_for(spec.adapter.trains_base)),
                 frozen=self.place.frozen,
                 chat=self.chat,
-                progress=lambda step, total: journal.write("progress", what="reward model", step=step, total=total),
+                progress=lambda step, total, spec=spec: journal.write(
+                    "progress", what=spec.stage.replace("_", " "), step=step, total=total
+                ),
             )
-            entry = reward_model(spec, ground, self.cache)
-            note_stage(journal, "reward_model", entry, self.cache.note(entry))
+            build: Any = {"process_model": process_model, "reward_model": reward_model}[spec.stage]
+            entry = build(spec, ground, self.cache)
+            note_stage(journal, spec.stage, entry, self.cache.note(entry))
             folders[spec.key] = entry.path
         return folders
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def training_code(setup: Setup) -> dict[str, Path]:
     """The modules that can change what a trial trains, by name."""
     components = [setup.algo, setup.adapter, setup.model, setup.task, setup.reward, setup.train]
-    stages = ["harness.stages.reward_model"] if setup.reward is not None and setup.reward.stages() else []
+    specs = setup.reward.stages() if setup.reward is not None else ()
+    stages = sorted({f"harness.stages.{spec.stage}" for spec in specs})
     curve = ["harness.trial.curve.points"] if setup.eval.at else []
     margins = ["harness.evaluators.scoring"] if rules_of(setup.task, MarginRule) else []
     return closure.of_training([*identity.modules_of(components), *stages, *curve, *margins])

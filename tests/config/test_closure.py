@@ -19,7 +19,7 @@ from harness.config.closure import NO_NUMBER, PACKAGE, STORY, Sources, code_dige
 from harness.config.compose import compose, conf_dir, hydra_config
 from harness.models import base_entries
 from harness.plan import predict
-from harness.stages import reference, reward_model
+from harness.stages import classifying, reference
 from harness.trial.assemble import Setup, assemble
 from harness.trial.checks import check_data
 from harness.trial.identify import identify
@@ -67,7 +67,7 @@ def test_every_module_that_a_trial_reaches_is_in_a_closure_or_named_with_its_rea
         *closure.closure(["harness.trial.curve.points"]),
         *(
             name
-            for stage in ("sft", "reward_model", "reference")
+            for stage in ("sft", "reward_model", "process_model", "reference")
             for name in closure.closure([f"harness.stages.{stage}"])
         ),
     }
@@ -100,7 +100,7 @@ KEYS: dict[str, Callable[[], dict[str, Path]]] = {
     "base": lambda: closure.closure(base_entries(setup().model, setup().task)),
     "eval": lambda: judging_code(setup().eval.active.values(), setup().task),
     "baseline": lambda: baseline_code(setup(), setup().eval.active["true_reward"]),
-    "reward model": lambda: reward_model.code_of(reward_spec()),
+    "reward model": lambda: classifying.code_of(reward_spec()),
     "references": lambda: reference.code_of(trainer_of("harness.algorithms.dpo")),
     "prediction": lambda: predict.code_of(setup()),
 }

@@ -20,6 +20,7 @@ PLUGIN = __name__.split(".")[0]
 
 NO_KEY_NEEDED = {
     "ModelReward.spec": "made from the other fields by the harness",
+    "ProcessReward.spec": "made from the other fields by the harness",
     "Verifier.task": "bound to the trial's task by the harness",
     "Ensemble.held": "made from the other fields by the harness",
     **dict.fromkeys(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float, early: Tensor | None = None) -> Tensor:
     """Rewards per token (B, T): the KL penalty at every token, the sequence's score at its last one.
 
     r_t = -beta * kl_t + [t = last] * score (Ziegler et al. 2019, arXiv 1909.08593, eq. 2; Ouyang et al. 2022,
@@ -24,12 +24,17 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
         kl: (B, T), nats.
         mask: (B, T); a row without tokens gets no reward.
         beta: coefficient of the penalty.
+        early: (B, T), the parts of the scores that are paid before the end (of steps, arXiv 2305.20050); the last token
+            is paid the rest, so that a sequence's rewards come to its score whatever was paid where.
     """
+    if early is not None:
+        early = early * mask
+        scores = scores - early.sum(1)
     rewards = -beta * kl * mask
     lengths = mask.sum(1).long()
     rows = lengths.nonzero().squeeze(1)
     rewards[rows, lengths[rows] - 1] += scores[rows]
-    return rewards
+    return rewards if early is None else rewards + early
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:

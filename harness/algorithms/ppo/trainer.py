@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ from harness.algorithms.online import OnlineTrainer, sequences
 from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.ppo.algorithm import PPO
 from harness.algorithms.ppo.critic import Critic
+from harness.rewards.base import Payment
+from harness.rewards.steps import ending_tokens
+from harness.tasks.base import text_of
 
 
 class PPOTrainer(OnlineTrainer):
@@ -70,6 +73,7 @@ class PPOTrainer(OnlineTrainer):
         self.stop_epochs, self.most_prompts = False, most_prompts
         self.rollouts = 0  # begun, of a resumed trial those before included
         self._prompts: Iterator[list[Any]] | None = None
+        self._early: list[list[tuple[int, float]]] | None = None  # of the last rollout: tokens, and what they are paid
         self._reduced = False  # whether the critic's gradient is that of all processes
         self._moved = [0.0, 0.0]  # in the optimizer step that goes on: sum of the KL over tokens, and their number
         self.add_callback(_EachStep(self))
@@ -92,7 +96,7 @@ class PPOTrainer(OnlineTrainer):
         reference = batch.pop("ref_per_token_logps", old)
         kl = (old - reference) * mask
         paid = shaped(scores, ended, settings, self._total)
-        rewards = math.token_rewards(paid, kl, mask, self.controller.beta)
+        rewards = math.token_rewards(paid, kl, mask, self.controller.beta, self._early_rewards(mask))
         advantages = math.gae(rewards, values, mask, settings.gamma, settings.lam)
         returns = advantages + values
         self.note(
@@ -114,6 +118,23 @@ class PPOTrainer(OnlineTrainer):
             "returns": returns,
             "advantages": advantages,
         }
+
+    def _score(self, completions: list[Any], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        """Remember which tokens earn parts of the reward, where it says so."""
+        scores = super()._score(completions, completion_ids, row)
+        placed = self.scorer.placed()
+        self._early = None if placed is None else early(self.processing_class, completions, completion_ids, placed)
+        return scores
+
+    def _early_rewards(self, mask: Tensor) -> Tensor | None:
+        """Parts of the reward that are paid before the end, (B, T)."""
+        if self._early is None:
+            return None
+        rewards = torch.zeros(mask.shape, device=mask.device)
+        for row, parts in enumerate(self._early):
+            for token, share in parts:
+                rewards[row, token] += share
+        return rewards
 
     def _total(self, sum_: Tensor) -> Tensor:
         """Of what this process has summed, the sum over all of them."""
@@ -284,6 +305,18 @@ class _EachStep(TrainerCallback):
         """Enough of this rollout, or of all?"""
         if self.trainer.end_step():
             control.should_training_stop = control.should_log = True
+
+
+def early(
+    tokenizer: Any, completions: Sequence[Any], ids: Sequence[list[int]], placed: Sequence[Sequence[Payment]]
+) -> list[list[tuple[int, float]]]:
+    """Of each completion the tokens, as indices into its ``ids``, that earn a part of its reward, and the parts."""
+    found = []
+    for completion, tokens, parts in zip(completions, ids, placed, strict=True):
+        ends = [part.end for part in parts]
+        at = ending_tokens(tokenizer, tokens, text_of(completion), ends) if tokens else []
+        found.append([(k, part.share) for k, part in zip(at, parts, strict=False)])
+    return found
 
 
 def shaped(scores: Tensor, ended: Tensor, settings: PPO, total: Callable[[Tensor], Tensor] = lambda s: s) -> Tensor:
