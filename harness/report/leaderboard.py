@@ -70,6 +70,8 @@ SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/correct")
 """Metrics that have a column in any case."""
 WITHOUT_REWARD = {"likelihood acc.": "eval/likelihood_accuracy"}
 """Columns of trials without a true reward: the base has this figure too."""
+NOTHING = ("None", "nan")
+"""Values of a setting that say nothing in a name."""
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 NOT_BETTER = (
     "preference_brier", "preference_ece", "ece", "brier", "perplexity", "word_perplexity", "byte_perplexity",
@@ -181,10 +183,11 @@ def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
         if len(group) == 1:
             continue
         settings = frame.iloc[group].filter(regex=r"^params\.(?!eval\.|seed|train\.seed)").astype("str")
-        varying = _telling([str(c) for c in settings if settings[c].nunique(dropna=False) > 1])[:3]
+        differing = [str(c) for c in settings if settings[c].nunique(dropna=False) > 1]
+        varying = _telling(differing)[:3]
         for place, values in zip(group, settings[varying].itertuples(index=False), strict=True):
-            told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str)}
-            words = [f"{c.removesuffix('.name').rpartition('.')[2]}={v}" for c, v in told.items()]
+            told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str) and v not in NOTHING}
+            words = [f"{_short(c, differing)}={v}" for c, v in told.items()]
             found[place] = " ".join([name, *dict.fromkeys(words)])  # a stage repeats what its component says
         if len({found[place] for place in group}) < len(group):
             for place in group:
@@ -193,9 +196,18 @@ def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
 
 
 def _telling(columns: list[str]) -> list[str]:
-    """Of settings that differ, those that say why: of a component that is another one, its name alone."""
+    """Of settings that differ, those that say why: of another component its name, of a part that some lack its own."""
     others = [c.removesuffix("name") for c in columns if c.endswith(".name")]
-    return [c for c in columns if c.endswith(".name") or not c.startswith(tuple(others))]
+    left = [c for c in columns if c.endswith(".name") or not c.startswith(tuple(others))]
+    parts = [c.removesuffix("class") for c in left if c.endswith(".class")]
+    bare = [p for p in parts if sum(c.startswith(p) for c in left) == 1]
+    return [c for c in left if not c.endswith(".class") or c.removesuffix("class") in bare]
+
+
+def _short(column: str, varying: Sequence[str]) -> str:
+    """A setting's last word; after its part's, where some lack the part."""
+    part, _, last = column.removesuffix(".name").rpartition(".")
+    return f"{part.rpartition('.')[2]}.{last}" if f"{part}.class" in varying and last != "class" else last
 
 
 def succeeded(outcome: object) -> bool:

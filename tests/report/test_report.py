@@ -117,6 +117,16 @@ def test_namesakes_are_told_apart_by_the_settings_in_which_they_differ():
     assert labels(frame.drop(columns="params.train.learning_rate"))[:2] == ["dpo-s0-0123abcd", "dpo-s0-4567abcd"]
 
 
+def test_of_a_part_that_some_lack_what_was_set_is_told():
+    replay = [(None, None, None), ("Replay", None, 0.25), ("Replay", None, 0.5)]
+    rows = [
+        {"trial_id": f"dpo-s0-{i}123abcd", "params.train.replay.class": kind, "params.train.replay.path": path,
+         "params.train.replay.share": share}
+        for i, (kind, path, share) in enumerate(replay)
+    ]  # fmt: skip
+    assert labels(pd.DataFrame(rows)) == ["dpo-s0", "dpo-s0 replay.share=0.25", "dpo-s0 replay.share=0.5"]
+
+
 def test_namesakes_with_another_component_are_told_apart_by_its_name_alone():
     frame = trials(
         {"trial_id": "ppo-s0-0123abcd", "params.reward.name": "verifier"},
