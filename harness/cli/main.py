@@ -123,7 +123,7 @@ def _hydra_info(arguments: list[str]) -> int:
     from harness.config.compose import hydra_application
 
     if _asks_help(arguments):
-        commands = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+        commands = "\n".join(f"  {name:<{max(map(len, COMMANDS)) + 2}}{text}" for name, (_, text) in COMMANDS.items())
         arguments = [*arguments, f"hydra.help.template='{_escaped(HELP.format(commands=commands))}'"]
     asked = sorted(_flags(arguments) & OF_ONE_TRIAL)
     if asked and {"-m", "--multirun"} & _flags(arguments):
