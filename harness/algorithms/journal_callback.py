@@ -51,8 +51,8 @@ class JournalCallback(TrainerCallback):
         """
         self.journal, self.meter, self.learning_rate, self.wish = journal, meter, learning_rate, wish
         self.falls = falls
-        self._losses: list[float] = []
-        self._taken: Any = 0.0
+        self._ends: list[float] = []
+        self._loss_of_step: Any = 0.0
         self._progress_at = 0.0
         self._part = 0
 
@@ -62,7 +62,7 @@ class JournalCallback(TrainerCallback):
 
         def taken(*arguments: Any, **options: Any) -> Any:
             loss = take(*arguments, **options)
-            self._taken = self._taken + loss.detach()
+            self._loss_of_step = self._loss_of_step + loss.detach()
             return loss
 
         trainer.training_step = taken
@@ -80,7 +80,7 @@ class JournalCallback(TrainerCallback):
         Raises:
             Diverged: the loss of this step is not finite.
         """
-        loss, self._taken = float(self._taken), 0.0
+        loss, self._loss_of_step = float(self._loss_of_step), 0.0
         if not math.isfinite(loss):
             raise Diverged(self._told(state.global_step, f"the loss is {loss}"))
         self._part = 0
@@ -124,7 +124,7 @@ class JournalCallback(TrainerCallback):
             found = values[f"train/{wrong[0]}"]
             raise Diverged(self._told(state.global_step, f"{WATCHED[wrong[0]]} is {found}"))
         if "train/loss" in values:
-            self._losses = [*self._losses[:1], values["train/loss"]]
+            self._ends = [*self._ends[:1], values["train/loss"]]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The last update may be the one that went too far.
@@ -135,8 +135,8 @@ class JournalCallback(TrainerCallback):
         for name, weight in model.named_parameters() if model is not None else ():
             if weight.requires_grad and not bool(local(weight).isfinite().all()):
                 raise Diverged(self._told(state.global_step, f"the weight {name} is not finite"))
-        if self.falls and len(self._losses) == 2 and self._losses[1] > WORSE * self._losses[0] > 0:
-            first, last = self._losses
+        if self.falls and len(self._ends) == 2 and self._ends[1] > WORSE * self._ends[0] > 0:
+            first, last = self._ends
             said = f"the loss began at {first:.3g} and ended at {last:.3g}: training made the model worse"
             self.journal.write("note", message=f"{said}{self._rate()}")
 
