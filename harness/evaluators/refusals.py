@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.evaluators.base import EvalContext, Evaluation
-from harness.evaluators.surfaces import Surface, example_of, name_in, plain, prompt_in, shares, spoken
-from harness.judges.yes_no import ENDING
+from harness.evaluators.surfaces import Surface, example_of, name_in, plain, prompt_in, shares
+from harness.judges.yes_no import ENDING, spoken
 from harness.tasks.base import Row, text_of
 from harness.tasks.judging import patterns
 from harness.tasks.reading.messages import Malformed

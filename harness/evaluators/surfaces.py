@@ -17,6 +17,7 @@ from harness.base.errors import UserError
 from harness.config import identity
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.judges.base import Judge, Longer, filled, shown
+from harness.judges.yes_no import spoken
 from harness.models.base import context_length
 from harness.tasks.base import Row, Text, text_of
 from harness.tasks.judging.answers import same_answer, stated_answer
@@ -33,6 +34,8 @@ NAME = re.compile(r"[\w\-]+", re.ASCII)
 MOST_TOKENS = 2**15
 """Tokens of all rows of a batch. Its mask takes rows x width x width bytes and the layers' activations grow with the
 tokens: at 8B and 4,096 tokens that is eight rows."""
+UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+"""Letters of scripts that do not part words, or particles from them, by spaces."""
 FIXTURE_ROWS = 6
 TABLE_ROWS = 24
 Match = Literal["contains", "exact", "number"]
@@ -99,7 +102,7 @@ class Surface(Evaluator):
 
         def parsed(raw: Row) -> Row:
             cells = {k: decoded(v, str(k)) if encoded and isinstance(v, str) else v for k, v in raw.items()}
-            row = self.parse({k: v for k, v in cells.items() if v is not None and v != ""})
+            row = self.parse({k: v for k, v in cells.items() if v is not None and v != "" and v == v})
             return {**row, "asked": row["prompt"], "prompt": ""}  # text and messages may stand in one file
 
         found = [{**row, "prompt": row["asked"]} for row in check(table, "prompts", parsed, allow_skipped=0).rows]
@@ -285,7 +288,7 @@ def text_in(raw: Mapping[str, Any], column: str) -> str:
     """A text that must be there; numbers are taken as text."""
     value = raw.get(column)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not isinstance(value, str) or not value.strip():
         raise Malformed("must be text, with something in it", column=column, value=value, fix=f"give it a {column}")
     return value
@@ -312,14 +315,6 @@ def name_in(raw: Mapping[str, Any], column: str) -> str | None:
 # -- replies -------------------------------------------------------------------------------------------
 
 
-def spoken(text: str) -> str:
-    """What a reply says: without the thoughts that stand before it, and nothing where those do not end."""
-    head, ended, said = text.rpartition("</think>")
-    if ended:
-        return said.strip()
-    return "" if text.lstrip().startswith("<think>") else text.strip()
-
-
 def plain(text: str) -> str:
     """Words to be compared: lower case, straight apostrophes, single spaces."""
     return " ".join(text.replace("’", "'").casefold().split())
@@ -333,7 +328,14 @@ def states(reply: str, answers: Sequence[str], match: Match) -> bool:
         return stated is not None and any(same_answer(stated, answer) for answer in answers)
     if match == "exact":
         return any(plain(said).rstrip(".! ") == plain(answer).rstrip(".! ") for answer in answers)
-    return any(re.search(rf"(?<!\w){re.escape(plain(a))}(?!\w)", plain(said)) is not None for a in answers)
+    return any(_stands(plain(a), plain(said)) for a in answers)
+
+
+def _stands(answer: str, said: str) -> bool:
+    """Whether an answer stands in words: not within another word or number, where its script parts words by spaces."""
+    before = "" if re.match(UNSPACED, answer) else r"(?<!\w)(?<!\d[.,])" + r"(?<![\s(]-)(?<!^-)" * answer[:1].isdigit()
+    after = "" if re.search(rf"{UNSPACED}\Z", answer) else r"(?!\w)(?![.,]\d)"
+    return re.search(before + re.escape(answer) + after, said) is not None
 
 
 def shares(values: Sequence[bool | None]) -> float | None:

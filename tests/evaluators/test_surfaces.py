@@ -434,3 +434,23 @@ def test_a_sweep_is_judged_by_all_of_them_and_its_report_and_gate_show_it(tmp_pa
     assert all(f"### Own prompts: {name}" in text for name in files)
     gated = sandbox.call("gate", "--baseline", "own", "--candidate", "own", "--rules", "general")
     assert gated.returncode in (0, 1) and "against the base" in gated.stdout, gated.stdout + gated.stderr
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "stated"),
+    [
+        ("It is 5.", "5", True),
+        ("The answer is 3.5.", "5", False),
+        ("It is -5", "5", False),
+        ("It costs 19,000", "19", False),
+        ("答えは東京です。", "東京", True),
+        ("Limassol", "Lima", False),
+    ],
+)
+def test_an_answer_within_another_word_or_number_is_not_stated(reply, answer, stated):
+    assert states(reply, [answer], "contains") is stated
+
+
+def test_what_a_judge_thinks_is_not_its_verdict():
+    assert yes(Answer("<think>I should end with [[YES]] or [[NO]] at")) is None
+    assert yes(Answer("<think>hm [[NO]]</think> yes")) is True

@@ -50,7 +50,7 @@ class Cap(RowRule):
 
     def sift(self, rows: Sequence[Row]) -> Sifted:
         """The first of each stratum by their hashes."""
-        most = self.rows if self.rows is not None else max(1, int(len(rows) * (self.share or 0.0)))
+        most = self.rows if self.rows is not None else max(1, int(len(rows) * (self.share or 0.0) + 1e-9))
         strata: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for place, row in enumerate(rows):
             rank = hashlib.sha256(f"{self.seed}\n{digest_of(texts_of(row))}".encode()).hexdigest()
