@@ -122,6 +122,10 @@ For knobs that few trials turn, or that came after trials were named and baselin
 """
 
 
+UNTOLD = {"told": False}
+"""Metadata of a field that changes no figure, or is told elsewhere: it is no part of a configuration."""
+
+
 def unless_default(default: Any) -> Any:
     """A dataclass field with ``UNLESS_DEFAULT``."""
     return field(default=default, metadata=UNLESS_DEFAULT)

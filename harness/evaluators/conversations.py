@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.evaluators.base import EvalContext, Evaluation
 from harness.evaluators.surfaces import Surface, example_of, shares, states, text_in
-from harness.judges.yes_no import ENDING, spoken
+from harness.judges.base import spoken
+from harness.judges.yes_no import ENDING
 from harness.tasks.base import Row, text_of
 from harness.tasks.judging import patterns
 from harness.tasks.reading.messages import Malformed

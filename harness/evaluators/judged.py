@@ -58,7 +58,7 @@ class Judged(Evaluator):
         from harness.base.calibration import length_controlled_rate
         from harness.evaluators.scoring import grouped, share_with_bounds, with_stderr
         from harness.judges.asking import ask
-        from harness.judges.biases import agreement, biases, turned_by_lot
+        from harness.judges.biases import agreement, biases, first_longer, turned_by_lot
 
         rows = list(context.data.eval_pairs.get(context.split, ()))[: self.labelled]
         labelled = [Pair(shown(r["prompt"]), shown(r["chosen"]), shown(r["rejected"])) for r in rows]
@@ -76,8 +76,7 @@ class Judged(Evaluator):
                 absent["judge_kappa"] = "on no labelled pair did both orders name one winner, or all of them one label"
             else:
                 metrics["judge_kappa"] = kappa
-            longer = [float(len(p.first) > len(p.second)) for p in labelled if len(p.first) != len(p.second)]
-            metrics |= share_with_bounds("labels_longer", longer)
+            metrics |= share_with_bounds("labels_longer", first_longer(labelled))
         if not compared:
             absent["judge_win_rate"] = "there is no other model to win against"
         read = [(i, v.won) for i, v in enumerate(on_compared) if v.won is not None]

@@ -16,8 +16,7 @@ from annotated_types import Ge, Gt
 from harness.base.errors import UserError
 from harness.config import identity
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.judges.base import Judge, Longer, filled, shown
-from harness.judges.yes_no import spoken
+from harness.judges.base import Judge, Longer, filled, shown, spoken
 from harness.models.base import context_length
 from harness.tasks.base import Row, Text, text_of
 from harness.tasks.judging.answers import same_answer, stated_answer

@@ -32,16 +32,19 @@ Which of two replies to a user is better? {criterion}
 
 Compare the two briefly. Their order and their length say nothing of their quality. Then end with your verdict and \
 nothing after it: [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
-GRADE = """\
-How good is a reply to a user? {criterion}
-
+EXCHANGE = """\
 <user>
 {prompt}
 </user>
 
 <reply>
 {reply}
-</reply>
+</reply>"""
+"""One reply and what it replies to, in questions about it alone."""
+GRADE = f"""\
+How good is a reply to a user? {{criterion}}
+
+{EXCHANGE}
 
 Weigh it briefly. Its length says nothing of its quality. Then end with your grade and nothing after it: a whole \
 number from [[1]], useless, to [[10]], as good as can be."""
@@ -75,6 +78,14 @@ def shown(value: Text) -> str:
     return "\n\n".join(f"{m['role']}: {m.get('content', '')}" for m in value)
 
 
+def spoken(text: str) -> str:
+    """What a reply says: without the thoughts that stand before it, and nothing where those do not end."""
+    _, ended, said = text.rpartition("</think>")
+    if ended:
+        return said.strip()
+    return "" if text.lstrip().startswith("<think>") else text.strip()
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a judge said to one question.
@@ -91,18 +102,25 @@ class Answer:
     @property
     def winner(self) -> Winner | None:
         """The verdict: the last mark, or a letter that is the whole answer; None where the answer cannot be read."""
-        marks = set(_MARKED.findall(self.text)[-1:])
-        if not marks and (bare := _BARE.fullmatch(self.text.strip())) is not None:
-            marks = {bare.group(1).upper()}
-        return _WINNERS[marks.pop()] if marks else None
+        said = self.stated(_MARKED, _BARE)
+        return None if said is None else _WINNERS[said.upper()]
 
     @property
     def grade(self) -> int | None:
         """The grade: the last mark, or a number that is the whole answer; None where there is none from 1 to 10."""
-        found = _GRADED.findall(self.text)[-1:]
-        if not found and (bare := _BARE_GRADE.fullmatch(self.text.strip())) is not None:
-            found = [bare.group(1)]
-        return int(found[0]) if found and GRADES[0] <= int(found[0]) <= GRADES[1] else None
+        said = self.stated(_GRADED, _BARE_GRADE)
+        return int(said) if said is not None and GRADES[0] <= int(said) <= GRADES[1] else None
+
+    def stated(self, marked: re.Pattern[str], bare: re.Pattern[str]) -> str | None:
+        """What the first group of ``marked`` finds last, or of ``bare`` in the whole answer; None where neither does.
+
+        What a model thinks before it answers is no part of that.
+        """
+        said = spoken(self.text)
+        if marks := marked.findall(said):
+            return marks[-1]
+        whole = bare.fullmatch(said)
+        return None if whole is None else whole.group(1)
 
 
 Answering = Callable[[Sequence[str], Callable[[int, Answer], None]], None]

@@ -68,3 +68,8 @@ def agreement(verdicts: Sequence[Verdict], turned: Sequence[bool]) -> tuple[list
 def turned_by_lot(pair: Pair) -> bool:
     """Whether a pair whose first reply is the chosen one counts the other way round, by its own words."""
     return bool(zlib.crc32(f"{pair.prompt}\0{pair.first}".encode()) & 1)
+
+
+def first_longer(pairs: Sequence[Pair]) -> list[float]:
+    """Of pairs of unlike length, whether the first reply is the longer one."""
+    return [float(len(pair.first) > len(pair.second)) for pair in pairs if len(pair.first) != len(pair.second)]

@@ -14,41 +14,27 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.judges.asking import Interview, Progress
-from harness.judges.base import Judge, filled, shown
-from harness.judges.labelling import Labelled, Question, labelled
+from harness.judges.base import EXCHANGE, Judge, filled, shown
+from harness.judges.labelling import Labelled, Question, labelled, of_all
 from harness.tasks.base import Row, Text
 
-CRITIQUE = """\
+_BY_PRINCIPLE = f"""\
 A user wrote, and an assistant replied.
 
-<user>
-{prompt}
-</user>
+{EXCHANGE}
 
-<reply>
-{reply}
-</reply>
-
-The principle is: {principle}
+The principle is: {{principle}}"""
+CRITIQUE = f"""\
+{_BY_PRINCIPLE}
 
 Say briefly and specifically where the reply falls short of the principle, if it does."""
-REVISION = """\
-A user wrote, and an assistant replied.
-
-<user>
-{prompt}
-</user>
-
-<reply>
-{reply}
-</reply>
-
-The principle is: {principle}
+REVISION = f"""\
+{_BY_PRINCIPLE}
 
 This was said of the reply:
 
 <critique>
-{critique}
+{{critique}}
 </critique>
 
 Write the reply anew so that it follows the principle. Answer with the new reply alone."""
@@ -180,5 +166,5 @@ def _as(prompt: Text, *replies: str) -> list[Text]:
 def _yields(drafts: Sequence[Draft]) -> dict[str, str]:
     reasons = [draft.problem for draft in drafts]
     n, left = len(drafts), reasons.count(None)
-    found = {"rows of revisions": f"{left:,} of {n:,} ({left / n:.1%})"}
+    found = {"rows of revisions": of_all(left, n)}
     return found | {f"left out: {why}": f"{reasons.count(why):,}" for why in sorted({r for r in reasons if r})}

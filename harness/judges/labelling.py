@@ -15,7 +15,7 @@ from harness.base.calibration import Share, share
 from harness.base.errors import UserError
 from harness.judges.asking import Bill, Interview, Progress, Verdict
 from harness.judges.base import Judge, Pair, shown
-from harness.judges.biases import agreement, biases, turned_by_lot
+from harness.judges.biases import agreement, biases, first_longer, turned_by_lot
 from harness.tasks.audit import agreements
 from harness.tasks.base import Row, Text
 from harness.tasks.reading.annotators import ANNOTATIONS, with_annotations
@@ -184,8 +184,8 @@ def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict
     """Yield, biases, and agreement with labels and annotators, in words."""
     n, pairs = len(questions), [question.pair for question in questions]
     reasons = Counter(_undecided(verdict) for verdict in verdicts)
-    facts = {"pairs asked about, in both orders": f"{n:,}", "rows with a verdict": _of(reasons.pop(None, 0), n)}
-    facts |= {f"dropped: {why}": _of(count, n) for why, count in sorted(reasons.items(), key=lambda kv: str(kv[0]))}
+    facts = {"pairs asked about, in both orders": f"{n:,}", "rows with a verdict": of_all(reasons.pop(None, 0), n)}
+    facts |= {f"dropped: {why}": of_all(count, n) for why, count in sorted(reasons.items(), key=lambda kv: str(kv[0]))}
     found = biases(pairs, verdicts)
     facts |= _shares(
         {
@@ -198,7 +198,7 @@ def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict
     known = [(p, v) for p, q, v in zip(pairs, questions, verdicts, strict=True) if q.labelled]
     if known:
         points, kappa = agreement([v for _, v in known], [turned_by_lot(p) for p, _ in known])
-        longer = [float(len(p.first) > len(p.second)) for p, _ in known if len(p.first) != len(p.second)]
+        longer = first_longer([p for p, _ in known])
         facts |= _shares({"labels for the longer reply": longer, "agreement with the labels": points})
         facts["kappa with the labels"] = "none: no pair is decided, or chance agrees always" if kappa is None else (
             f"Cohen κ {kappa:.2f} over {sum(v.consistent and v.straight != 'tie' for _, v in known):,} decided pairs"
@@ -231,7 +231,8 @@ def _in_their_words(question: Question, verdict: Verdict, votes: Sequence[str | 
     return most if won_first else {"1": "2", "2": "1"}[most]
 
 
-def _of(count: int, n: int) -> str:
+def of_all(count: int, n: int) -> str:
+    """A count and its share, in words."""
     return f"{count:,} of {n:,} ({count / n:.1%})" if n else "0"
 
 

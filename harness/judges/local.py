@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from harness.base.errors import UserError
+from harness.base.records import UNTOLD
 from harness.config import closure, devices, identity
 from harness.judges.base import QUESTION, Answer, Answering, Judge, Pair
 
@@ -20,7 +21,6 @@ BRIEFLY = "Compare the two briefly. "
 THEN = "Then end with your verdict and nothing after it:"
 AT_ONCE = QUESTION.replace(BRIEFLY, "").replace(THEN, "Answer with your verdict alone:")
 """The usual question where nothing is to be said before the verdict."""
-UNTOLD = {"told": False}
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError, keep_secret, without_password
+from harness.base.records import UNTOLD
 from harness.judges.base import Answer, Judge
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Status codes after which a request is worth repeating."""
-UNTOLD = {"told": False}
-"""Marks a field that changes no answer, and so no trial."""
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,7 @@ _MARKED = re.compile(r"\[\[\s*(YES|NO)\s*\]\]", re.IGNORECASE)
 _BARE = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 
 
-def spoken(text: str) -> str:
-    """What a reply says: without the thoughts that stand before it, and nothing where those do not end."""
-    _, ended, said = text.rpartition("</think>")
-    if ended:
-        return said.strip()
-    return "" if text.lstrip().startswith("<think>") else text.strip()
-
-
 def yes(answer: Answer) -> bool | None:
     """What was said: the last mark, or a word that is the whole answer; None where it cannot be read."""
-    said = spoken(answer.text)
-    marks = _MARKED.findall(said)[-1:]
-    if not marks and (bare := _BARE.fullmatch(said)) is not None:
-        marks = [bare.group(1)]
-    return marks[0].upper() == "YES" if marks else None
+    said = answer.stated(_MARKED, _BARE)
+    return None if said is None else said.upper() == "YES"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.base.errors import UserError
+from harness.base.records import UNTOLD
 from harness.tasks.base import Row, Task, TaskData
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Reward(ABC):
 class Verifier(Reward):
     """The task's own rule: its true reward."""
 
-    task: Task | None = field(default=None, metadata={"told": False})  # told as the trial's task already
+    task: Task | None = field(default=None, metadata=UNTOLD)  # told as the trial's task already
 
     def problems(self, task: Task) -> list[UserError]:
         """The task must know the true reward of a completion."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
+from harness.base.records import UNTOLD
 from harness.config import identity
 from harness.models.adapters import Adapter, Full
 from harness.rewards.base import Desk, Reward
@@ -88,7 +89,7 @@ class LearnedReward(Reward):
 
     path: str | None = None
     adapter: Literal["same", "full"] = "same"
-    presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, metadata={"told": False})
+    presets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, metadata=UNTOLD)
     learning_rate: Annotated[float, Gt(0)] | None = None
     steps: Annotated[int, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] | None = None

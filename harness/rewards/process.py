@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from harness.base.errors import UserError
+from harness.base.records import UNTOLD
 from harness.config import identity
 from harness.rewards.base import Desk, Opened, Payment
 from harness.rewards.learned import Held, LearnedReward, Recipe
@@ -46,7 +47,7 @@ class StepModelSpec(Recipe):
     rows: int | None
     path: str | None
     held_out: float
-    task: Task | None = field(default=None, metadata={"told": False}, compare=False)
+    task: Task | None = field(default=None, metadata=UNTOLD, compare=False)
 
     @property
     def key(self) -> str:

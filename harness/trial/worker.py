@@ -5,7 +5,6 @@ Runs in a process of its own and knows nothing of MLflow: it appends events to i
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from harness.evaluators.base import Evaluation, sound
 from harness.models import coverage, prefixes
 from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
+from harness.models.loading import let_go
 from harness.models.plain_lora import change_of, on_base
 from harness.store.journal import Journal
 from harness.tasks.curating.applying import by_margin, rules_of
@@ -391,7 +391,5 @@ def seed_everything(seed: int) -> None:
 
 def free_memory(device: str) -> None:
     """Give freed memory back before the next phase is measured."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    let_go(device)
     give_back()

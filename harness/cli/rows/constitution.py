@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.base.commandline import Parser
 from harness.base.errors import UserError
-from harness.cli.rows.label import asked_from, spelled, write_rows
+from harness.cli.rows.label import asked_from, options_of, write_rows
 from harness.judges.local import Local
 
 EPILOG = """\
@@ -43,9 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the principle that each prompt gets (%(default)s)")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="writer.KEY, judge.KEY, cache.dir, plugins")
-    try:
-        options = parser.parse_intermixed_args([spelled(argument) for argument in argv])
-    except SystemExit:  # --help
+    if (options := options_of(parser, argv)) is None:
         return 0
     target = Path(options.to).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -44,9 +44,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rows", metavar="N", type=int, help="only so many rows, from the top")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="judge.KEY=VALUE", help="of the judge; also cache.dir, plugins")
-    try:
-        options = parser.parse_intermixed_args([spelled(argument) for argument in argv])
-    except SystemExit:  # --help
+    if (options := options_of(parser, argv)) is None:
         return 0
     target, page = _targets(options.to)
     judge, cache = judge_from(options.judge, options.overrides, options.config_dir)
@@ -113,10 +111,13 @@ def asked_from(
     return found, cache_dir(plain)
 
 
-def spelled(argument: str) -> str:
-    """``--judge.url=…`` as ``judge.url=…``."""
+def options_of(parser: Parser, argv: Sequence[str]) -> Any | None:
+    """The options, with ``--judge.url=…`` as ``judge.url=…``; None where only help was asked for."""
     ours = ("--judge.", "--writer.", "--cache.dir=")
-    return argument.removeprefix("--") if argument.startswith(ours) else argument
+    try:
+        return parser.parse_intermixed_args([a.removeprefix("--") if a.startswith(ours) else a for a in argv])
+    except SystemExit:  # --help
+        return None
 
 
 def _names(words: str | None) -> list[str]:
