@@ -43,3 +43,11 @@ class Parser(argparse.ArgumentParser):
                 raise UserError("not understood", key=self.command, value=override, fix=f"known: {known}=...")
             setattr(found, OVERRIDES[key], value)
         return found
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as the type of an option."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number

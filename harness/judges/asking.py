@@ -83,7 +83,8 @@ class Kept:
             for line in path.read_bytes().split(b"\n"):
                 with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
                     note = json.loads(line)
-                    self.known[note["question"]] = Answer(note["text"], note["asked"], note["said"])
+                    text, whole = note["text"], note.get("whole", True)
+                    self.known[note["question"]] = Answer(text, note["asked"], note["said"], whole)
 
     def add(self, digest: str, answer: Answer) -> None:
         """Remember it, on disk at once."""

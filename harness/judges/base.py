@@ -93,11 +93,13 @@ class Answer:
     Attributes:
         text: its words.
         asked, said: tokens of question and answer, where somebody counted them.
+        whole: whether it came to its end; one that was cut off, or a question too long to be read, is no answer.
     """
 
     text: str
     asked: int = 0
     said: int = 0
+    whole: bool = True
 
     @property
     def winner(self) -> Winner | None:
@@ -114,8 +116,10 @@ class Answer:
     def stated(self, marked: re.Pattern[str], bare: re.Pattern[str]) -> str | None:
         """What the first group of ``marked`` finds last, or of ``bare`` in the whole answer; None where neither does.
 
-        What a model thinks before it answers is no part of that.
+        What a model thinks before it answers is no part of that, and what was cut off states nothing.
         """
+        if not self.whole:
+            return None
         said = spoken(self.text)
         if marks := marked.findall(said):
             return marks[-1]
@@ -152,7 +156,12 @@ class Judge(ABC):
 
     def problems(self) -> list[UserError]:
         """What is wrong before anything is asked; torch-free, and without a network."""
-        return []
+        absent = [f"{{{name}}}" for name in ("prompt", "first", "second") if f"{{{name}}}" not in self.question]
+        if not absent:
+            return []
+        rule = f"must hold {' and '.join(absent)}, or the judge does not see it"
+        fix = "put it in, as QUESTION in harness/judges/base.py has it"
+        return [UserError(rule, key="judge.question", value=self.question, fix=fix)]
 
     @property
     def writes(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.base.errors import UserError
 from harness.judges.asking import Interview, Progress
-from harness.judges.base import EXCHANGE, Judge, filled, shown
+from harness.judges.base import EXCHANGE, Judge, filled, shown, spoken
 from harness.judges.labelling import Labelled, Question, labelled, of_all
 from harness.tasks.base import Row, Text
 
@@ -47,6 +47,7 @@ class Draft:
     Attributes:
         principle: drawn for this prompt.
         reply, critique, revision: what the writer wrote.
+        whole: whether it could read all that it was asked, and came to the end of each answer.
     """
 
     prompt: Text
@@ -54,10 +55,13 @@ class Draft:
     reply: str
     critique: str
     revision: str
+    whole: bool = True
 
     @property
     def problem(self) -> str | None:
         """Why nothing can be learned from it; None where something can."""
+        if not self.whole:
+            return "an answer was cut off, or its question too long: writer.max_tokens, or the model's context"
         if not self.reply or not self.revision:
             return "a reply or its revision is empty"
         return "the revision is the reply" if self.reply == self.revision else None
@@ -107,15 +111,20 @@ def write(
     """
     if not writer.writes:
         raise UserError("only compares replies, and a writer writes", key="writer", fix="writer.read=words, or served")
+    if "{criterion}" not in judge.question:
+        rule = "must hold {criterion}, or the judge does not see the principle"
+        raise UserError(rule, key="judge.question", value=judge.question, fix="leave the question as it is")
     chosen = [random.Random(f"{seed}-{shown(p)}").choice(list(principles)) for p in prompts]
     asked = kept = 0
     with Interview(writer, folder) as interview:
+        whole = [True] * len(prompts)
 
         def told(questions: Sequence[str], what: str) -> list[str]:
-            nonlocal asked, kept
+            nonlocal asked, kept, whole
             answers, bill = interview.answers(questions, partial(_named, progress, what))
             asked, kept = asked + bill.asked, kept + bill.kept
-            return [answer.text.strip() for answer in answers]
+            whole = [before and answer.whole for before, answer in zip(whole, answers, strict=True)]
+            return [spoken(answer.text) for answer in answers]
 
         texts = [shown(prompt) for prompt in prompts]
         replies = told(texts, "reply")
@@ -124,9 +133,9 @@ def write(
             for text, reply, principle in zip(texts, replies, chosen, strict=True)
         ]
         critiques = told([filled(CRITIQUE, part) for part in parts], "critique")
-        wholes = [{**part, "critique": critique} for part, critique in zip(parts, critiques, strict=True)]
-        revisions = told([filled(REVISION, whole) for whole in wholes], "revision")
-    drafts = [Draft(*one) for one in zip(prompts, chosen, replies, critiques, revisions, strict=True)]
+        parts = [{**part, "critique": critique} for part, critique in zip(parts, critiques, strict=True)]
+        revisions = told([filled(REVISION, part) for part in parts], "revision")
+    drafts = [Draft(*one) for one in zip(prompts, chosen, replies, critiques, revisions, whole, strict=True)]
     sound = [draft for draft in drafts if draft.problem is None]
     questions = [_question(draft) for draft in sound]
     with Interview(judge, folder) as interview:

@@ -18,7 +18,7 @@ from harness.judges.base import Judge, Pair, shown
 from harness.judges.biases import agreement, biases, first_longer, turned_by_lot
 from harness.tasks.audit import agreements
 from harness.tasks.base import Row, Text
-from harness.tasks.reading.annotators import ANNOTATIONS, with_annotations
+from harness.tasks.reading.annotators import ANNOTATIONS, vote_of, with_annotations
 from harness.tasks.reading.checking import check
 from harness.tasks.reading.formats import recognised
 from harness.tasks.reading.messages import Malformed, Skip, aligned
@@ -89,8 +89,10 @@ def questions_of(
         UserError: a column is not there, or rows are malformed.
     """
     notes: Sequence[str] = ()
-    if not replies and (named := next((name for name in LISTS if name in table.columns), None)) is not None:
-        replies = (named,)
+    paired = {"chosen", "rejected"} <= set(table.columns)
+    listed = [name for name in LISTS if name in table.columns]
+    if not replies and not paired:
+        replies = listed[:1]
     if replies:
         parse = partial(_replies, layout=_layout(table, replies), count=len(replies))
     else:
@@ -99,12 +101,14 @@ def questions_of(
         parse = partial(_labelled, layout=layout_of(table, {}, kind="preferences"))
     parse = with_annotations(table, annotators, parse, least=1, key="--annotators")
     checked = check(table, "preferences", parse, allow_skipped=1.0, notes=notes)
-    questions = []
+    questions, silent = [], 0
     for row in checked.rows:
+        votes = row.get(ANNOTATIONS, {}) if row["given"] == 2 else {}
+        silent += not votes and ANNOTATIONS in row
         for first, second in itertools.combinations(row["replies"], 2):
-            votes = row.get(ANNOTATIONS, {})
             questions.append(Question(row["prompt"], first, second, row["labelled"], votes))
-    return questions, list(checked.notes)
+    told = [f"{silent:,} rows have other than two replies: their annotators' labels say nothing of a pair"]
+    return questions, [*checked.notes, *(told if silent else [])]
 
 
 def _layout(table: Table, replies: Sequence[str]) -> Layout:
@@ -122,7 +126,7 @@ def _layout(table: Table, replies: Sequence[str]) -> Layout:
 def _labelled(raw: Row, layout: Layout) -> Row:
     """A row of preferences, whose first reply is the chosen one."""
     row = pair(raw, layout)
-    return {"prompt": row["prompt"], "replies": [row["chosen"], row["rejected"]], "labelled": True}
+    return {"prompt": row["prompt"], "replies": [row["chosen"], row["rejected"]], "given": 2, "labelled": True}
 
 
 def _replies(raw: Row, layout: Layout, count: int) -> Row:
@@ -138,7 +142,7 @@ def _replies(raw: Row, layout: Layout, count: int) -> Row:
     distinct = [reply for i, reply in enumerate(replies) if reply not in replies[:i]]
     if len(distinct) < 2:
         raise Skip(ALONE)
-    return {"prompt": prompt, "replies": distinct, "labelled": False}
+    return {"prompt": prompt, "replies": distinct, "given": len(replies), "labelled": False}
 
 
 # -- answers ---------------------------------------------------------------------------------------------
@@ -203,22 +207,26 @@ def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict
         facts["kappa with the labels"] = "none: no pair is decided, or chance agrees always" if kappa is None else (
             f"Cohen κ {kappa:.2f} over {sum(v.consistent and v.straight != 'tie' for _, v in known):,} decided pairs"
         )  # fmt: skip
-    votes = [_with_judge(q, v) for q, v in zip(questions, verdicts, strict=True) if q.votes]
-    return facts | agreements([{ANNOTATIONS: row} for row in votes])
+    votes = [{name: vote_of(vote) for name, vote in question.votes.items()} for question in questions]
+    words = {word for row in votes for word in row.values() if word is not None}
+    if words <= {"0", "1", "2"} and ("2" in words or "0" not in words):
+        votes = [
+            row and {**row, JUDGE: _in_their_words(question, verdict, [w for w in row.values() if w is not None])}
+            for row, question, verdict in zip(votes, questions, verdicts, strict=True)
+        ]
+    elif words:
+        some = ", ".join(sorted(words)[:5])
+        facts[f"agreement with {JUDGE}"] = f"unknown: labels are {some}, and not 1 and 2 for a reply and 0 for a tie"
+    return facts | agreements([{ANNOTATIONS: row} for row in votes if row])
 
 
-def _with_judge(question: Question, verdict: Verdict) -> dict[str, Any]:
-    """The annotators' labels of a row, and the judge's in their words.
+def _in_their_words(question: Question, verdict: Verdict, votes: Sequence[str]) -> str | None:
+    """The judge's verdict as the annotators would say it; None where it, or what they mean, is unknown.
 
     Of a labelled row the label that most annotators gave means the chosen reply; elsewhere 1 means the first and 2 the
-    second. What else they may say (0) is a tie. None where the judge or its words are unknown.
+    second, and 0 is a tie.
     """
-    votes = {name: None if vote is None else str(vote) for name, vote in question.votes.items()}
-    return {**votes, JUDGE: _in_their_words(question, verdict, list(votes.values()))}
-
-
-def _in_their_words(question: Question, verdict: Verdict, votes: Sequence[str | None]) -> str | None:
-    if not verdict.consistent:
+    if not verdict.consistent or not votes:
         return None
     if verdict.straight == "tie":
         return "0"

@@ -90,7 +90,7 @@ class Local(Judge):
 
     def problems(self) -> list[UserError]:
         """A folder must hold whole weights."""
-        found = [_ours(error) for error in self.model.problems()]
+        found = [*super().problems(), *(_ours(error) for error in self.model.problems())]
         if not found and self.model.ingredients() is not None:
             fix = "python -m harness export TRIAL --merge --to FOLDER writes whole weights"
             found.append(UserError("holds an adapter and no whole model", key="judge.path", value=self.path, fix=fix))

@@ -58,7 +58,7 @@ class Reader:
         for number, (ids, _) in enumerate(rows):
             if self.longest is not None and len(ids) + room > self.longest:
                 words = f"not read: {len(ids):,} tokens, and {room:,} to answer, where the model takes {self.longest:,}"
-                told(number, Answer(words, len(ids)))
+                told(number, Answer(words, len(ids), whole=False))
             else:
                 reads.append(number)
         for batch in self._batches(reads, [len(ids) + room for ids, _ in rows]):
@@ -142,7 +142,7 @@ class Reader:
         for row, tokens in zip(rows, out, strict=True):
             end = next((k for k, token in enumerate(tokens) if token in ends), len(tokens))
             text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
-            found.append(Answer(text, len(row), min(len(tokens), end + 1)))
+            found.append(Answer(text, len(row), min(len(tokens), end + 1), whole=end < len(tokens)))
         return found
 
     def _padded(self, rows: Sequence[list[int]], width: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

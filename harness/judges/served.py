@@ -119,10 +119,12 @@ class Served(Judge):
             )
         try:
             found = reply.json()
-            text, usage = found["choices"][0]["message"]["content"], found.get("usage") or {}
+            choice, usage = found["choices"][0], found.get("usage") or {}
+            text, whole = str(choice["message"]["content"] or ""), choice.get("finish_reason") != "length"
         except (ValueError, KeyError, IndexError, TypeError):
             raise self._error("answers with what is no chat completion", "name its /v1: judge.url=…/v1") from None
-        return Answer(str(text or ""), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+        tokens = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        return Answer(text, *tokens, whole=whole)
 
     def _error(self, rule: str, fix: str) -> UserError:
         return UserError(f"the judge's server {rule}", key="judge.url", value=self.url, fix=fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -90,9 +91,15 @@ class _Opened(Opened):
         return self.reward.combined(scores, completions)
 
     def means(self) -> Mapping[str, float]:
-        """Of the last batch; a member's own too."""
-        below = [f.means() for f in self.functions.values() if isinstance(f, Opened)]
-        return {name: value for found in [*below, self.logged or {}] for name, value in found.items()}
+        """Of the last batch; a member's own too, with its name behind what several members have."""
+        below = {key: f.means() for key, f in self.functions.items() if isinstance(f, Opened)}
+        often = Counter(name for means in below.values() for name in means)
+        own = {
+            name if often[name] == 1 else f"{name}_{key.rpartition('.')[2]}": value
+            for key, means in below.items()
+            for name, value in means.items()
+        }
+        return {**own, **(self.logged or {})}
 
 
 def means_of(function: ScoreFunction) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from harness.base.errors import UserError
 from harness.judges.asking import Bill, Interview
-from harness.judges.base import GRADES, Judge, Longer, Pair, shown
+from harness.judges.base import GRADES, QUESTION, Judge, Longer, Pair, shown
 from harness.rewards.base import Desk, Opened, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData, prompt_key
 
@@ -43,6 +43,10 @@ class JudgeReward(Reward):
         if self.ask == "grade" and not self.judge.writes:
             fix = "reward.ask=pair; a local judge grades with judge.read=words"
             found.append(UserError("this judge only compares replies", key="reward.ask", value="grade", fix=fix))
+        if self.ask == "grade" and self.judge.question != QUESTION:
+            fix = "say what good means by reward.judge.criterion"
+            rule = "compares two replies, and a grade is asked for in words of its own"
+            found.append(UserError(rule, key="reward.judge.question", value=self.judge.question, fix=fix))
         return found
 
     def data_problems(self, data: TaskData) -> list[UserError]:

@@ -77,8 +77,9 @@ def _build(
     trained, loss = fitted(spec, ground, folder, shell, pad, made)
     note: dict[str, float] = {"loss": loss, "steps": spec.steps, "rows": len(whole)}
     for split, rows in held.items():
-        if rows:
-            note |= {f"{split}/{k}": v for k, v in judged(*_graded(spec, ground, trained, pad, rows)).items()}
+        chances, labels = _graded(spec, ground, trained, pad, rows)
+        if chances:  # there are rows, and some of them fit
+            note |= {f"{split}/{k}": v for k, v in judged(chances, labels).items()}
     return note
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from harness.base import formatting
 from harness.tasks.base import Row, TaskData, prompt_key, text_of
-from harness.tasks.reading.annotators import ANNOTATIONS
+from harness.tasks.reading.annotators import ANNOTATIONS, vote_of
 from harness.tasks.reading.copies import copies, tight_key
 
 FEW_PROMPTS = 30
@@ -158,7 +158,7 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
 
 def agreements(rows: Sequence[Row]) -> dict[str, str]:
     """Cohen's kappa of every two annotators, over the rows that both labelled."""
-    labels = [row[ANNOTATIONS] for row in rows if ANNOTATIONS in row]
+    labels = [{name: vote_of(v) for name, v in row[ANNOTATIONS].items()} for row in rows if ANNOTATIONS in row]
     if not labels:
         return {}
     from harness.base.calibration import cohens_kappa

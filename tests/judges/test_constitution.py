@@ -94,6 +94,26 @@ def test_messages_stay_messages_and_what_was_not_changed_is_left_out(here):
     assert nothing.revisions == [] and nothing.pairs.rows == []
 
 
+def test_what_was_cut_off_or_could_not_be_read_is_no_row_and_is_counted(here):
+    class Short(Served):
+        def answers(self, questions, told):
+            from harness.judges.base import Answer
+
+            for i, question in enumerate(questions):
+                told(i, Answer(f"{len(question)} characters", whole="question 1" not in question))
+
+    for folder in (None, here, here):  # the last time from the kept answers
+        made, _ = write(PROMPTS[:2], PRINCIPLES, Short(model="w"), Longer(), folder)
+        assert [row["prompt"] for row in made.revisions] == PROMPTS[:1]
+        assert [v for k, v in made.pairs.facts.items() if k.startswith("left out: an answer was cut off")] == ["1"]
+
+
+def test_a_judge_that_does_not_see_the_principle_is_refused(here):
+    blind = Longer(question="{prompt} {first} {second}")
+    with pytest.raises(UserError, match="does not see the principle"):
+        write(PROMPTS, PRINCIPLES, Served(model="w"), blind, None)
+
+
 def test_files_and_roles_that_are_none_are_refused(here):
     Path("list.yaml").write_text("- Be kind.\n- Be brief.\n")
     assert principles_of("list.yaml") == PRINCIPLES[:2] and prompts_of("prompts.txt", 3) == PROMPTS[:3]

@@ -12,6 +12,7 @@ from harness.base.errors import UserError, UserErrors
 from harness.cli.main import main
 from harness.cli.rows.label import judge_from
 from harness.judges.asking import Verdict
+from harness.judges.base import Answer, Longer
 from harness.judges.labelling import JUDGE, Question, card, labelled, questions_of
 from harness.tasks.preferences import Preferences
 from harness.tasks.reading.files import read_table
@@ -77,6 +78,34 @@ def test_in_labelled_rows_the_label_of_most_annotators_means_the_chosen_reply():
     assert labelled([unclear], [A]).facts[f"agreement of ann and {JUDGE}"] == "no row has labels of both"
 
 
+@pytest.mark.parametrize("said", [{1: 1.0, 2: 2.0}, {1: "1", 2: " 2 "}, {1: 1, 2: 2}])
+def test_labels_are_compared_as_what_they_say_and_an_empty_one_is_no_vote(said):
+    sides = [1, 2, 1, 2]
+    questions = [Question("q", "one", "two", votes={"ann": said[s], "bo": float("nan"), "cy": None}) for s in sides]
+    facts = labelled(questions, [A if s == 1 else B for s in sides]).facts
+    assert facts[f"agreement of ann and {JUDGE}"] == "Cohen κ 1.00 over 4 rows"
+    alone = Question("q", "one", "two", labelled=True, votes={"ann": 2, "bo": None, "cy": None})
+    assert "over 1 rows" in labelled([alone], [A]).facts[f"agreement of ann and {JUDGE}"]
+
+
+@pytest.mark.parametrize("words", [("A", "B"), (0, 1)])
+def test_of_labels_whose_meaning_is_unknown_no_agreement_with_the_judge_is_told(words):
+    questions = [Question("q", "one", "two", votes={"ann": words[i % 2], "bo": words[i % 2]}) for i in range(6)]
+    facts = labelled(questions, [(A, B)[i % 2] for i in range(6)]).facts
+    assert f"agreement of ann and {JUDGE}" not in facts and f"{words[0]}".casefold() in facts[f"agreement with {JUDGE}"]
+    assert facts["agreement of ann and bo"] == "Cohen κ 1.00 over 6 rows"
+
+
+def test_a_label_of_a_row_of_three_replies_is_none_of_its_pairs_and_chosen_goes_before_lists(here):
+    rows = [{"prompt": "p", "replies": ["x", "y", "z"], "ann": 3}, {"prompt": "q", "replies": ["x", "y"], "ann": 2}]
+    questions, notes = questions_of(read_table(written(here, rows), key="--data"), (), ["ann"])
+    assert [bool(q.votes) for q in questions] == [False, False, False, True]
+    assert "1 rows have other than two replies" in notes[-1]
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "completions": ["x", "y"]}]
+    (question,), _ = questions_of(read_table(written(here, rows), key="--data"))
+    assert (question.first, question.second, question.labelled) == ("a", "b", True)
+
+
 def test_rows_of_several_replies_give_every_pair_and_those_without_two_are_counted(here):
     rows = [
         {"prompt": "p", "replies": ["x", "y", "z", "x"]},
@@ -125,6 +154,15 @@ def test_a_judge_that_dies_loses_no_answer_and_is_asked_nothing_twice(here, caps
     said = capsys.readouterr()
     assert "25 answers were asked for, and 15 were there already" in said.err
     assert "agreement with the labels" in said.out and "kappa with the labels" in said.out
+
+
+def test_an_answer_that_was_cut_off_is_no_verdict_and_a_question_must_show_both_replies():
+    cut = "I end with [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equ"
+    assert Answer(cut).winner == "tie" and Answer(cut, whole=False).winner is None
+    assert Answer("from [[1]] to [[10]]. The", whole=False).grade is None
+    assert Answer("<think>[[A]]? no.</think> [[B]]").winner == "second" and Answer("<think>[[A]]").winner is None
+    (error,) = Longer(question="Compare {prompt}: {reply_a} / {second}").problems()
+    assert error.key == "judge.question" and "must hold {first}" in error.rule
 
 
 def test_what_a_command_line_names_wrongly_is_told(here, capsys):

@@ -110,6 +110,17 @@ def test_a_prompt_without_another_reply_is_refused_before_anything_trains():
     )
 
 
+def test_two_judges_are_told_apart_in_what_is_logged_and_a_grade_takes_no_question_for_pairs():
+    with serving(Planted(unreadable=1.0)) as mute, serving(Planted()) as sound:
+        parts = {n: Part(JudgeReward(judge=Served(url=u, model=n)), 1.0) for n, u in (("mute", mute), ("sound", sound))}
+        found = scorer(Weighted(parts))
+        found(["good"] * len(ROWS), list(range(len(ROWS))), [True] * len(ROWS))
+        means = found.means()
+    assert (means["reward_unreadable_mute"], means["reward_unreadable_sound"]) == (1.0, 0.0)
+    graded = JudgeReward(judge=Served(model="m", question="{prompt} {first} {second}"), ask="grade")
+    assert [e.key for e in graded.problems(Preferences("x.jsonl"))] == ["reward.judge.question"]
+
+
 def test_a_judge_that_only_compares_gives_no_grade(tmp_path):
     (wrong, grade) = JudgeReward(judge=Local(path=str(tmp_path)), ask="grade").problems(TASK)
     assert wrong.key == "judge.path" and grade.key == "reward.ask" and "judge.read=words" in str(grade)

@@ -142,6 +142,9 @@ def test_two_people_who_disagree_are_no_flip_of_either():
     rows = [pair("q", "a", "b", who="x"), pair("q", "b", "a", who="y"), pair("q", "a", "b", who="y")]
     assert Flips(annotator="who").sift(rows).rows == rows[:1]
     assert Flips().sift(rows).rows == []
+    unknown = [pair("q", "a", "b", who=None), pair("q", "b", "a", who=None)]
+    found = Flips(annotator="who").sift(unknown)
+    assert found.rows == unknown and found.kept_blind == 2
 
 
 def test_a_completion_that_is_labelled_both_ways_flips_too():
@@ -181,6 +184,13 @@ def test_pairs_of_two_bad_sides_go_and_a_bar_is_good_enough():
 
 
 # -- texts ---------------------------------------------------------------------------------------------
+
+
+def test_one_score_is_not_taken_for_those_of_both_sides_and_lists_may_be_written_as_text():
+    with pytest.raises(UserError, match="holds one score, and a pair has two"):
+        BothBad(bar=1).sift([pair("q", score=0.9)])
+    rows = [pair("q", ratings="[1.0, 2.0]"), pair("r", ratings="[5.0, 1.0]")]
+    assert prompts(BothBad(bar=3).sift(rows).rows) == ["r"]
 
 
 def test_equal_sides_go_and_alike_ones_where_it_is_asked():
@@ -339,6 +349,18 @@ def test_held_out_rows_stay_as_they_are_but_for_a_rule_that_is_told_to_look_at_t
     assert "held-out rows (test)" in notes[0]
     with pytest.raises(UserError, match="none of 1 held-out rows"):
         held_sifted({"test": held["test"][:1]}, {"p": PersonalData(held_out=True, action="drop")})
+
+
+def test_what_a_mask_makes_alike_is_on_one_side_of_the_split_alone(tmp_path):
+    rows = [pair(f"Contact u{i}@corp{i}.com now", f"yes {i}", f"no {i}") for i in range(40)]
+    rows += [pair(f"question {i} {' '.join(varied(i, 8))}", f"yes {i}", f"no {i}") for i in range(40)]
+    path = write(tmp_path / "d.jsonl", rows)
+    data = Preferences(path, held_out=0.3, curate={"p": PersonalData(held_out=True)}).load()
+    held = {split: set(prompts(rows)) for split, rows in data.eval_pairs.items()}
+    assert "Contact [EMAIL] now" in held["validation"] | held["test"]
+    assert not (held["validation"] | held["test"]) & set(prompts(data.train_pairs))
+    assert not held["validation"] & held["test"]
+    assert any("their prompts show held-out ones" in note for note in data.notes)
 
 
 # -- files ---------------------------------------------------------------------------------------------

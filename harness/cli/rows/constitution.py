@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.commandline import Parser
+from harness.base.commandline import Parser, positive
 from harness.base.errors import UserError
 from harness.cli.rows.label import asked_from, options_of, write_rows
 from harness.judges.local import Local
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must be new or empty")
     parser.add_argument("--writer", metavar="NAME", help="who replies, criticises and revises: served, or local")
     parser.add_argument("--judge", metavar="NAME", help="who compares reply and revision: served, local, longer")
-    parser.add_argument("--rows", metavar="N", type=int, help="only so many prompts, from the top")
+    parser.add_argument("--rows", metavar="N", type=positive, help="only so many prompts, from the top")
     parser.add_argument("--seed", type=int, default=0, help="of the principle that each prompt gets (%(default)s)")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="writer.KEY, judge.KEY, cache.dir, plugins")

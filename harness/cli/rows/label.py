@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.base.commandline import Parser
+from harness.base.commandline import Parser, positive
 from harness.base.errors import UserError
 
 EPILOG = """\
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--annotators", metavar="COLUMNS", help=f"of people's labels; default: those named {ANNOTATOR}…"
     )
-    parser.add_argument("--rows", metavar="N", type=int, help="only so many rows, from the top")
+    parser.add_argument("--rows", metavar="N", type=positive, help="only so many rows, from the top")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="judge.KEY=VALUE", help="of the judge; also cache.dir, plugins")
     if (options := options_of(parser, argv)) is None:

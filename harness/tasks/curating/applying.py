@@ -171,7 +171,8 @@ def counted(left: Left, name: str, rule: Rule, found: Sifted, total: int) -> Lef
             f"{len(found.rows):,} of {total:,} training rows are left ({told}), fewer than {KEY}.{name}.least",
             key=f"{KEY}.{name}.least",
             value=rule.least,
-            fix=f"a milder setting, {KEY}.{name}=null, or {KEY}.{name}.least={max(1, len(found.rows))}",
+            fix=f"a milder setting, or {KEY}.{name}=null"
+            + (f", or {KEY}.{name}.least={len(found.rows)}" if found.rows else ""),
         )
     return Left(list(found.rows), [*left.notes, _note(name, found, before)], counts)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,11 +62,20 @@ class BothBad(RowRule):
         return split_by(rows, [reason if s is not None and s < bar else None for s in best], blind)
 
 
+def _listed(value: Any) -> list[Any] | None:
+    """The list that a cell is, or holds as JSON; None where it is none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    return list(value) if isinstance(value, list | tuple) else None
+
+
 def _numbers(values: Sequence[Any], columns: Sequence[str]) -> list[float]:
     """Finite numbers in cells and in lists of them; nothing where one of the cells is empty."""
     found: list[float] = []
     for value, column in zip(values, columns, strict=True):
-        for one in value if isinstance(value, list | tuple) else [value]:
+        listed = _listed(value)
+        for one in [value] if listed is None else listed:
             try:
                 number = math.nan if one is None or one == "" else float(one)
             except (TypeError, ValueError):
@@ -74,4 +85,8 @@ def _numbers(values: Sequence[Any], columns: Sequence[str]) -> list[float]:
             if math.isnan(number):
                 return []
             found.append(number)
+        if listed is None and len(columns) == 1:
+            fix = "two columns, or one of lists: task.curate.both_bad.scores=[score_chosen,score_rejected]"
+            rule = f"the column {column} holds one score, and a pair has two"
+            raise UserError(rule, key="scores", value=value, fix=fix)
     return found

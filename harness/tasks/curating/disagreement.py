@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt, Le
 
 from harness.base.errors import UserError
 from harness.tasks.base import Row
 from harness.tasks.curating.base import RowRule, Sifted, beside, columns_beside, split_by
+from harness.tasks.reading.annotators import vote_of
 
 NAMED = re.compile(
     r"(?:annotator|rater|labeler|labeller|judge)[_-]?(?:\d+|[a-e])(?:_label|_preference)?", re.IGNORECASE
@@ -58,19 +59,13 @@ class Disagreement(RowRule):
         return split_by(rows, [self._reason(row, names) for row in rows])
 
     def _reason(self, row: Row, names: Sequence[str]) -> str | None:
-        votes = [said for name in names if (said := _said(beside(row, name))) is not None]
+        votes = [said for name in names if (said := vote_of(beside(row, name))) is not None]
         if len(votes) < self.fewest:
             return f"fewer than {self.fewest} annotators gave a label"
         if self.label is not None:
-            agreeing = votes.count(_said(beside(row, self.label)) or "")
+            agreeing = votes.count(vote_of(beside(row, self.label)) or "")
         else:
             agreeing = Counter(votes).most_common(1)[0][1]
         if agreeing / len(votes) >= self.share - ROUNDED:
             return None
         return f"less than {self.share:g} of the annotators agree"
-
-
-def _said(value: Any) -> str | None:
-    """A label as it is compared: 1, 1.0 and '1' are one, and an empty cell is none."""
-    text = "" if value is None or value != value else str(value).strip().casefold()
-    return text.removesuffix(".0") or None

@@ -20,6 +20,7 @@ class Flips(RowRule):
     Attributes:
         action: ``drop`` leaves out all of them; ``majority`` keeps the label that more of them have, and none of a tie.
         annotator: column that says who labelled the row; then flips of one person count, and two who disagree do not.
+            A row that does not say so stays.
     """
 
     place: ClassVar[int] = 50
@@ -33,12 +34,15 @@ class Flips(RowRule):
 
     def sift(self, rows: Sequence[Row]) -> Sifted:
         """A pair's label is which side is chosen; a completion's is its own. Prompts have none, and all stay."""
-        of = [(row_key(row), self.annotator and str(beside(row, self.annotator))) for row in rows]
+        who = ["" if self.annotator is None else beside(row, self.annotator) for row in rows]
+        people = [number if name is None else str(name) for number, name in enumerate(who)]
+        of = list(zip(map(row_key, rows), people, strict=True))
         said = [_label(row) for row in rows]
         votes: dict[object, Counter[object]] = {}
         for key, label in zip(of, said, strict=True):
             votes.setdefault(key, Counter())[label] += 1
-        return split_by(rows, [self._reason(votes[key], label) for key, label in zip(of, said, strict=True)])
+        reasons = [self._reason(votes[key], label) for key, label in zip(of, said, strict=True)]
+        return split_by(rows, reasons, sum(name is None for name in who))
 
     def _reason(self, votes: Counter[object], label: object) -> str | None:
         if len(votes) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from harness.base.errors import UserError
 from harness.tasks.base import Row
@@ -47,3 +48,9 @@ def with_annotations(
         return {**parse(raw), ANNOTATIONS: labels}
 
     return annotated
+
+
+def vote_of(label: Any) -> str | None:
+    """A label as it is compared: 1, 1.0 and '1' are one, and an empty cell is none."""
+    text = "" if label is None or label != label else str(label).strip().casefold()
+    return text.removesuffix(".0") or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from harness.base.errors import UserError
@@ -141,6 +141,9 @@ def assemble(
         rules,
     )
     rest, notes = left.rows, [*notes, *left.notes, *on_held]
+    if on_held:
+        parts, rest, told = _apart_again(parts, rest, source)
+        notes += told
     eval_pairs = {name: _pairs(source, rows) for name, rows in parts.items()}
     if source.kind == "unpaired":
         notes.append(_note_on_pairs(parts, eval_pairs))
@@ -189,6 +192,17 @@ def _without_copies(rest: Sequence[Row], source: Checked, split: Held) -> tuple[
     if not left:
         return list(rest), []  # the check for leaks says it
     return left, [f"{len(shown):,} of {len(rest):,} training rows left out: their prompts show held-out ones"]
+
+
+def _apart_again(
+    parts: Mapping[str, list[Row]], rest: list[Row], source: Checked
+) -> tuple[dict[str, list[Row]], list[Row], list[str]]:
+    """Splits whose held-out rows were changed after they were split: what has become alike is in one of them alone."""
+    validation, test = (frozenset(loose_key(row["prompt"]) for row in parts[name]) for name in SPLITS)
+    apart = {**parts, SPLITS[0]: [row for row in parts[SPLITS[0]] if loose_key(row["prompt"]) not in test]}
+    changed = replace(source, rows=[row for rows in apart.values() for row in rows])
+    rest, told = _without_copies(rest, changed, Held(validation - test, test))
+    return apart, rest, told
 
 
 def _overlap(train: Checked, held: Checked, split: Held, left: int, overlap: Overlap, eval_key: str) -> str:
