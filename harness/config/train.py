@@ -108,9 +108,9 @@ class Train:
         checkpoint_steps: steps between two checkpoints from which a killed trial continues; null for none.
         save: what is kept of the trained policy, as safetensors.
         replay: rows that keep what the model could do before.
-        share_prefix: read a prompt once for all of its completions; ``auto`` does for models above 10 M weights.
+        share_prefix: read a prompt once for all of its completions; ``auto`` does where it gives the same numbers.
         rollout_batch: completions that an online algorithm samples at once; null: as many as 2 GiB of keys and values
-            hold, for models above 10 M weights, else all of a rollout. It changes no sample.
+            hold. It changes no sample.
         keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
             validation split.
     """

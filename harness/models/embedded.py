@@ -44,25 +44,28 @@ def build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], 
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from harness.models import prefixes
+
     tokenizer = model.tokenizer(None)
     rows = task.base_rows(model.steps * model.batch_size)
     # One token per character: encoding the parts apart, in one batch, gives what encoding the whole would.
     prompts = tokenizer([r["prompt"] for r in rows])["input_ids"]
     completions = [ids + [tokenizer.eos_token_id] for ids in tokenizer([r["completion"] for r in rows])["input_ids"]]
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": [p + c for p, c in zip(prompts, completions, strict=True)],
-            "completion_mask": [[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions, strict=True)],
-        }
-    )
+    ids = [(p + c)[: model.context] for p, c in zip(prompts, completions, strict=True)]
+    # Only the answer is learned from, of rows that reach it.
+    labels = [[-100] * min(len(p), len(row)) + row[len(p) :] for p, row in zip(prompts, ids, strict=True)]
+    kept = [k for k, row in enumerate(ids) if len(row) > len(prompts[k])]
+    dataset = Dataset.from_dict({"input_ids": [ids[k] for k in kept], "labels": [labels[k] for k in kept]})
 
     class Progress(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step, state.max_steps)
 
+    fresh = model.fresh()
+    prefixes.share(fresh, True)  # rows are short and their lengths differ: half of a padded batch is padding
     with tempfile.TemporaryDirectory() as scratch:
         trainer: Any = SFTTrainer(
-            model=model.fresh(),
+            model=fresh,
             args=SFTConfig(
                 output_dir=scratch,
                 max_steps=model.steps,
@@ -72,8 +75,7 @@ def build(model: Tiny, task: Task, folder: Path, progress: Callable[[int, int], 
                 lr_scheduler_type="linear",
                 weight_decay=0.01,
                 adam_beta2=0.95,
-                max_length=model.context,
-                completion_only_loss=True,
+                dataset_kwargs={"skip_prepare_dataset": True},  # row by row it takes seconds
                 train_sampling_strategy="sequential",  # the rows are a curriculum
                 gradient_checkpointing=False,
                 bf16=False,

@@ -30,8 +30,6 @@ MOST = 64
 MOST_TOKENS = 32_768
 """Of a laid-out row: its mask has as many numbers as the square of them."""
 PROMPT, NOBODY = -1, -1
-LARGE = 10**7
-"""Weights below which laying out takes about as long as reading: a step of the embedded model is milliseconds."""
 APART = {"fp32": 1e-3, "bf16": 0.1}
 """Nats a token, on average, by which both ways may differ: rounding. A wrong mask is one to three nats off."""
 PROBED = 24
@@ -274,18 +272,10 @@ class Prefixes:
         return output
 
 
-def share(model: Any, asked: Literal["auto"] | bool, *, layers: int | None = None) -> Prefixes | None:
-    """Have a causal language model read shared beginnings once; None where it does not, as asked or being small.
-
-    ``layers`` are the whole model's where this one has fewer.
-    """
+def share(model: Any, asked: Literal["auto"] | bool) -> Prefixes | None:
+    """Have a causal language model read shared beginnings once; None where it does not: not asked to, or no body."""
     body = getattr(model, "base_model", None)
-    if asked is False or body is None or body is model:
-        return None
-    times = 1.0 if layers is None else layers / body.config.get_text_config().num_hidden_layers
-    if asked == "auto" and times * _weights(body) < LARGE:
-        return None
-    return Prefixes(body)
+    return None if asked is False or body is None or body is model else Prefixes(body)
 
 
 def of(model: Any) -> Prefixes | None:

@@ -202,7 +202,7 @@ def _base(
         if quantization is not None:  # each weight is whole on the device before it is quantized
             torch.empty(standins.largest(model), dtype=scene.place.dtype)
     watch.mark_layers(model, config, tracker)
-    prefixes.share(model, scene.setup.train.share_prefix, layers=scene.layers)
+    prefixes.share(model, scene.setup.train.share_prefix)
     prefixes.stop(model)
     tracker.enter(phase)
     return model.eval()

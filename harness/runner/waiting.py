@@ -2,11 +2,10 @@
 
 A thread that spins while it waits keeps its core from the one that it waits for, as soon as there are more that want to
 run than cores. Measured on 2 cores, steps of the embedded model a second (``bench/neighbours.py``), as libgomp has it,
-with a spin of at most 1,000 rounds, and asleep at once:
+with a spin of at most 3,000 rounds, of 1,000, and asleep at once:
 
-    alone                  20.7    19.0    12.0
-    beside one process      0.3     4.8     6.6
-    beside two              0.2     3.7     4.0
+    alone                  23.4    21.8    15.3    11.2
+    beside one process      6.5     7.1     9.1    11.1
 
 So a spin is short, whatever comes later, and where others are at work when a trial starts there is none. No number
 depends on it. OpenMP reads these variables when torch is imported: that is in the server that trials are forked from.
@@ -21,7 +20,7 @@ from harness.telemetry import cores
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The user's, where one of them is set."""
-SHORT, ASLEEP = {"GOMP_SPINCOUNT": "1000"}, {"OMP_WAIT_POLICY": "passive"}
+SHORT, ASLEEP = {"GOMP_SPINCOUNT": "3000"}, {"OMP_WAIT_POLICY": "passive"}
 HELD = 0.5
 """Cores of others from which on they count."""
 CALM = 2

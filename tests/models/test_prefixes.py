@@ -231,8 +231,7 @@ def test_an_architecture_that_cannot_take_such_a_mask_says_so():
     said(model, ids, mask)  # as before
 
 
-def test_small_models_are_left_alone_unless_asked():
+def test_models_share_unless_told_otherwise():
     model = model_of(MODELS["llama"], "sdpa")
-    assert prefixes.share(model, "auto") is None and prefixes.share(model, False) is None
-    assert prefixes.of(model) is None
-    assert prefixes.share(model, True) is prefixes.of(model) is not None
+    assert prefixes.share(model, False) is None and prefixes.of(model) is None
+    assert prefixes.share(model, "auto") is prefixes.of(model) is not None
