@@ -168,6 +168,10 @@ class Judge(ABC):
         """Whether it answers any question in words, such as one for a grade, and does not only compare two replies."""
         return True
 
+    def again(self, number: int) -> Judge | None:
+        """Itself for the ``number``-th sample of the same questions; None where it says the same each time."""
+        return None
+
     def at_work(self) -> AbstractContextManager[Answering]:
         """Within it, what answers many times; a judge that holds a model loads it once, and frees it afterwards."""
         return nullcontext(self.answers)

@@ -199,6 +199,12 @@ def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict
             "unreadable answers": found.unreadable,
         }
     )
+    return facts | agreement_of(questions, verdicts)
+
+
+def agreement_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Agreement of verdicts with labels and annotators, in words; empty where the questions have none."""
+    pairs, facts = [question.pair for question in questions], dict[str, str]()
     known = [(p, v) for p, q, v in zip(pairs, questions, verdicts, strict=True) if q.labelled]
     if known:
         points, kappa = agreement([v for _, v in known], [turned_by_lot(p) for p, _ in known])

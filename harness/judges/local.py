@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from harness.base.errors import UserError
-from harness.base.records import UNTOLD
+from harness.base.records import UNTOLD, unless_default
 from harness.config import closure, devices, identity
 from harness.judges.base import QUESTION, Answer, Answering, Judge, Pair
 
@@ -25,7 +25,7 @@ AT_ONCE = QUESTION.replace(BRIEFLY, "").replace(THEN, "Answer with your verdict 
 
 @dataclass(frozen=True)
 class Local(Judge):
-    """Reads a question with the model's own chat template and answers greedily.
+    """Reads a question with the model's own chat template and answers, greedily unless it is given a temperature.
 
     Attributes:
         path: directory or hub id of whole weights with their tokenizer.
@@ -36,6 +36,8 @@ class Local(Judge):
         least: probability of the three letters together below which an answer counts as unreadable (``letters``): what
             the model would rather have written is no verdict.
         max_tokens: of an answer (``words``).
+        temperature: of an answer (``words``); 0 takes the most probable token.
+        seed: of its draws; an answer depends on that and on its question, and not on the batch.
         batch_size: questions at once.
         dtype: ``auto`` is bf16 on a GPU that has it, and else fp32.
         device: ``auto`` is the GPU where there is one.
@@ -49,6 +51,8 @@ class Local(Judge):
     read: Literal["letters", "words"] = "letters"
     least: Annotated[float, Ge(0), Le(1)] = 0.1
     max_tokens: Annotated[int, Gt(0)] = 256
+    temperature: Annotated[float, Ge(0)] = unless_default(0.0)
+    seed: Annotated[int, Ge(0)] = unless_default(0)
     batch_size: Annotated[int, Gt(0)] = field(default=8, metadata=UNTOLD)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,7 +75,9 @@ class Local(Judge):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The model's content, how it is read, what computes it, and the code that asks."""
-        how = {"least": self.least} if self.read == "letters" else {"max_tokens": self.max_tokens}
+        how: dict[str, Any] = {"least": self.least} if self.read == "letters" else {"max_tokens": self.max_tokens}
+        if self.samples:
+            how |= {"temperature": self.temperature, "seed": self.seed}
         return {
             "model": identity.model_content(self.path, self.revision),
             "read": self.read,
@@ -87,6 +93,15 @@ class Local(Judge):
     def writes(self) -> bool:
         """With ``read=words``."""
         return self.read == "words"
+
+    @property
+    def samples(self) -> bool:
+        """Whether it draws what it says."""
+        return self.writes and self.temperature > 0
+
+    def again(self, number: int) -> Local | None:
+        """With another seed, where it samples."""
+        return replace(self, seed=self.seed + number) if self.samples else None
 
     def problems(self) -> list[UserError]:
         """A folder must hold whole weights."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from harness.base.errors import UserError
+from harness.config import identity
 from harness.judges.base import Answer
 from harness.judges.local import Local, in_our_words
 from harness.models.base import context_length
+from harness.models.draws import drawing, uniforms
 from harness.models.generation import (
     keeps_logits,
     own_distribution,
     rows_within_cache,
-    sampling_options,
+    sampling_config,
     stop_ids,
 )
 from harness.tasks.conversation import encode_completions, prompt_ids, shared_length, style_of
@@ -62,7 +65,10 @@ class Reader:
             else:
                 reads.append(number)
         for batch in self._batches(reads, [len(ids) + room for ids, _ in rows]):
-            found = self._letters([rows[i] for i in batch]) if letters else self._words([rows[i][0] for i in batch])
+            if letters:
+                found = self._letters([rows[i] for i in batch])
+            else:
+                found = self._words([rows[i][0] for i in batch], [questions[i] for i in batch])
             for number, answer in zip(batch, found, strict=True):
                 told(number, answer)
 
@@ -130,14 +136,18 @@ class Reader:
         prompt = question if self.style.chat else f"{question}\n\n"
         return prompt_ids(self.tokenizer, [self.style.rows([{"prompt": prompt}])[0]["prompt"]])[0]
 
-    def _words(self, rows: Sequence[list[int]]) -> list[Answer]:
-        """What the model writes, greedily."""
-        width = max(map(len, rows))
+    def _words(self, rows: Sequence[list[int]], questions: Sequence[str]) -> list[Answer]:
+        """What the model writes: greedily, or by draws that belong to each question."""
+        width, room, heat = max(map(len, rows)), self.judge.max_tokens, self.judge.temperature
         ids, mask = self._padded(rows, width, left=True)
-        options = sampling_options(max_new_tokens=self.judge.max_tokens, temperature=0.0)
-        with own_distribution(self.model, self.tokenizer):
+        how = sampling_config(self.tokenizer, self.model, max_new_tokens=room, temperature=heat)
+        with ExitStack() as within:
+            within.enter_context(own_distribution(self.model, self.tokenizer))
             ends = set(stop_ids(self.tokenizer, self.model))
-            out = self.model.generate(input_ids=ids, attention_mask=mask, **options)[:, width:].tolist()
+            if self.judge.samples:
+                numbers = uniforms(self.judge.seed, [_number(question) for question in questions], room)
+                within.enter_context(drawing(self.model, numbers, heat))
+            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how)[:, width:].tolist()
         found = []
         for row, tokens in zip(rows, out, strict=True):
             end = next((k for k, token in enumerate(tokens) if token in ends), len(tokens))
@@ -152,6 +162,11 @@ class Reader:
         ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, fill, strict=True)]
         mask = [[0] * n + [1] * len(r) if left else [1] * len(r) + [0] * n for r, n in zip(rows, fill, strict=True)]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _number(question: str) -> int:
+    """Of the stream of draws of a question."""
+    return int(identity.digest({"question": question}), 16) % 2**63
 
 
 def _verdict(shares: Sequence[float], least: float, *, asked: int) -> Answer:

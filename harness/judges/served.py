@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError, keep_secret, without_password
-from harness.base.records import UNTOLD
+from harness.base.records import UNTOLD, unless_default
 from harness.judges.base import Answer, Judge
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
@@ -28,6 +28,7 @@ class Served(Judge):
         key_env: environment variable that holds the key, which is in no configuration, run or log; null sends none, so
             that no key of another service goes to a server that has no use for it.
         temperature, max_tokens: of an answer.
+        seed: of the sampling, where the temperature is above 0 and the server knows seeds.
         at_once: questions under way at a time.
         timeout_s: seconds for one answer.
         retries: attempts after the first, with growing pauses, and with the pause that a server asks for.
@@ -39,6 +40,7 @@ class Served(Judge):
     key_env: str | None = field(default=None, metadata=UNTOLD)
     temperature: Annotated[float, Ge(0)] = 0.0
     max_tokens: Annotated[int, Gt(0)] = 512
+    seed: Annotated[int, Ge(0)] = unless_default(0)
     at_once: Annotated[int, Gt(0)] = field(default=4, metadata=UNTOLD)
     timeout_s: Annotated[float, Gt(0)] = field(default=120.0, metadata=UNTOLD)
     retries: Annotated[int, Ge(0)] = field(default=5, metadata=UNTOLD)
@@ -53,7 +55,12 @@ class Served(Judge):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Model and sampling."""
-        return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        seed = {"seed": self.seed} if self.seed else {}
+        return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, **seed}
+
+    def again(self, number: int) -> Served | None:
+        """With another seed, where it samples."""
+        return replace(self, seed=self.seed + number) if self.temperature > 0 else None
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """Ask them; the first that gets no answer ends it, and those that were answered are told."""
@@ -104,6 +111,7 @@ class Served(Judge):
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stream": False,
+            **({"seed": self.seed} if self.temperature > 0 else {}),
         }
         try:
             reply = session.post(f"{self.url.rstrip('/')}/chat/completions", json=body, timeout=self.timeout_s)

@@ -32,12 +32,13 @@ class Planted:
     stops_after: int | None = None
     asked: list[str] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
+    seeds: set[int | None] = field(default_factory=set)
 
-    def says(self, question: str) -> str:
+    def says(self, question: str, seed: int | None = None) -> str:
         """An answer; the better reply holds the word "good", and what is written anew does so."""
         if "<reply A>" not in question:  # one who writes
             asked = "Write the reply anew" in question, "Say briefly" in question
-            name = re.findall(r"question \d+", question)[0]
+            name = re.findall(r"question \d+", question)[0] + " again" * (seed or 0)
             return f"a good answer to {name}" if asked[0] else "It falls short." if asked[1] else f"poor: {name}"
         first, second = (re.search(rf"<reply {n}>\n(.*?)\n</reply {n}>", question, re.DOTALL) for n in "AB")
         assert first and second
@@ -65,13 +66,15 @@ def serving(planted: Planted) -> Iterator[str]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 planted.keys.add(self.headers.get("Authorization"))
+                planted.seeds.add(body.get("seed"))
                 status = planted.fails.pop(0) if planted.fails else 200
                 if planted.stops_after is not None and len(planted.asked) >= planted.stops_after:
                     status = 400
                 question = body["messages"][0]["content"]
                 if status == 200:
                     planted.asked.append(question)
-            said = {"choices": [{"message": {"role": "assistant", "content": planted.says(question)}}],
+            answer = planted.says(question, body.get("seed"))
+            said = {"choices": [{"message": {"role": "assistant", "content": answer}}],
                     "usage": {"prompt_tokens": len(question) // 4, "completion_tokens": 5}}  # fmt: skip
             text = json.dumps(said if status == 200 else {"error": "no"}).encode()
             self.send_response(status)

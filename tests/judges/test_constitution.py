@@ -9,9 +9,9 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.cli.main import main
-from harness.cli.rows.constitution import principles_of, prompts_of
 from harness.judges.base import Longer
 from harness.judges.constitution import write
+from harness.judges.principles import Constitution, principles_of, prompts_of
 from harness.judges.served import Served
 from harness.tasks.preferences import Preferences
 from tests.judges.server import Planted, serving
@@ -121,10 +121,74 @@ def test_files_and_roles_that_are_none_are_refused(here):
     assert prompts_of("rows.jsonl", None) == ["a", "b"]
     Path("bad.yaml").write_text("kind: true")
     for path in ("bad.yaml", "none.txt"):
-        with pytest.raises(UserError, match=f"--principles={path}"):
+        with pytest.raises(UserError, match=f"task.principles={path}"):
             principles_of(path)
     with pytest.raises(UserError, match="only compares"):
         write(PROMPTS, PRINCIPLES, Longer(), Longer(), None)
     Path("made").mkdir()
     Path("made/here").touch()
     assert main(COMMAND) == 2
+
+
+def task_at(url: str, **fields) -> Constitution:
+    writer, judge = Served(url=url, model="w", retries=0), Served(url=url, model="m", retries=0)
+    given = {"writer": writer, "judge": judge, "held_out": 0.5, **fields}
+    return Constitution(prompts="prompts.txt", principles="principles.txt", **given)
+
+
+def test_a_task_makes_its_rows_once_and_keeps_its_answers(here, capfd):
+    with serving(broken := Planted(stops_after=30)) as url, pytest.raises(UserError, match="judge.url"):
+        task_at(url).load()
+    with serving(whole := Planted()) as url:
+        data = task_at(url).load()
+        assert len(whole.asked) == 60 - 30 and not set(whole.asked) & set(broken.asked)
+        assert data.train_pairs and all("good" in row["chosen"] for row in data.train_pairs)
+        assert "constitution · critique · 12/12" in capfd.readouterr().err
+        rows = task_at(url, rows="revisions").load()
+        assert len(whole.asked) == 30, "both kinds of rows are of one making"
+        assert rows.train_unpaired and not rows.train_pairs
+        assert task_at(url).fingerprint() == task_at(url, held_out=0.2).fingerprint()
+    (note,) = [note for note in data.notes if "card.md" in note]
+    assert "verdicts for the revision" in Path(note.split("; ")[1].split(" says")[0]).read_text()
+    assert task_at("http://127.0.0.1:1/v1").load().digest == data.digest, "nobody is asked again"
+    Path("principles.txt").write_text("Be another.")
+    with pytest.raises(UserError, match="gives no answer"):
+        task_at("http://127.0.0.1:1/v1").load()
+
+
+def test_two_samples_of_the_writer_are_judged_by_the_principle(here):
+    with serving(planted := Planted(longer=1.0)) as url:
+        writer = Served(url=url, model="w", temperature=1.0)
+        made, asked = write(PROMPTS, PRINCIPLES, writer, Longer(), here, between="samples")
+        assert len(planted.asked) == 24 and {"0", "1"} == {str(seed) for seed in planted.seeds}
+        assert asked.startswith("48 answers were asked for"), "24 of the writer, 24 of the judge"
+        assert made.revisions == [] and made.pairs.facts["pairs of samples"] == "12 of 12 (100.0%)"
+        assert all(row["chosen"] != row["rejected"] and row["principle"] in PRINCIPLES for row in made.pairs.rows)
+    with pytest.raises(UserError, match="says the same each time"):
+        write(PROMPTS, PRINCIPLES, Served(model="w"), Longer(), None, between="samples")
+
+
+def test_the_judge_is_held_against_pairs_that_people_labelled(here):
+    rows = [{"prompt": f"question {i}?", "chosen": "a good one", "rejected": "poor"} for i in range(10)]
+    rows += [{"prompt": f"question {i}?", "chosen": "poor", "rejected": "a good one"} for i in range(20, 25)]
+    Path("people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(Planted()) as url:
+        task = task_at(url, people="people.jsonl")
+        made = here / "made"
+        made.mkdir()
+        facts, _ = task.write(made, here)
+    assert facts["people's pairs: agreement with the labels"].startswith("66.7%")
+    assert "κ" in facts["people's pairs: kappa with the labels"] and "κ" in (made / "card.md").read_text()
+
+
+def test_what_cannot_be_made_is_refused_by_the_name_of_its_field(here):
+    with pytest.raises(UserError, match=r"task.writer.*says the same") as error:
+        task_at("http://127.0.0.1:1/v1", between="samples").load()
+    assert "task.writer.temperature" in str(error.value)
+    with pytest.raises(ValueError, match="none is a revision"):
+        task_at("", between="samples", rows="revisions")
+    with pytest.raises(UserError, match="task.writer"):
+        task_at("http://127.0.0.1:1/v1", writer=Longer()).load()
+    with serving(Planted()) as url, pytest.raises(UserError, match="no row") as error:
+        task_at(url, judge=Served(url=url, model="m", question="{criterion}{prompt}{first}{second} question 1")).load()
+    assert "card.md" in str(error.value)

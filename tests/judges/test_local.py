@@ -115,3 +115,18 @@ def test_what_is_wrong_with_the_model_is_said_in_the_judges_words(judge, tmp_pat
 
 def test_it_grades_only_where_it_writes(judge):
     assert not judge.writes and replace(judge, read="words").writes
+
+
+def test_samples_are_those_of_the_question_whatever_is_sampled_beside_it(judge):
+    sampler = replace(judge, read="words", temperature=1.0, max_tokens=8)
+    questions = [f"question {i}?" + " and" * i for i in range(5)]
+    together = [answer.text for answer in read(sampler, questions)]
+    assert together == [read(sampler, [question])[0].text for question in questions]
+    again = sampler.again(1)
+    assert again is not None and [a.text for a in read(again, questions)] != together
+    assert again.key != sampler.key != replace(sampler, temperature=0.0).key
+    cold = replace(sampler, temperature=1e-6)
+    greedy = replace(sampler, temperature=0.0)
+    assert [a.text for a in read(cold, questions)] == [a.text for a in read(greedy, questions)]
+    assert judge.again(1) is None and greedy.again(1) is None, "they say the same each time"
+    assert judge.key == replace(judge, seed=3).key, "of what draws nothing"

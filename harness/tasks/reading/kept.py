@@ -28,6 +28,11 @@ def keeping(cache: Cache) -> Iterator[None]:
         _cache.reset(token)
 
 
+def present() -> Cache | None:
+    """The cache in which results are kept, where there is one."""
+    return _cache.get()
+
+
 def kept(what: str, texts: Sequence[Sequence[Any]], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What ``find`` gives, fit for JSON; from the cache where these ``texts`` were looked at before.
 
