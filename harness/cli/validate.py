@@ -328,11 +328,18 @@ def _default_evaluators() -> set[str]:
 
 
 def _needed(root: Path, group: str, option: str) -> dict[str, str]:
-    """Values that an option cannot do without: required fields, marked ??? in its YAML or in one that it overrides."""
+    """Values that an option cannot do without: required fields, marked ??? in its YAML or in one that it takes in."""
     text = (root / group / f"{option}.yaml").read_text()
-    needed = {f"{group}.{name}": "placeholder" for name in re.findall(r"^(\w+): \?\?\?", text, flags=re.MULTILINE)}
-    for other, name in re.findall(r"^  - override /(\w+): ([\w/]+)", text, flags=re.MULTILINE):
-        given = {f"{other}.{key}" for key in yaml.safe_load(text).get(other) or ()}
+    found = re.findall(r"^(\w+): (?:\?\?\?|\$\{.*\?\?\?)", text, flags=re.MULTILINE)
+    needed = {f"{group}.{name}": "placeholder" for name in found}
+    taken = [
+        (other, other, name) for other, name in re.findall(r"^  - override /(\w+): ([\w/]+)", text, flags=re.MULTILINE)
+    ]
+    parts = re.findall(r"^  - /(\w+)@(\w+): ([\w/]+)", text, flags=re.MULTILINE)
+    for other, place, name in [*taken, *((other, f"{group}.{part}", name) for other, part, name in parts)]:
+        given = {f"{place}.{key}" for key in yaml.safe_load(text).get(place.rpartition(".")[2]) or ()}
         below = next((r for r in (root, conf_dir()) if (r / other / f"{name}.yaml").is_file()), None)
-        needed |= {k: v for k, v in (_needed(below, other, name) if below else {}).items() if k not in given}
+        theirs = _needed(below, other, name) if below else {}
+        placed = {f"{place}.{key.removeprefix(f'{other}.')}": value for key, value in theirs.items()}
+        needed |= {key: value for key, value in placed.items() if key not in given}
     return needed
