@@ -99,7 +99,7 @@ class Constitution(Curated):
             held_out=self.held_out,
             allow_skipped=self.allow_skipped,
             curate=self.curate,
-        ).load()
+        ).loaded(among=prompts_of(self.prompts, self.max_prompts))  # whatever the judge leaves of them
         return replace(data, notes=[*data.notes, f"the rows were made by principles; {page} says how that went"])
 
     def fingerprint(self) -> str:

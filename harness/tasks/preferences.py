@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.tasks.base import TaskData
+from harness.tasks.base import TaskData, Text
 from harness.tasks.curating.applying import Curated, with_columns
 from harness.tasks.reading.annotators import with_annotations
 from harness.tasks.reading.checking import Checked, check
@@ -54,6 +55,10 @@ class Preferences(Curated):
 
     def load(self) -> TaskData:
         """Read, check and split the rows."""
+        return self.loaded()
+
+    def loaded(self, among: Sequence[Text] | None = None) -> TaskData:
+        """Read and check the rows, and hold out of the prompts ``among``; None: of those that the rows have."""
         train = self._checked(self.path, "task.path")
         held = None if self.eval_path is None else self._checked(self.eval_path, "task.eval_path")
         return assemble(
@@ -64,6 +69,7 @@ class Preferences(Curated):
             overlap=self.overlap,
             eval_key="task.eval_path",
             curate=self.curate,
+            among=among,
         )
 
     def fingerprint(self) -> str:

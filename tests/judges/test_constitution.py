@@ -192,3 +192,20 @@ def test_what_cannot_be_made_is_refused_by_the_name_of_its_field(here):
     with serving(Planted()) as url, pytest.raises(UserError, match="no row") as error:
         task_at(url, judge=Served(url=url, model="m", question="{criterion}{prompt}{first}{second} question 1")).load()
     assert "card.md" in str(error.value)
+
+
+def test_a_prompt_is_held_out_or_not_whatever_becomes_of_the_others(here):
+    with serving(Planted()) as url:
+        whole = task_at(url).load()
+    with serving(Planted(first=0.5)) as url:
+        judge = Served(url=url, model="another", retries=0)
+        some = task_at(url, judge=judge).load()
+
+    def prompts(data, split):
+        return {row["prompt"] for row in data.eval_pairs[split]}
+
+    lost = {row["prompt"] for row in whole.train_pairs} - {row["prompt"] for row in some.train_pairs}
+    assert lost or any(prompts(some, split) < prompts(whole, split) for split in ("validation", "test"))
+    assert {row["prompt"] for row in some.train_pairs} <= {row["prompt"] for row in whole.train_pairs}
+    for split in ("validation", "test"):
+        assert prompts(some, split) <= prompts(whole, split)

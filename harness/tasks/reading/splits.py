@@ -94,6 +94,7 @@ def assemble(
     overlap: Overlap = "error",
     eval_key: str,
     curate: Rules | None = None,
+    among: Sequence[Text] | None = None,
 ) -> TaskData:
     """All rows a trial may touch.
 
@@ -105,11 +106,12 @@ def assemble(
         overlap: what to do with training rows whose prompt is held out.
         eval_key: the configuration key that names the held-out rows (``task.eval_path``).
         curate: rules for what is left to train on.
+        among: prompts of which to hold some out, where ``train`` may lack rows of some that it has at other times.
     """
     rules = curate or {}
     notes = [*train.notes, *(held.notes if held else ())]
     if held is None:
-        prompts = {loose_key(row["prompt"]): row["prompt"] for row in train.rows}
+        prompts = {loose_key(p): p for p in among or [row["prompt"] for row in train.rows]}
         asked = list(prompts.values())
         found = Families(**kept("families", [asked], lambda: asdict(families(asked))))
         split = hold_out(prompts, share, seed, dict(zip(prompts, found.of, strict=True)))
