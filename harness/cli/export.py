@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
     if options.dtype not in DTYPES:
         raise UserError("unknown dtype", key="--dtype", value=options.dtype, fix=f"known: {', '.join(DTYPES)}")
-    _quiet()
+    quiet_libraries()
     policy = kept(trial_of(options.run, Path(options.outputs), options.sweep, options.tracking_uri))
     target = Path(options.to).expanduser().absolute()
     if options.adapter:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
     """Libraries' bars and warnings would stand between the lines that matter."""
     from transformers.utils import logging
 

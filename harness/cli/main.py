@@ -36,7 +36,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "init": ("harness.cli.init", "an experiment, a gate and a CI file for your own model and data"),
     "export": ("harness.cli.export", "the policy of a trial as a folder to load: --adapter, or --merge into its base"),
-    "tune": ("harness.cli.tune", "the same number of trials for each algorithm, then the winners on the test split"),
+    "tune": (
+        "harness.cli.loops.tune",
+        "the same number of trials for each algorithm, then the winners on the test split",
+    ),
+    "iterate": ("harness.cli.loops.iterate", "rounds=N: train, and begin again with what came of it"),
     "sync": ("harness.cli.commands", "rebuild MLflow from the trial folders"),
     "cache": ("harness.cli.commands", "list the stage cache; --prune-to 5GB deletes the least recently used"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from harness.base.errors import UserError
+from harness.base.streams import silence
 from harness.config import closure, identity
 from harness.judges import constitution
 from harness.judges.asking import Progress
@@ -186,12 +187,14 @@ def _who(judge: Judge) -> str:
 def _fill(task: Constitution, folder: Path, cache: Path) -> dict[str, Any]:
     """In a process of its own: the rows; returns what the cache notes of them."""
     last = time.monotonic()
+    person = os.fdopen(os.dup(2), "w")
+    silence(1, 2)  # library chatter; what matters is said
 
     def told(what: str, done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last >= EVERY_S:
             last = time.monotonic()
-            print(f"constitution · {what} · {done:,}/{total:,}", file=sys.stderr, flush=True)
+            print(f"constitution · {what} · {done:,}/{total:,}", file=person, flush=True)
 
     facts, asked = task.write(folder, cache, told)
     return {"facts": dict(facts), "asked": asked}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.loops.tune import Budget
 from harness.cli.main import main
-from harness.cli.tune import Budget
 from harness.store import results
 from tests.conftest import QUICK
 from tests.runs import Sandbox
@@ -61,7 +61,7 @@ def test_its_help_says_what_it_does(capsys):
 
 
 def test_a_trial_that_did_not_finish_counts_as_the_base_and_wins_nothing():
-    from harness.cli.tune import Contest, Score, _arm, _told
+    from harness.cli.loops.tune import Contest, Score, _arm, _told
 
     scores = {"a": Score(0.1, True), "b": Score(0.4, False), "c": Score(None, False), "d": Score(0.2, True)}
     assert [_told(scores, i) for i in ("a", "b", "c", "d", "unknown")] == [0.1, 0.4, 0.1, 0.2, 0.1]
@@ -106,7 +106,7 @@ def test_a_tuning_names_winners_and_goes_on_where_it_was(sandbox):
 
 def test_a_round_is_a_list_that_can_be_run_again(tmp_path, monkeypatch, capsys):
     """Of a tuning that is refused late: the list of its first round lies there, a trial a line."""
-    from harness.cli import tune
+    from harness.cli.loops import tune
 
     monkeypatch.chdir(tmp_path)
     seen: list[list[str]] = []

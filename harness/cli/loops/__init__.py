@@ -1,0 +1,1 @@
+"""Commands that run one sweep after the other."""
