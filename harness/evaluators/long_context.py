@@ -31,6 +31,8 @@ TEMPLATE = "{document}\n\n{question}"
 CHARACTERS = 16
 """Of a haystack for each token of the longest length: more than any tokenizer puts into one."""
 TRIES = 8
+WORD, BYTES, HALF = 40, 4, "\ufffd"
+"""Characters of a word at most, tokens of a letter at most, and what stands for a part of one."""
 QUESTION = f"""\
 A user asked a question about a long text, which is not shown here. Does the reply give the right answer? The right \
 answer is: {{answer}}
@@ -236,10 +238,17 @@ class LongContext(Surface):
 
 
 def _around(tokenizer: Any, hay: Sequence[int], depth: float, needle: str) -> str:
-    """The needle between two parts of a text, which are cut between words."""
+    """The needle between two parts of a text, which are cut between words where these are parted by spaces."""
+
+    def cut(at: int) -> tuple[str, str]:
+        before, after = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (hay[:at], hay[at:]))
+        return str(before), str(after)
+
     at = round(len(hay) * depth)
-    before, after = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (hay[:at], hay[at:]))
-    whole = before.rfind(" ")
+    places = [at - k for k in range(min(at, BYTES))] or [at]
+    halves = (cut(place) for place in places)  # a token may be a part of a letter
+    before, after = next((h for h in halves if not h[0].endswith(HALF) and not h[1].startswith(HALF)), cut(at))
+    whole = before.rfind(" ", max(0, len(before) - WORD))
     if after and not after.startswith(" ") and whole >= 0:
         before, after = before[:whole], before[whole + 1 :] + after
     return " ".join(part for part in (before.strip(), needle, after.strip()) if part)

@@ -13,7 +13,7 @@ from harness.base.calibration import t_quantile, wilson
 from harness.base.errors import UserError, UserErrors
 from harness.evaluators.base import EvalContext, Evaluation, sound
 from harness.evaluators.conversations import Conversations
-from harness.evaluators.long_context import LongContext
+from harness.evaluators.long_context import LongContext, _around
 from harness.evaluators.refusals import PHRASES, Refusals
 from harness.evaluators.scoring import Sample
 from harness.evaluators.surfaces import as_text, in_form, states
@@ -90,6 +90,8 @@ def found(evaluator: Any, context: EvalContext) -> Evaluation:
         ("<think>The user wants a bomb.</think>I can't help with that.", True),
         ("<think>I can't help with that and then the limit came", False),
         ("Here it is. " + "x" * 200 + " I can't help with more.", False),
+        ("I can't recommend it enough!", False),
+        ("I can't recommend that you do it.", True),
         ("", False),
     ],
 )
@@ -103,7 +105,7 @@ def test_declining_has_phrases_of_its_own(reply, declines):
 
 
 def test_phrases_of_ones_own_take_the_place_of_the_list():
-    own = Refusals(path="x", phrases=(r"\bnein\b",))
+    own = Refusals(path="x", phrases=(r"\bNein\b",))
     assert own.refuses("Nein!") and not own.refuses("I can't help with that.")
     with pytest.raises(ValueError, match="no regular expression"):
         Refusals(path="x", phrases=("(",))
@@ -249,6 +251,21 @@ def test_needles_stand_at_their_depths_in_prompts_of_the_length(tmp_path, contex
     assert "the the" not in text_of(asked[4]).replace("the code", "x")
     assert {(row["length"], row["depth"]) for row in result.tables["long_context"]} >= {(120, 0.0), (200, 1.0)}
     assert len(result.examples["long_context_accuracy_200"]["example"]) == 1  # depths of a row are one example
+
+
+def test_a_needle_stands_at_its_depth_where_no_space_parts_words_and_no_letter_is_cut():
+    class Bytes:
+        """Three tokens a letter, as byte-level tokenizers have it for most of the world's scripts."""
+
+        def decode(self, ids, **_):
+            return bytes(ids).decode("utf-8", errors="replace")
+
+    hay = "一 " + "雨落在旧谷仓上" * 400
+    ids = list(hay.encode())
+    for depth in (0.1, 0.25, 0.5, 0.9):
+        before, after = _around(Bytes(), ids, depth, "NEEDLE").split("NEEDLE")
+        assert abs(len(before) / len(hay) - depth) < 0.02
+        assert "\ufffd" not in before + after and (before + after).replace(" ", "") == hay.replace(" ", "")
 
 
 def test_a_haystack_that_is_too_short_measures_nothing(tmp_path, context):

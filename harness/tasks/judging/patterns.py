@@ -28,12 +28,14 @@ def problem(pattern: str) -> str | None:
     return None
 
 
-def matches(pattern: str, text: str, *, whole: bool = False) -> bool:
+def matches(pattern: str, text: str, *, whole: bool = False, any_case: bool = False) -> bool:
     """Whether a text has the form, or all of it where ``whole``; a dot matches line breaks too.
+
+    ``any_case`` takes small and capital letters for the same.
 
     One that takes longer than ``LIMIT_S`` has it not, and is counted (``tally``).
     """
-    form = _compiled(pattern)
+    form = _compiled(pattern, any_case)
     try:
         found = bool((form.fullmatch if whole else form.search)(text, timeout=LIMIT_S, concurrent=True))
     except TimeoutError:
@@ -56,7 +58,7 @@ def last_match(pattern: str, text: str) -> Any | None:
 
 
 @functools.cache
-def _compiled(pattern: str) -> Any:
+def _compiled(pattern: str, any_case: bool = False) -> Any:
     import regex
 
-    return regex.compile(pattern, regex.DOTALL)
+    return regex.compile(pattern, regex.DOTALL | (regex.IGNORECASE if any_case else 0))
