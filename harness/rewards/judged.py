@@ -50,17 +50,17 @@ class JudgeReward(Reward):
         return found
 
     def data_problems(self, data: TaskData) -> list[UserError]:
-        """Every prompt must have a reply to be held against."""
+        """Every prompt must have a reply to be held against: one to train on, and one that the curve asks about."""
         if self.ask == "grade" or not data.train_prompts:
             return []
         others = _others(data)
-        bare = [row for row in data.train_prompts if self._other(row, others) is None]
-        if not bare:
-            return []
-        known = ", ".join(sorted(set(bare[0]) - {"prompt"})) or "no other column"
-        rule = f"{len(bare):,} of {len(data.train_prompts):,} prompts have no such reply to be compared with"
-        fix = f"a column of the prompt rows, which have {known}; or reward.ask=grade, which compares nothing"
-        return [UserError(rule, key="reward.against", value=self.against, fix=fix)]
+        for kind, rows in {"prompts": data.train_prompts, **_held(data)}.items():
+            if bare := [row for row in rows if self._other(row, others) is None]:
+                known = ", ".join(sorted(set(bare[0]) - {"prompt"})) or "no other column"
+                rule = f"{len(bare):,} of {len(rows):,} {kind} have no such reply to be compared with"
+                fix = f"a column of the prompt rows, which have {known}; or reward.ask=grade, which compares nothing"
+                return [UserError(rule, key="reward.against", value=self.against, fix=fix)]
+        return []
 
     def contents(self) -> Mapping[str, str]:
         """What the judge's answers depend on."""
@@ -84,6 +84,10 @@ class JudgeReward(Reward):
             return others.get(prompt_key(row["prompt"]))
         value = row.get(self.against)
         return None if value is None else shown(value) if isinstance(value, str | list) else str(value)
+
+
+def _held(data: TaskData) -> dict[str, Sequence[Row]]:
+    return {f"held-out prompts ({split})": rows for split, rows in data.eval_prompts.items()}
 
 
 def _others(data: TaskData) -> dict[str, str]:

@@ -103,6 +103,8 @@ def test_a_prompt_without_another_reply_is_refused_before_anything_trains():
     assert reward.data_problems(DATA) == []
     (error,) = reward.data_problems(replace(DATA, train_pairs=()))
     assert error.key == "reward.against" and "3 of 4 prompts" in str(error)
+    (held,) = reward.data_problems(replace(DATA, eval_prompts={"test": [{"prompt": "without any"}]}))
+    assert "1 of 1 held-out prompts (test) have no such reply" in str(held)
     assert replace(reward, ask="grade").data_problems(replace(DATA, train_pairs=())) == []
     assert not replace(reward, against="answer").data_problems(TaskData(train_prompts=[{"prompt": "q", "answer": 3}]))
     assert not reward.data_problems(
