@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from harness.base.errors import UserError
 from harness.base.records import unless_default
+from harness.config.theirs import is_own
 from harness.models.precision import computing
 from harness.tasks.base import Task, TaskData
 
@@ -207,6 +208,13 @@ class Evaluator(ABC):
     holds beside the trained one; ``plan`` counts it."""
     merges: ClassVar[bool] = False
     """Whether it holds a merged copy of a policy with an adapter beside that policy; ``plan`` counts it likewise."""
+
+    reads_training: ClassVar[bool] = False
+    """Whether its figures depend on training rows too; of one of a user's own that is taken for granted."""
+
+    def rows_read(self, data: TaskData) -> str:
+        """Digest of the task's rows that its figures depend on."""
+        return data.digest if self.reads_training or is_own(self) else data.held_out_digest
 
     @property
     def judge_model(self) -> Reward | None:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -44,6 +44,8 @@ class LmEval(Evaluator):
         max_length: tokens of prompt and answer; null is the model's context, at most 8,192. What is longer loses its
             beginning and is counted.
     """
+
+    reads_training: ClassVar[bool] = True  # it says which of its questions training has shown
 
     tasks: tuple[str, ...] = ("embedded",)
     include_path: str | None = None

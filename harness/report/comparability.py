@@ -10,6 +10,7 @@ import pandas as pd
 from harness.base import formatting
 from harness.base.records import Outcome
 from harness.config import fingerprint
+from harness.report.intervals import judged_alike
 from harness.report.leaderboard import finished, value_of
 from harness.report.recipes import recipe_labels, with_stopped_seeds
 
@@ -22,6 +23,7 @@ ALIKE = {
     "device_name": "device",
     "precision": "precision",
 }
+TRAINING = "training data (the held-out rows are the same)"
 CODE = "code_digest"
 PARTS = ("algo", "adapter", "model", "task", "params.reward.name")
 """What a trial's training code is the code of."""
@@ -38,7 +40,10 @@ def differences(frame: pd.DataFrame) -> list[str]:
     rows = finished(frame).to_dict("records")
     said = [
         line + _behaviour(rows, column)
-        for column, words in ALIKE.items()
+        for column, words in {
+            **ALIKE,
+            **({"dataset_digest": TRAINING} if judged_alike(finished(frame)) else {}),
+        }.items()
         if (line := _unlike(words, [(_name(r), r.get(column)) for r in (_twins(rows) if column == CODE else rows)]))
     ]
     kto = [(_name(r), r.get("params.train.micro_batch_size")) for r in rows if r.get("algo") == "kto"]

@@ -37,11 +37,17 @@ def value_of(row: Any, name: str) -> float | None:
 
 
 def shared_value(frame: pd.DataFrame, name: str) -> float | None:
-    """The one value that every trial which has ``name`` agrees on, if all have the same base and data; else None."""
+    """The one value that all trials which have ``name`` agree on, if base and held-out rows are the same; else None."""
     values = known(frame, name)
-    if not values or any(len(set(known(frame, d))) != 1 for d in ("base_digest", "dataset_digest")):
+    if not values or len(set(known(frame, "base_digest"))) != 1 or not judged_alike(frame):
         return None
     return float(values[0]) if max(values) - min(values) <= 1e-6 * max(1.0, abs(max(values))) else None
+
+
+def judged_alike(frame: pd.DataFrame) -> bool:
+    """Whether all trials have the same held-out rows; those of before that was noted, the same data."""
+    held = known(frame, "held_out_digest")
+    return len(set(held if len(held) == len(frame) else known(frame, "dataset_digest"))) == 1
 
 
 def is_share(name: str) -> bool:

@@ -50,6 +50,7 @@ COLUMNS = (
     Column("memory_lens", event="memory", field="lens"),
     Column("git_sha", lambda trial: trial["environment"].get("git_sha") or "unknown"),
     _digest("dataset", "dataset"),
+    _digest("held_out", "held_out"),
     _digest("base", "base"),
     _digest("evaluator", "evaluators"),
     _digest("code", "code"),

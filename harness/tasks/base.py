@@ -73,6 +73,16 @@ class TaskData:
         }
         return digest_of(content)
 
+    @cached_property
+    def held_out_digest(self) -> str:
+        """The same of the rows that nothing is trained on: trials that have them in common are judged alike."""
+        content = {
+            "eval_pairs": {k: list(v) for k, v in self.eval_pairs.items()},
+            "eval_prompts": {k: list(v) for k, v in self.eval_prompts.items()},
+            "retention": list(self.retention),
+        }
+        return digest_of(content)
+
     def training_prompts(self) -> list[str]:
         """The words of every prompt that training may see, in order; a prompt of several rows comes several times."""
         rows = (*self.train_pairs, *self.train_unpaired, *self.train_prompts)

@@ -71,7 +71,13 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
         config={**training, **evaluation, "seed": setup.seed, "beta": setup.beta, "rank": setup.rank},
         train_key=identity.digest(why),
         eval_key=identity.digest({"train": identity.digest(why), **eval_why}),
-        digests={"dataset": dataset, "base": base, "code": code, "evaluators": identity.digest(eval_why)},
+        digests={
+            "dataset": dataset,
+            "held_out": data.held_out_digest,
+            "base": base,
+            "code": code,
+            "evaluators": identity.digest(eval_why),
+        },
         why={**why, **{f"evaluation: {k}": v for k, v in eval_why.items()}},
     )
 

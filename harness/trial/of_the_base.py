@@ -49,7 +49,7 @@ class OfTheBase:
         inputs = {
             "asked": list(key),
             "base": ground.base_key,
-            "data": ground.data.digest,
+            "data": ground.data.digest if key == TRAINING else ground.data.held_out_digest,
             "dtype": self.dtype,
             "quantization": self.quantization,
             "precision": ground.precision,

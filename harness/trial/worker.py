@@ -110,7 +110,7 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             continue
         inputs = {
             "base": ground.base_key,
-            "data": ground.data.digest,
+            "data": evaluator.rows_read(ground.data),
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k not in NOT_THE_BASES},
             "content": evaluator.contents(),

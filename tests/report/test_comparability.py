@@ -8,6 +8,7 @@ import pytest
 
 from harness.config.fingerprint import Fingerprint, as_text
 from harness.report.comparability import differences
+from harness.report.intervals import shared_value
 from tests.report.test_report import trials
 
 SAME: dict[str, Any] = {"eval/true_reward": 0.5, "budget/tokens": 100.0, "beta": 0.1}
@@ -33,6 +34,19 @@ def test_trials_that_did_the_same_work_raise_no_warning():
 def test_what_differs_is_named_with_its_rows_the_common_value_first(column, words):
     rows = trials({**SAME, column: "a"}, {**SAME, column: "b"}, {**SAME, column: "b"})
     assert differences(rows) == [f"{words}: b in t1, t2; a in t0."]
+
+
+def test_trials_that_were_trained_on_other_rows_and_judged_by_the_same_share_their_base():
+    rows = [
+        {**SAME, "dataset_digest": d, "held_out_digest": h, "baseline/x": 0.25} for d, h in (("a", "h"), ("b", "h"))
+    ]
+    (said,) = differences(trials(*rows))
+    assert said == "training data (the held-out rows are the same): a in t0; b in t1."
+    assert shared_value(trials(*rows), "baseline/x") == 0.25
+    others = [rows[0], {**rows[1], "held_out_digest": "i"}]
+    assert differences(trials(*others))[0].startswith("data: ") and shared_value(trials(*others), "baseline/x") is None
+    old = [rows[0], {**rows[1], "held_out_digest": None}]  # of before that was noted
+    assert shared_value(trials(*old), "baseline/x") is None
 
 
 @pytest.mark.parametrize(("column", "name"), [("evaluator_digest", "evaluator.true_reward"), ("base_digest", "base")])

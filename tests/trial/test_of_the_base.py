@@ -33,6 +33,19 @@ def test_a_sweep_over_beta_scores_and_samples_its_base_once(tmp_path, cache):
     assert other.series == trials[4].series
 
 
+@pytest.mark.parametrize("rule", ["+curate@task.curate.cap=cap", "task.flipped=0.3"])
+def test_trials_that_differ_in_training_rows_alone_are_judged_against_one_base(tmp_path, cache, rule):
+    more = ("+curate@task.curate.cap=cap", "task.curate.cap.rows=40") if "curate" in rule else (rule,)
+    trials = [tell(tmp_path / str(k), cache, *JUDGED, *words) for k, words in enumerate(((), more))]
+    other = dict(stages(trials[1]))
+    asked = {"baseline-preference", "baseline-true_reward", "held-out-pairs", "held-out-samples"}
+    assert {stage for stage, hit in other.items() if hit} >= asked & other.keys() and asked - other.keys() <= {
+        "held-out-samples", "held-out-pairs"
+    }  # fmt: skip
+    assert trials[0].under("baseline/") == trials[1].under("baseline/")
+    assert trials[0].series != trials[1].series
+
+
 def test_a_base_in_four_bits_is_another_one(tmp_path, cache):
     plain = tell(tmp_path / "lora", cache, *JUDGED)
     packed = tell(tmp_path / "qlora", cache, *JUDGED, "adapter=qlora")
