@@ -233,6 +233,10 @@ class Evaluator(ABC):
         """Of each field that names something on disk or on the hub, what stands for the content behind it."""
         return {}
 
+    def asks(self) -> Sequence[str]:
+        """Words of the prompts of its own file, which training must not show; none where it asks the task's."""
+        return ()
+
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Evaluator, EvalContext]:
         """The evaluator and context whose figures are its fingerprint: without anything that must be fetched.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.tasks.base import Task, TaskData, prompt_key
+from harness.tasks.base import Row, Task, TaskData, prompt_key, text_of
 from harness.tasks.code import Code
 
 
@@ -60,6 +60,13 @@ class PassAtK(Evaluator):
         """Of the file."""
         return {} if self.path is None else {"path": self._problems().fingerprint()}
 
+    def asks(self) -> Sequence[str]:
+        """Of every problem of the file."""
+        return [] if self.path is None else [text_of(row["prompt"]) for row in self._rows()]
+
+    def _rows(self) -> Sequence[Row]:
+        return self._problems().all_rows("eval.evaluators.NAME")
+
     def _problems(self) -> Code:
         assert self.path is not None
         return Code(
@@ -79,8 +86,7 @@ class PassAtK(Evaluator):
 
         if self.path is not None:
             task = self._problems()
-            rows = task.all_rows("eval.evaluators.NAME")
-            context = replace(context, task=task, data=TaskData(eval_prompts={"test": rows}), split="test")
+            context = replace(context, task=task, data=TaskData(eval_prompts={"test": self._rows()}), split="test")
         n = self.samples
         rows, drawn = held_out_samples(
             context, per_prompt=n, temperature=self.temperature, max_prompts=self.max_prompts

@@ -113,6 +113,10 @@ class Surface(Evaluator):
         judge = {"judge": self.judge.key} if self.by == "judge" else {}
         return {"path": fingerprint_of({f"{self.key}.path": self.path}), **judge}
 
+    def asks(self) -> Sequence[str]:
+        """Of every row."""
+        return [text_of(row["prompt"]) for row in self.rows()]
+
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Surface, EvalContext]:
         """On the first rows, by the rule: asking a judge costs."""
         few = min(self.max_rows or FIXTURE_ROWS, FIXTURE_ROWS)

@@ -8,7 +8,7 @@ from harness.base.errors import UserError, UserErrors
 from harness.evaluators.base import curve_split
 from harness.tasks.base import Task, TaskData, prompt_key
 from harness.trial.assemble import Setup
-from harness.trial.data import audited, cache_of, load_data, load_replay
+from harness.trial.data import audited, cache_of, load_data, load_replay, shown_in_training
 
 
 def check_data(setup: Setup) -> TaskData:
@@ -134,19 +134,32 @@ def _prompts_of(data: TaskData, split: str) -> set[str]:
 
 
 def _leaks(setup: Setup, data: TaskData) -> list[UserError]:
-    """Held-out prompts that training shows, if they are too many."""
+    """Held-out prompts, and those of evaluators' own files, that training shows, if they are too many."""
     if not setup.eval.active:
         return []
-    found = audited(data)
-    if found.leaked <= setup.eval.max_leaked:
-        return []
-    example = found.leaks[0]
-    return [
-        UserError(
-            f"{found.leaked:.1%} of the held-out prompts are shown in training, such as {example.held_out[:60]!r} "
-            f"({example.how}: {example.training[:60]!r}), more than eval.max_leaked={setup.eval.max_leaked}",
-            key="task",
-            value=type(setup.task).__name__.lower(),
-            fix="remove them from the training rows, or allow them: eval.max_leaked=1",
+    most, errors, found = setup.eval.max_leaked, [], audited(data)
+    if found.leaked > most:
+        example = found.leaks[0]
+        shown = (example.how, example.held_out, example.training)
+        errors.append(
+            _leaked("of the held-out prompts", found.leaked, shown, most, "task", type(setup.task).__name__.lower())
         )
-    ]
+    for name, evaluator in setup.eval.active.items():
+        asked = list(dict.fromkeys(evaluator.asks()))
+        shows = shown_in_training(data, asked) if asked else {}
+        if len(shows) > most * len(asked):
+            key, path = f"eval.evaluators.{name}.path", getattr(evaluator, "path", None)
+            share, example = len(shows) / len(asked), next(iter(shows.values()))
+            errors.append(_leaked("of the prompts of its file", share, example, most, key, path))
+    return errors
+
+
+def _leaked(which: str, share: float, example: tuple[str, str, str], most: float, key: str, value: object) -> UserError:
+    how, held, training = example
+    rule = (
+        f"{share:.1%} {which} are shown in training, such as {held[:60]!r} ({how}: {training[:60]!r}), "
+        f"more than eval.max_leaked={most}"
+    )
+    return UserError(
+        rule, key=key, value=value, fix="remove them from the training rows, or allow them: eval.max_leaked=1"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,11 +14,12 @@ from harness.config import closure, identity
 from harness.models import context_length
 from harness.store.cache import Cache, cache_dir
 from harness.tasks.audit import Audit, audit
-from harness.tasks.base import Row, Task, TaskData
+from harness.tasks.base import Row, Task, TaskData, digest_of
 from harness.tasks.contract import check_contract
 from harness.tasks.conversation import Style, is_conversational, style_of
 from harness.tasks.ids import Found, Limits, look
 from harness.tasks.preamble import preamble_of
+from harness.tasks.reading.copies import copies
 from harness.tasks.reading.files import fingerprint_of
 from harness.tasks.reading.kept import keeping
 from harness.tasks.reading.replay import KEY as REPLAY_KEY
@@ -33,6 +35,7 @@ FORMS = "docs/data.md says which forms are read"
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
 _AUDITS: dict[int, tuple[TaskData, Audit]] = {}
+_SHOWN: dict[tuple[int, str], tuple[TaskData, dict[str, tuple[str, str, str]]]] = {}
 
 
 def cache_of(setup: Setup) -> Cache:
@@ -47,6 +50,16 @@ def audited(data: TaskData) -> Audit:
             _AUDITS.clear()
         _AUDITS[id(data)] = data, audit(data)  # the data is kept too, so that its id stays its own
     return _AUDITS[id(data)][1]
+
+
+def shown_in_training(data: TaskData, texts: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Texts that a training prompt of these rows shows -> how, the text, the prompt; looked for once."""
+    key = id(data), digest_of(list(texts))
+    if key not in _SHOWN:
+        if len(_SHOWN) >= KEPT:
+            _SHOWN.clear()
+        _SHOWN[key] = data, copies(texts, data.training_prompts())
+    return _SHOWN[key][1]
 
 
 def looked_at(

@@ -128,6 +128,29 @@ def test_a_leak_stops_a_trial_before_it_starts_unless_it_is_allowed(assemble, tm
     check_data(assemble(*line, "eval=none"))
 
 
+def test_a_file_of_prompts_that_training_shows_is_a_leak_too(assemble, tmp_path):
+    words = [f"{STORY} number {i}" for i in range(60)]
+    train, own = tmp_path / "train.jsonl", tmp_path / "own.jsonl"
+    train.write_text("\n".join(json.dumps(pair(w)) for w in words))
+    line = [
+        "task=preferences", f"task.path={train}", "model=shape/llama-10m", "eval.max_leaked=0.3", "task.held_out=0.1",
+        "+evaluator@eval.evaluators.refusals=refusals", f"eval.evaluators.refusals.path={own}",
+    ]  # fmt: skip
+
+    def asking(prompts: list[str]) -> None:
+        own.write_text("\n".join(json.dumps({"prompt": p, "should": "answer"}) for p in prompts))
+
+    trained = [row["prompt"] for row in check_data(assemble(*line[:5], "eval=none")).train_pairs]
+    asking([f" {trained[0].upper()}", "one", "two"])
+    with pytest.raises(UserErrors) as caught:
+        check_data(assemble(*line))
+    (error,) = caught.value.errors
+    assert error.key == "eval.evaluators.refusals.path" and "33.3% of the prompts of its file" in str(error)
+    check_data(assemble(*line, "eval.max_leaked=0.4"))
+    asking([trained[0], "one", "two", "three"])
+    check_data(assemble(*line))
+
+
 # -- annotators ----------------------------------------------------------------------------------------
 
 
