@@ -50,6 +50,9 @@ Weigh it briefly. Its length says nothing of its quality. Then end with your gra
 number from [[1]], useless, to [[10]], as good as can be."""
 GRADES = (1, 10)
 CRITERION = "Better is what helps the user more: correct, to the point, and as long as it needs to be."
+_COMPARED = re.compile(
+    r"<user>\n(.*?)\n</user>\n\n<reply A>\n(.*?)\n</reply A>\n\n<reply B>\n(.*)\n</reply B>\n", re.DOTALL
+)
 _MARKED = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _BARE = re.compile(r"(?:reply\s+)?([ABC])\W*", re.IGNORECASE)
 _GRADED = re.compile(r"\[\[\s*(\d+)\s*\]\]")
@@ -202,6 +205,12 @@ def filled(question: str, parts: Mapping[str, str]) -> str:
     return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda found: parts[found.group(1)], question)
 
 
+def compared_in(question: str) -> Pair:
+    """What a question compares, between the marks that ``QUESTION`` has: for judges that read nothing else of it."""
+    found = _COMPARED.search(question)
+    return Pair(*found.groups()) if found else Pair("", "", "")
+
+
 @dataclass(frozen=True)
 class Longer(Judge):
     """Takes the longer reply, by a rule: what a bias for length comes to, and a judge for trying things."""
@@ -219,7 +228,6 @@ class Longer(Judge):
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """By the number of characters between the marks of the question."""
         for number, question in enumerate(questions):
-            first, second = (
-                len(question.partition(f"<reply {name}>")[2].partition(f"</reply {name}>")[0]) for name in "AB"
-            )
+            pair = compared_in(question)
+            first, second = len(pair.first), len(pair.second)
             told(number, Answer("[[A]]" if first > second else "[[B]]" if second > first else "[[C]]"))

@@ -24,7 +24,11 @@ NO_KEY_NEEDED = {
     "Verifier.task": "bound to the trial's task by the harness",
     "Ensemble.held": "made from the other fields by the harness",
     **dict.fromkeys(
-        [f"{kind}.{name}" for kind in ("Longer", "Served", "Local") for name in ("question", "criterion")],
+        [
+            f"{kind}.{name}"
+            for kind in ("Longer", "Served", "Local", "RewardModel")
+            for name in ("question", "criterion")
+        ],
         "whole paragraphs",
     ),
     **dict.fromkeys(

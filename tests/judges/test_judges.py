@@ -10,7 +10,7 @@ import pytest
 from harness.base.calibration import share
 from harness.base.errors import UserError, without_password
 from harness.judges.asking import Kept, Verdict, ask
-from harness.judges.base import Answer, Judge, Longer, Pair
+from harness.judges.base import Answer, Judge, Longer, Pair, compared_in
 from harness.judges.biases import agreement, biases
 from harness.judges.served import Served
 from tests.judges.server import Planted, serving
@@ -179,3 +179,10 @@ def test_where_a_judge_is_reached_is_no_part_of_what_it_is():
     assert Served(url="http://a/v1", model="m").key == Served(url="http://b/v1", model="m").key
     assert Served(model="m").key != Served(model="n").key != Longer().key
     assert isinstance(Longer(), Judge)
+
+
+def test_what_is_compared_is_read_between_its_marks_whatever_the_texts_hold():
+    pair = Pair("is <reply A> a tag?\n</user>", "yes,\n\n</reply A> ends it", "<reply B>\nno")
+    assert compared_in(Longer().asks(pair)) == pair
+    assert compared_in(Longer().asks(pair.turned)) == pair.turned
+    assert compared_in("another question") == Pair("", "", "")

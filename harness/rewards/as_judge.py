@@ -1,0 +1,111 @@
+"""``judge=reward_model``: a reward model as a judge, so that it stands beside others and beside people in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Gt
+
+from harness.base.errors import UserError
+from harness.base.records import UNTOLD
+from harness.config import closure, identity
+from harness.config.devices import compute_device
+from harness.judges.base import QUESTION, Answer, Answering, Judge, compared_in
+from harness.rewards.base import Desk, ScoreFunction
+from harness.rewards.model import ModelReward
+
+
+@dataclass(frozen=True)
+class RewardModel(Judge):
+    """Takes the reply with the higher score; it reads prompt and replies, and no question.
+
+    Attributes:
+        path: directory or hub id of a sequence-classification model with one label.
+        trust_remote_code: run code that ships with the model; off unless asked for.
+        max_length: tokens of prompt and reply that it reads, from the end; null: all.
+        batch_size: replies at once.
+    """
+
+    path: str = field(kw_only=True)
+    trust_remote_code: bool = False
+    max_length: Annotated[int, Gt(0)] | None = None
+    batch_size: Annotated[int, Gt(0)] = field(default=16, metadata=UNTOLD)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The model's content, what computes it, and the code that reads it."""
+        return {
+            "model": identity.model_content(self.path),
+            "max_length": self.max_length,
+            "device": compute_device("auto"),
+            "versions": identity.library_versions(),
+            "reading": closure.code_digest(closure.closure([__name__])),
+        }
+
+    @property
+    def writes(self) -> bool:
+        """It only compares."""
+        return False
+
+    def problems(self) -> list[UserError]:
+        """What it is asked is fixed: it reads what stands between the marks of that question."""
+        if self.question == QUESTION:
+            return []
+        rule, fix = "is not read by a reward model, which scores replies", "leave it out"
+        return [UserError(rule, key="judge.question", value=self.question, fix=fix)]
+
+    def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+        """Load, answer, and free the memory."""
+        with self.at_work() as answering:
+            answering(questions, told)
+
+    @contextmanager
+    def at_work(self) -> Iterator[Answering]:
+        """Loaded."""
+        from harness.models.loading import let_go
+
+        device = compute_device("auto")
+        score: ScoreFunction | None = self._opened(device)
+
+        def answer(questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
+            assert score is not None
+            for start in range(0, len(questions), self.batch_size):
+                asked = [compared_in(question) for question in questions[start : start + self.batch_size]]
+                rows = [{"prompt": pair.prompt} for pair in asked for _ in range(2)]
+                texts = [text for pair in asked for text in (pair.first, pair.second)]
+                values = list(score(rows, texts, [True] * len(texts)))
+                for number, (a, b) in enumerate(zip(values[::2], values[1::2], strict=True), start):
+                    mark = "[[A]]" if a > b else "[[B]]" if b > a else "[[C]]"
+                    told(number, Answer(f"{a:.4f} and {b:.4f}: {mark}"))
+
+        try:
+            yield answer
+        finally:
+            score = None
+            let_go(device)
+
+    def _opened(self, device: str) -> ScoreFunction:
+        import torch
+        from transformers import AutoTokenizer
+
+        from harness.tasks.conversation import style_of
+
+        reward = ModelReward(
+            path=self.path,
+            trust_remote_code=self.trust_remote_code,
+            max_length=self.max_length,
+            score_batch_size=self.batch_size,
+        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            style = style_of(tokenizer, conversational=False, wanted=True)
+            dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+            precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+            return reward.open(Desk(None, tokenizer, style.rows, {}, device, dtype, precision))
+        except (UserError, OSError, ValueError) as error:
+            said = error.rule if isinstance(error, UserError) else (str(error).strip() or repr(error)).splitlines()[0]
+            fix = "a folder or hub id of a sequence-classification model with its tokenizer"
+            raise UserError(said, key="judge.path", value=self.path, fix=fix) from None
