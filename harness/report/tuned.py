@@ -126,7 +126,7 @@ def write_page(
             "\n".join(f"- {line}" for line in escaped),
             f"{draws} trials each, chosen by {column_of(metric).replace('_', ' ')} on the validation split; the "
             "winners were trained anew with other seeds and judged on the test split.",
-            formatting.table(*_rows(arms, recipes, order, metric, adaptive=adaptive)),
+            formatting.table(*_rows(arms, recipes, order, metric, adaptive=adaptive), left=3),
             *plot,
             _legend(draws, adaptive=adaptive),
         ]
