@@ -26,7 +26,7 @@ NO_KEY_NEEDED = {
     **dict.fromkeys(
         [
             f"{kind}.{name}"
-            for kind in ("Longer", "Served", "Local", "RewardModel")
+            for kind in ("Longer", "Served", "Local", "RewardModel", "Sums")
             for name in ("question", "criterion")
         ],
         "whole paragraphs",
