@@ -186,13 +186,14 @@ def load_trained(ground: Ground, base: Any) -> Any:
     if ground.setup.adapter.peft_config() is None:
         from harness.models.loading import load_pretrained
 
-        return load_pretrained(
+        whole = load_pretrained(
             str(folder),
             dtype=ground.dtype,
             device=ground.device,
             quantization=None,
             attention=ground.setup.model.attention,
-        ).eval()
+        )
+        return ground.sharing(whole)
     from peft import PeftModel
 
     # Adapters are trained in 32 bits, and come back in 32 bits: without peft's cast they would take the base's bf16.

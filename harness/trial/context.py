@@ -108,9 +108,16 @@ class Ground:
         found = model.load(source, device=self.device, **options)
         if is_own(model):
             loaded_as_said(found, model.configuration(source))
+        return self.sharing(found)
+
+    def sharing(self, model: Any) -> Any:
+        """A model that was loaded just now, in eval mode: it reads shared beginnings once where the others do.
+
+        Numbers that are compared are then rounded alike, wherever the weights come from.
+        """
         asked, longest = self.setup.train.share_prefix, max(self.setup.train.max_length, self.setup.eval.max_length)
-        prefixes.ready(found, asked, longest=longest, device=self.device, precision=self.precision)
-        return found.eval()
+        prefixes.ready(model, asked, longest=longest, device=self.device, precision=self.precision)
+        return model.eval()
 
     @property
     def baseline_quantization(self) -> Any | None:
@@ -227,13 +234,14 @@ class Ground:
         quantization = setup.adapter.quantization(place.unpacked)
 
         def base() -> Any:
-            return setup.model.load(self.source, dtype=place.unpacked, device=self.device).eval()
+            return self.sharing(setup.model.load(self.source, dtype=place.unpacked, device=self.device))
 
         def reload(folder: Path) -> Any:
             dtype, attention = place.frozen, setup.model.attention
-            return load_pretrained(
+            whole = load_pretrained(
                 str(folder), dtype=dtype, device=self.device, quantization=quantization, attention=attention
-            ).eval()
+            )
+            return self.sharing(whole)
 
         adapter = setup.adapter
         return Merging(base, None if quantization is None else reload, adapter.cannot_merge, adapter.bits)
