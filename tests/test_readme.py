@@ -86,7 +86,11 @@ def test_a_command_that_trains_nothing_succeeds(sandbox: Sandbox, command: str) 
 def speed(command: str) -> pytest.MarkDecorator:
     """A sweep of a dozen trials, or a reward model of full length, takes minutes, and walks where shorter ones do."""
     trials = math.prod(word.count(",") + 1 for word in command.split() if "=" in word)
-    return pytest.mark.nightly if trials > 12 or "reward=verifier,model" in command else pytest.mark.slow
+    return (
+        pytest.mark.nightly
+        if trials > 12 or re.search("reward=verifier,(model|process)", command)
+        else pytest.mark.slow
+    )
 
 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=speed(c)) for c in COMMANDS if trains(c)])
