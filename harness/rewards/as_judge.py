@@ -25,13 +25,13 @@ class RewardModel(Judge):
     Attributes:
         path: directory or hub id of a sequence-classification model with one label.
         trust_remote_code: run code that ships with the model; off unless asked for.
-        max_length: tokens of prompt and reply that it reads, from the end; null: all.
+        max_length: tokens of prompt and reply that it reads, from the end.
         batch_size: replies at once.
     """
 
     path: str = field(kw_only=True)
     trust_remote_code: bool = False
-    max_length: Annotated[int, Gt(0)] | None = None
+    max_length: Annotated[int, Gt(0)] = 4096
     batch_size: Annotated[int, Gt(0)] = field(default=16, metadata=UNTOLD)
 
     @property

@@ -218,10 +218,10 @@ def test_the_keys_of_a_trial_follow_their_code(monkeypatch):
     data = check_data(one)
     before, read = identify(one, data), Sources.read
     for module, same in (
-        ("harness.trial.context", {"base", "evaluators", "dataset"}),
-        ("harness.models.embedded", {"code", "evaluators", "dataset"}),
-        ("harness.evaluators.win_rate", {"code", "base", "dataset"}),
-        ("harness.store.journal", {"code", "base", "evaluators", "dataset"}),
+        ("harness.trial.context", {"base", "evaluators", "dataset", "held_out"}),
+        ("harness.models.embedded", {"code", "evaluators", "dataset", "held_out"}),
+        ("harness.evaluators.win_rate", {"code", "base", "dataset", "held_out"}),
+        ("harness.store.journal", {"code", "base", "evaluators", "dataset", "held_out"}),
     ):
         path = file_of(module)
         with monkeypatch.context() as change:
