@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 ROUND, POLICIES = "-round-", "-rounds"
 FIRST_OWN = ("path", "revision", "trust_remote_code")
 """Fields of a model that say which one it is: from the second round on it is the last one's policy."""
-SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/win_rate", "eval/win_rate_length_controlled", "eval/kl")
+SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/win_rate", "eval/win_rate_length_controlled",
+         "eval/kl_per_sequence")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> int:
 
 def _iterate(overrides: Sequence[str], flags: Sequence[str]) -> int:
     from harness.cli.launch import swept
+    from harness.store.past import result_of
 
     rounds, words, name = _asked(overrides)
     _one_trial(words, name, flags[1:])
@@ -86,7 +88,7 @@ def _iterate(overrides: Sequence[str], flags: Sequence[str]) -> int:
         trial = [*(words if number == 1 else _without_model(words)), *start, f"sweep={name}{ROUND}{number}"]
         code, sweep = swept([*flags, *trial])
         folder = sweep.folder / sweep.points[0].trial.trial_id
-        result = _result(folder)
+        result = result_of(folder)
         if code or result is None or result.outcome is not Outcome.FINISHED:
             how = "did not begin" if result is None else f"ended as {result.outcome.value}"
             print(f"round {number} {how}, so there is no next one")
@@ -141,12 +143,6 @@ def _without_model(words: Sequence[str]) -> list[str]:
     known = {f"model.{field.name}" for field in dataclasses.fields(HF) if field.name not in FIRST_OWN}
     keys = [(word, word.lstrip("+~").partition("=")[0]) for word in words]
     return [word for word, key in keys if key != "model" and (not key.startswith("model.") or key in known)]
-
-
-def _result(folder: Path) -> TrialResult | None:
-    from harness.store.past import result_of
-
-    return result_of(folder)
 
 
 def _merged(folder: Path, target: Path, dtype: str) -> Path:
