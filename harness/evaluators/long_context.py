@@ -247,7 +247,8 @@ def _around(tokenizer: Any, hay: Sequence[int], depth: float, needle: str) -> st
     at = round(len(hay) * depth)
     places = [at - k for k in range(min(at, BYTES))] or [at]
     halves = (cut(place) for place in places)  # a token may be a part of a letter
-    before, after = next((h for h in halves if not h[0].endswith(HALF) and not h[1].startswith(HALF)), cut(at))
+    whole_letters = (h for h in halves if not h[0].endswith(HALF) and not h[1].startswith(HALF))
+    before, after = next(whole_letters, None) or cut(at)
     whole = before.rfind(" ", max(0, len(before) - WORD))
     if after and not after.startswith(" ") and whole >= 0:
         before, after = before[:whole], before[whole + 1 :] + after

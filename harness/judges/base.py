@@ -195,9 +195,17 @@ class Judge(ABC):
     @property
     def key(self) -> str:
         """Digest of ``identity`` and of the judge's class; of a class of the user's own, of its code too."""
+        return self._digest(self.identity)
+
+    @property
+    def key_anywhere(self) -> str:
+        """The same, wherever it computes: what it said once is used on machines of another kind."""
+        return self._digest({name: value for name, value in self.identity.items() if name != "device"})
+
+    def _digest(self, known_by: Mapping[str, Any]) -> str:
         kind = type(self)
         code = closure.code_digest(closure.closure([kind.__module__])) if is_own(self) else None
-        return identity.digest({"judge": f"{kind.__module__}.{kind.__qualname__}", "code": code, **self.identity})
+        return identity.digest({"judge": f"{kind.__module__}.{kind.__qualname__}", "code": code, **known_by})
 
 
 def filled(question: str, parts: Mapping[str, str]) -> str:
@@ -209,6 +217,23 @@ def compared_in(question: str) -> Pair:
     """What a question compares, between the marks that ``QUESTION`` has: for judges that read nothing else of it."""
     found = _COMPARED.search(question)
     return Pair(*found.groups()) if found else Pair("", "", "")
+
+
+@dataclass(frozen=True)
+class Comparing(Judge):
+    """A judge that reads what stands between the marks of the usual question (``compared_in``), and nothing else."""
+
+    @property
+    def writes(self) -> bool:
+        """It only compares."""
+        return False
+
+    def problems(self) -> list[UserError]:
+        """It knows one question."""
+        if self.question == QUESTION:
+            return []
+        rule = f"is not read by {type(self).__name__}, which reads prompt and replies alone"
+        return [UserError(rule, key="judge.question", value=self.question, fix="leave it out")]
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ class Constitution(Curated):
         files = {"task.prompts": self.prompts, "task.principles": self.principles, "task.people": self.people}
         return {
             "files": fingerprint_of(files),
-            "writer": _who(self.writer),
-            "judge": {"who": _who(self.judge), "question": self.judge.question},
+            "writer": self.writer.key_anywhere,
+            "judge": {"who": self.judge.key_anywhere, "question": self.judge.question},
             "between": self.between,
             "seed": self.seed,
             "max_prompts": self.max_prompts,
@@ -177,11 +177,6 @@ def _of_role(error: UserError, role: str) -> UserError:
     field_ = (error.key or "").partition(".")[2]
     fix = None if error.fix is None else error.fix.replace("judge.", f"task.{role}.").replace("writer.", "task.writer.")
     return UserError(error.rule, key=".".join(filter(None, ("task", role, field_))), value=error.value, fix=fix)
-
-
-def _who(judge: Judge) -> str:
-    """Digest of whom: rows are those that were made, and trained on wherever there is a machine."""
-    return (replace(judge, device="cpu") if isinstance(judge, Local) else judge).key
 
 
 def _fill(task: Constitution, folder: Path, cache: Path) -> dict[str, Any]:

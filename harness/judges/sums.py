@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from harness.base.errors import UserError
 from harness.config import closure
-from harness.judges.base import QUESTION, Answer, Judge, Pair, compared_in
+from harness.judges.base import Answer, Comparing, Pair, compared_in
 from harness.tasks.arithmetic import Arithmetic
 
 _SUM = re.compile(r"\s*(\d+(?:[+-]\d+)+)=\s*")
@@ -22,7 +21,7 @@ OUT_OF = 2**32
 
 
 @dataclass(frozen=True)
-class Sums(Judge):
+class Sums(Comparing):
     """Reckons the sum: right beats wrong, of two right replies the shorter one wins, of two wrong ones none.
 
     Which questions meet a fault is drawn by their text and the seed, so the same question has the same answer always.
@@ -44,18 +43,6 @@ class Sums(Judge):
         """Its faults, and the code that reckons."""
         faults = {"wrong": self.wrong, "first": self.first, "longer": self.longer, "seed": self.seed}
         return {**faults, "code": closure.code_digest(closure.closure([__name__]))}
-
-    @property
-    def writes(self) -> bool:
-        """It only compares."""
-        return False
-
-    def problems(self) -> list[UserError]:
-        """It reads what stands between the marks of the usual question."""
-        if self.question == QUESTION:
-            return []
-        rule, fix = "is not read by a judge that reckons", "leave it out"
-        return [UserError(rule, key="judge.question", value=self.question, fix=fix)]
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """At once."""

@@ -13,13 +13,13 @@ from harness.base.errors import UserError
 from harness.base.records import UNTOLD
 from harness.config import closure, identity
 from harness.config.devices import compute_device
-from harness.judges.base import QUESTION, Answer, Answering, Judge, compared_in
+from harness.judges.base import Answer, Answering, Comparing, compared_in
 from harness.rewards.base import Desk, ScoreFunction
 from harness.rewards.model import ModelReward
 
 
 @dataclass(frozen=True)
-class RewardModel(Judge):
+class RewardModel(Comparing):
     """Takes the reply with the higher score; it reads prompt and replies, and no question.
 
     Attributes:
@@ -44,18 +44,6 @@ class RewardModel(Judge):
             "versions": identity.library_versions(),
             "reading": closure.code_digest(closure.closure([__name__])),
         }
-
-    @property
-    def writes(self) -> bool:
-        """It only compares."""
-        return False
-
-    def problems(self) -> list[UserError]:
-        """What it is asked is fixed: it reads what stands between the marks of that question."""
-        if self.question == QUESTION:
-            return []
-        rule, fix = "is not read by a reward model, which scores replies", "leave it out"
-        return [UserError(rule, key="judge.question", value=self.question, fix=fix)]
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """Load, answer, and free the memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,8 +34,7 @@ REPLAY_FIX = "train.replay.path=general.jsonl, rows of prompt and completion tha
 FORMS = "docs/data.md says which forms are read"
 KEPT = 8
 """Tasks whose rows and audit are remembered."""
-_AUDITS: dict[int, tuple[TaskData, Audit]] = {}
-_SHOWN: dict[tuple[int, str], tuple[TaskData, dict[str, tuple[str, str, str]]]] = {}
+_FOUND: dict[tuple[int, str], tuple[TaskData, Any]] = {}
 
 
 def cache_of(setup: Setup) -> Cache:
@@ -45,21 +44,22 @@ def cache_of(setup: Setup) -> Cache:
 
 def audited(data: TaskData) -> Audit:
     """The audit of these rows; made once for the same object."""
-    if id(data) not in _AUDITS:
-        if len(_AUDITS) >= KEPT:
-            _AUDITS.clear()
-        _AUDITS[id(data)] = data, audit(data)  # the data is kept too, so that its id stays its own
-    return _AUDITS[id(data)][1]
+    return _once(data, "audit", lambda: audit(data))
 
 
 def shown_in_training(data: TaskData, texts: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Texts that a training prompt of these rows shows -> how, the text, the prompt; looked for once."""
-    key = id(data), digest_of(list(texts))
-    if key not in _SHOWN:
-        if len(_SHOWN) >= KEPT:
-            _SHOWN.clear()
-        _SHOWN[key] = data, copies(texts, data.training_prompts())
-    return _SHOWN[key][1]
+    return _once(data, digest_of(list(texts)), lambda: copies(texts, data.training_prompts()))
+
+
+def _once(data: TaskData, what: str, find: Callable[[], Any]) -> Any:
+    """What ``find`` gives, found once for the same object."""
+    key = id(data), what
+    if key not in _FOUND:
+        if len(_FOUND) >= KEPT:
+            _FOUND.clear()
+        _FOUND[key] = data, find()  # the data is kept too, so that its id stays its own
+    return _FOUND[key][1]
 
 
 def looked_at(
