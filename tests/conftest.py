@@ -88,6 +88,23 @@ NIGHTLY = (
     "loss_keeps_its_scale_however_a_rollout_is_cut[luspo",
     "test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened",
     "test_the_script_that_ci_runs_sweeps_reports_and_gates",
+    "under_outputs_and_store_loses_nothing[4",  # 4 and 48
+    "under_outputs_and_store_loses_nothing[24",
+    "in_pieces_trains_to_what_one_process_trains[losses",
+    "in_pieces_trains_to_what_one_process_trains[tokens",
+    "in_pieces_trains_to_what_one_process_trains[anchor",
+    "killed_ends_the_others_and_is_named[1",
+    "told_to_end_concludes_and_leaves_nothing[2",
+    "told_to_end_leaves_no_job[2",
+    "weights_move_as_they_do_in_32_bits[dpo-lora",
+    "ties_exactly_from_memory_and_from_disk[dpo-lora-auto",
+    "ties_exactly_from_memory_and_from_disk[dpo-qlora-auto",
+    "agrees_at_two_sizes[llama-10m-ppo-full",
+    "agrees_at_two_sizes[llama-10m-dpo-lora",
+    "agrees_at_two_sizes[llama-10m-kto-qlora",
+    "within_five_percent_of_what_it_holds[lora]",
+    "reward_models_score_beside_each_other[full",
+    "keeps_what_it_learned[lora",
 )
 """Slow tests beside one of the same kind, or that take two minutes: with them all, CI would need more than it has."""
 
