@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import product
 from typing import Any
 
 WORKLOADS = {"pairs": (4, 2, 384, 160), "groups of 8": (1, 8, 256, 192)}
@@ -23,18 +24,23 @@ def prefixes(report: Any, shapes: list[str], *, device: str = "cuda", lengths: M
     """Measure each shape, and say what came of it."""
     import torch
 
+    from harness.models.loading import FLEX
+
     report.say("\n## Prompts read once\n")
     report.say("| shape | rows | time, shared / apart | peak MB, shared | apart | nats a token apart |")
     report.say("| --- | --- | ---: | ---: | ---: | ---: |")
     lines = []
-    for shape in shapes:
+    # FlexAttention's kernels are compiled, for a device that has their backward pass.
+    for shape, attention in product(shapes, ("sdpa", FLEX) if device == "cuda" else ("sdpa",)):
         try:
-            model = policy(shape, device)
-        except torch.OutOfMemoryError as error:
-            report.skip(f"prefixes on {shape}", str(error).splitlines()[0])
+            model = policy(shape, device, attention)
+        except Exception as error:  # of memory, or of a torch that has no such kernels: the next may still be had
+            report.skip(f"prefixes on {shape}, {attention}", f"{type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         for name, sizes in lengths.items():
-            lines.append(compared(report, shape, name, model, rows_of(model, *sizes, device=device), device))
+            lines.append(
+                compared(report, f"{shape}, {attention}", name, model, rows_of(model, *sizes, device=device), device)
+            )
         del model
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -43,7 +49,7 @@ def prefixes(report: Any, shapes: list[str], *, device: str = "cuda", lengths: M
         report.check(f"{words}: losses agree", gap is not None and gap < AGREES, f"{gap} nats a token")
 
 
-def policy(shape: str, device: str) -> Any:
+def policy(shape: str, device: str, attention: str) -> Any:
     """A shape with random weights in bf16, LoRA on all its layers, and the hooks that share beginnings."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -57,7 +63,7 @@ def policy(shape: str, device: str) -> Any:
         config = assemble(compose(["algo=dpo", f"model=shape/{shape}"])).model.configuration()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     assert shared.share(model, True) is not None
     model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     return model.train()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
@@ -10,6 +12,14 @@ from harness.base.errors import UserError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FLEX = "flex_attention"
+"""By its name in transformers: kernels that torch compiles for the mask at hand; no backward pass on a CPU."""
+ATTENTION = {
+    "eager": None, "sdpa": None, FLEX: None, "flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3",
+    "flash_attention_4": "flash-attn-4",
+}  # fmt: skip
+"""Implementations of attention, and the package that each needs."""
 
 
 def load_pretrained(
@@ -69,6 +79,33 @@ def let_go(device: str) -> None:
 def attention_option(attention: str | None) -> dict[str, Any]:
     """Transformers' keyword, left out where the choice is its own."""
     return {} if attention is None else {"attn_implementation": attention}
+
+
+def rehearsed(attention: str | None) -> str | None:
+    """What a rehearsal takes for it: kernels that build no matrix of scores hold as much as PyTorch's own."""
+    return attention if attention in (None, "eager") else "sdpa"
+
+
+def attention_problem(attention: str | None) -> UserError | None:
+    """What is wrong with an implementation before anything is loaded; None where nothing is. Torch-free."""
+    if attention is None or "/" in attention:  # a kernel of the hub
+        return None
+    if attention not in ATTENTION:
+        rule = f"transformers has no such attention, but {', '.join(ATTENTION)} and kernels of the hub (owner/name)"
+        fix = "model.attention=null leaves the choice to transformers"
+        return UserError(rule, key="model.attention", value=attention, fix=fix)
+    package = ATTENTION[attention]
+    if package is None or is_installed(package) or is_installed("kernels"):  # which fetches it from the hub
+        return None
+    fix = f"pip install {package}, or model.attention=sdpa"
+    return UserError(f"needs the package {package}", key="model.attention", value=attention, fix=fix)
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is a package of this name, as pip knows it."""
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
 
 
 def trainable(model: Any, quantization: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
 from harness.models import Model
+from harness.models.loading import attention_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,9 +29,12 @@ def skeleton(config: Any, model: Model) -> nn.Module:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), **attention_option(model.attention))
     except Exception as error:  # anything: the code of an architecture is not ours
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if model.attention is not None and "attention" in first.lower():
+            fix = "model.attention=null leaves the choice to transformers"
+            raise UserError(first, key="model.attention", value=model.attention, fix=fix) from error
         raise UserError(
             f"cannot be built without weights: stopped {_place_of(error)} ({type(error).__name__}: {first})",
             key="model",

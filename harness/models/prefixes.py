@@ -9,9 +9,9 @@ sharing have it (arXiv 2402.05099, 2410.20305).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,145 +21,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from harness.base.errors import UserError
 from harness.models.base import context_length
+from harness.models.loading import FLEX
 from harness.models.precision import computing
+from harness.models.prefix_layout import MOST_TOKENS, Layout, blocks, laid_out, masks
 
-WORTH = 0.95
-"""Of the cost of the batch as it comes, what the shared one may cost at most: laying out takes time too."""
-MOST = 64
-"""Rows of a group at most: the mask of a group grows with the square of its tokens."""
-MOST_TOKENS = 32_768
-"""Of a laid-out row: its mask has as many numbers as the square of them."""
-PROMPT, NOBODY = -1, -1
 APART = {"fp32": 1e-3, "bf16": 0.1}
 """Nats a token, on average, by which both ways may differ: rounding. A wrong mask is one to three nats off."""
 PROBED = 24
-"""Tokens of the prompt, and of each completion, by which both ways are compared."""
+"""Tokens of the prompt, and of the end of each completion, by which both ways are compared."""
+TAKES_MASKS = ("sdpa", "eager", FLEX)
+"""Implementations of attention that read a mask of the caller's own. Flash attention takes its numbers for places of
+tokens, and on CUDA nothing computes any more after such a read."""
 
 OTHERWISE = (
     "past_key_values", "inputs_embeds", "output_hidden_states", "output_attentions", "output_router_logits",
 )  # fmt: skip
 """Arguments with which a caller wants more than hidden states of tokens."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Rows of a batch, laid out anew; all of shape (rows, tokens) but the last.
-
-    Attributes:
-        ids: tokens; 0 where there is none.
-        positions: of each token in its own sequence.
-        group: of rows that begin alike; ``NOBODY`` where there is no token.
-        branch: which of the group's rows a token belongs to; ``PROMPT`` for what they share.
-        source: for the tokens of each original row, one after the other, their places in the flattened ``ids``.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    group: np.ndarray
-    branch: np.ndarray
-    source: list[np.ndarray]
-
-
-def laid_out(rows: Sequence[np.ndarray], *, square: float, room: int = MOST_TOKENS) -> Layout | None:
-    """The cheapest way to read rows of token ids, or None where as they come is about as good.
-
-    Args:
-        rows: token ids without padding.
-        square: what attention between two tokens costs, in units of what else a token costs.
-        room: tokens of a laid-out row at most, but for a row that is longer by itself: some architectures keep masks of
-            the length of their context.
-    """
-    width = max(map(len, rows), default=0)
-    order = sorted(range(len(rows)), key=lambda i: rows[i].tolist())
-    groups = _groups([rows[i] for i in order], square, room)
-    sizes = [prefix + sum(len(rows[i]) - prefix for i in order[first:end]) for first, end, prefix in groups]
-    bins = _packed(sizes)
-    tokens = max((sum(sizes[k] for k in members) for members in bins), default=0)
-    before, after = (n * (t + square * t * t) for n, t in ((len(rows), width), (len(bins), tokens)))
-    if not rows or after > WORTH * before:
-        return None
-    shape = (len(bins), tokens)
-    ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    group, branch = np.full(shape, NOBODY, dtype=np.int64), np.full(shape, PROMPT, dtype=np.int64)
-    source: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(rows)
-    for place, members in enumerate(bins):
-        at = 0
-        for k in members:
-            first, end, prefix = groups[k]
-            head = np.arange(at, at + prefix)
-            ids[place, head], positions[place, head] = rows[order[first]][:prefix], np.arange(prefix)
-            group[place, at : at + sizes[k]] = k
-            at += prefix
-            for number, i in enumerate(order[first:end]):
-                own = np.arange(at, at + len(rows[i]) - prefix)
-                ids[place, own], branch[place, own] = rows[i][prefix:], number
-                positions[place, own] = np.arange(prefix, len(rows[i]))
-                source[i] = place * tokens + np.concatenate([head, own])
-                at += len(own)
-    return Layout(ids, positions, group, branch, source)
-
-
-def _groups(rows: Sequence[np.ndarray], square: float, room: int) -> list[tuple[int, int, int]]:
-    """Of sorted rows, (first, end, tokens that they share) of each group, at the lowest cost of all groupings."""
-    alike = [0, *(_common(a, b) for a, b in zip(rows, rows[1:], strict=False))]
-    best, cut = [0.0], [0]
-    for end in range(1, len(rows) + 1):
-        prefix, total, found = len(rows[end - 1]), 0, (float("inf"), 0)
-        for first in range(end - 1, max(-1, end - 1 - MOST), -1):
-            total += len(rows[first])
-            prefix = min(prefix, alike[first + 1]) if first < end - 1 else prefix
-            tokens = total - (end - first - 1) * prefix
-            if tokens > room and first < end - 1:
-                break
-            found = min(found, (best[first] + tokens + square * tokens * tokens, first))
-            if not alike[first]:
-                break
-        best.append(found[0])
-        cut.append(found[1])
-    groups, end = [], len(rows)
-    while end:
-        first = cut[end]
-        prefix = min(alike[first + 1 : end], default=len(rows[first]))
-        groups.append((first, end, int(prefix)))
-        end = first
-    return groups[::-1]
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    size = min(len(a), len(b))
-    differ = np.flatnonzero(a[:size] != b[:size])
-    return int(differ[0]) if len(differ) else size
-
-
-def _packed(sizes: Sequence[int]) -> list[list[int]]:
-    """Groups of these sizes in as few rows as long as the largest of them, larger ones first."""
-    room, bins = max(sizes, default=0), []
-    left: list[int] = []
-    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
-        place = next((i for i, free in enumerate(left) if free >= sizes[k]), None)
-        if place is None:
-            bins.append([])
-            left.append(room)
-            place = len(bins) - 1
-        bins[place].append(k)
-        left[place] -= sizes[k]
-    return bins
-
-
-def masks(layout: Layout, made: Callable[[np.ndarray], Tensor], *, dtype: Any, window: int | None) -> Tensor:
-    """What is added to attention's scores, (rows, 1, tokens, tokens): 0 where a token sees another, else very little.
-
-    Numbers and not booleans: eager attention would add a boolean mask as 0 and 1.
-    """
-    group, branch, positions = (made(part) for part in (layout.group, layout.branch, layout.positions))
-    device = group.device
-    same = group[:, :, None] == group[:, None, :]
-    seen = (branch[:, None, :] == PROMPT) | (branch[:, :, None] == branch[:, None, :])
-    sees = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool, device=device).tril() & same & seen
-    if window is not None:
-        sees &= positions[:, :, None] - positions[:, None, :] < window
-    mask = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
-    return mask[:, None]
 
 
 class Prefixes:
@@ -170,6 +47,7 @@ class Prefixes:
 
     Attributes:
         on: whether they do anything.
+        attention: the implementation, by transformers' name.
         why: why they do nothing, for a reader; empty where there is nothing to say.
         foreseen: for a batch without data, of a shape: the rows that it would have; None leaves it alone.
         given: tokens of the plain batches that came, padding included.
@@ -182,6 +60,7 @@ class Prefixes:
         """Watch ``body``, the transformer without its head."""
         text = body.config.get_text_config()
         self.on, self.why, self.given, self.computed = True, "", 0, 0
+        self.attention = str(text._attn_implementation)
         self._square = 2 * text.hidden_size * text.num_hidden_layers / max(1, _weights(body))
         self._window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
         kinds = set(getattr(text, "layer_types", None) or ())
@@ -247,10 +126,11 @@ class Prefixes:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else body.dtype
         longest = int(layout.positions.max()) + 1
         window = self._window if self._window is not None and longest > self._window else None
-        whole = masks(layout, made, dtype=dtype, window=None if self._kinds else window)
+        mask = partial(blocks, layout, made) if self.attention == FLEX else partial(masks, layout, made, dtype=dtype)
+        whole = mask(window=None if self._kinds else window)
         if not self._kinds:
             return whole
-        near = whole if window is None else masks(layout, made, dtype=dtype, window=window)
+        near = whole if window is None else mask(window=window)
         return {kind: near if kind == "sliding_attention" else whole for kind in self._kinds}
 
     def _plain(self, body: Any, ids: Any, mask: Any, options: dict[str, Any]) -> bool:
@@ -329,32 +209,41 @@ def _switched(found: Prefixes | None, *, on: bool) -> Iterator[None]:
 def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precision: str) -> bool:
     """Whether both ways give the same log-probabilities; where not, sharing is off from then on, and why is kept.
 
-    Two completions of one prompt are read together and apart. Rows are longer than the window of attention, where
-    training has such rows. Of a model without a head over tokens hidden states are compared, to their own size.
+    Two completions of one prompt are read together and apart, the first as long as the window of attention where
+    training has such rows: its end may not see the prompt, and the other, which stands behind it, must. Of a model
+    without a head over tokens hidden states are compared, to their own size.
     """
-    prompt = max(PROBED, prefixes.near(longest))
+    if (kind := prefixes.attention) not in TAKES_MASKS:
+        prefixes.why, prefixes.on = f"{kind} takes no mask by which completions of one prompt are told apart", False
+        return False
+    ends = (PROBED + max(PROBED, prefixes.near(longest)), 2 * PROBED)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (2, prompt + PROBED), generator=draw)
-    ids[1, :prompt] = ids[0, :prompt]
+    ids = torch.randint(vocabulary, (2, ends[0]), generator=draw)
+    ids[1, :PROBED] = ids[0, :PROBED]
     ids = ids.to(device)
+    marks = torch.ones_like(ids)
+    marks[1, ends[1] :] = 0
     was = model.training
     model.eval()
 
     def said() -> Tensor:
         head = model.get_output_embeddings()
         with computing(device, precision):
-            body = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            hidden = body.last_hidden_state[:, prompt - 1 : -1]
+            body = model.base_model(input_ids=ids, attention_mask=marks, use_cache=False)
+            hidden = torch.stack(
+                [h[end - PROBED - 1 : end - 1] for h, end in zip(body.last_hidden_state, ends, strict=True)]
+            )
             if head is None:
                 return hidden.float() / hidden.float().abs().mean()
-            return head(hidden).float().log_softmax(-1).gather(2, ids[:, prompt:, None])
+            wanted = torch.stack([row[end - PROBED : end] for row, end in zip(ids, ends, strict=True)])
+            return head(hidden).float().log_softmax(-1).gather(2, wanted[..., None])
 
     try:
         with apart(model):
             plain = said()
         before = prefixes.computed
-        off = float((said() - plain).abs().mean())
+        off = float((said() - plain).abs().flatten(1).mean(1).max())
         together = prefixes.computed - before < ids.numel()
         prefixes.given = prefixes.computed = 0  # these rows are none of training's
         if together and off <= APART[precision]:

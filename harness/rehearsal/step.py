@@ -212,13 +212,13 @@ def made(config: Any, setup: Setup, place: Place, quantization: Any | None) -> A
     """A model of this configuration without weights of value, 4-bit where ``quantization`` asks for it."""
     from transformers import AutoModelForCausalLM
 
-    from harness.models.loading import attention_option
+    from harness.models.loading import attention_option, rehearsed
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(place.dtype)
     try:
         model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=place.dtype, **attention_option(setup.model.attention)
+            copy.deepcopy(config), dtype=place.dtype, **attention_option(rehearsed(setup.model.attention))
         )
     finally:
         torch.set_default_dtype(before)

@@ -17,7 +17,7 @@ from harness.report.recipes import recipe_labels, with_stopped_seeds
 ALIKE = {
     "dataset_digest": "data",
     "base_digest": "base model",
-    "evaluator_digest": "evaluation (configuration, code or data of the evaluators)",
+    "evaluator_digest": "evaluation (configuration, code or data of the evaluators, or the rule of the task)",
     "params.eval.split": "evaluation split",
     "code_digest": "training code of the harness",
     "device_name": "device",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class StageGround:
 
     Attributes:
         load: the base, 4-bit where the adapter asks for it.
-        base_key: identity of the base's weights.
+        base_key: identity of the base's weights, and of how they are read.
         rows: gives rows in the form the model wants.
         precision: ``fp32`` or ``bf16``.
         dtype: of the weights that ``load`` gives.
@@ -35,7 +35,7 @@ class StageGround:
     """
 
     load: Callable[[], Any]
-    base_key: str
+    base_key: Mapping[str, Any]
     data: TaskData
     tokenizer: Any
     rows: Callable[[Any], list[dict[str, Any]]]

@@ -14,6 +14,7 @@ from harness.base.streams import silence
 from harness.config.devices import gpu_visible
 from harness.config.theirs import as_theirs, is_own, own_classes
 from harness.models.adapters import Adapter, trainable_in
+from harness.models.loading import FLEX
 from harness.models.meta_model import skeleton
 from harness.store.cache import Cache
 from harness.sweep.own_checks import (
@@ -70,7 +71,7 @@ def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
     own = any(is_own(part) for part in (setup.algo, setup.adapter, setup.task))
     own = own or setup.adapter.names_modules
-    own = own or (setup.rank or 0) > USUAL_RANK
+    own = own or (setup.rank or 0) > USUAL_RANK or setup.model.attention is not None
     if setup.prompt or not setup.model.embedded or own or own_rewards(setup.reward) or own_evaluators(setup):
         return True
     standard = type(setup.model)()
@@ -147,7 +148,7 @@ def find_problems(plain: dict[str, Any], digest: str | None = None) -> list[User
         *reward_problems(setup, data),
         *evaluator_problems(setup, data),
     ]
-    return [*found, *rows, *_target_problems(setup, config), *own]
+    return [*found, *rows, *(_attention_problems(setup, config) or _target_problems(setup, config)), *own]
 
 
 def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
@@ -254,6 +255,24 @@ def _any_of(rows: Sequence[Row], render: Callable[[Row], Any]) -> None:
         raise first
 
 
+def _attention_problems(setup: Setup, config: Any) -> list[UserError]:
+    """The architecture must have the implementation that is asked for, and the device its backward pass."""
+    if (asked := setup.model.attention) is None or config is None:
+        return []
+    if asked == FLEX and setup.algo.trains and _on_cpu(setup):
+        rule, fix = "has no backward pass on a CPU", "model.attention=sdpa, or a GPU"
+        return [UserError(rule, key="model.attention", value=asked, fix=fix)]
+    try:
+        skeleton(config, setup.model)
+    except UserError as error:
+        return [error]
+    return []
+
+
+def _on_cpu(setup: Setup) -> bool:
+    return setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
+
+
 def _target_problems(setup: Setup, config: Any) -> list[UserError]:
     """Adapter targets must exist and quantization must find linear layers; checked on the meta device."""
     adapter = setup.adapter
@@ -267,8 +286,7 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         return [error]
     shapes = adapter.adapted_shapes(model)
     narrow = sorted({d_in for d_in, _ in shapes or () if d_in % adapter.width_multiple})
-    on_cpu = setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
-    if adapter.quantized and narrow and on_cpu:
+    if adapter.quantized and narrow and _on_cpu(setup):
         return [
             Mismatch(
                 f"4-bit layers on a CPU must have widths that are multiples of {adapter.width_multiple}, and the model "

@@ -59,6 +59,10 @@ class Arithmetic(Curated):
     has_reward: ClassVar[bool] = True
     embedded: ClassVar[bool] = True
     knows_declining: ClassVar[bool] = True
+    shape_rows: ClassVar[frozenset[str]] = Curated.shape_rows | {
+        "seed", "max_operand", "max_second", "pairs", "eval_pairs", "eval_prompts", "held_out", "unanswerable",
+        "label_noise", "noise_temperature", "flipped", "mixture", "mastery",
+    }  # fmt: skip
 
     seed: Annotated[int, Ge(0)] = 0
     max_operand: Annotated[int, Ge(9), Le(99)] = 99

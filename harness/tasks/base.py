@@ -115,6 +115,8 @@ class Task(ABC):
     """True where ``score`` knows the true reward of any completion."""
     embedded: ClassVar[bool] = False
     """Whether this is the toy that the package brings, whose rows say nothing of real ones."""
+    shape_rows: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change rows, whose content is known, or no number at all; all others judge (``judged_by``)."""
     knows_declining: ClassVar[bool] = False
     """True where ``declines`` and ``answerable`` know what they are asked."""
 
@@ -125,6 +127,11 @@ class Task(ABC):
 
     # Share of the rows that a trial may leave out; a task that reads files declares a field of this name.
     allow_skipped = 0.05
+
+    @property
+    def judged_by(self) -> dict[str, Any]:
+        """Fields on which it may depend what a completion is worth; of a task of a user's own, all of them."""
+        return {name: value for name, value in asdict(self).items() if name not in self.shape_rows}
 
     def base_recipe(self) -> dict[str, Any]:
         """What ``base_rows`` depends on; fields that it does not read may be left out, so that a base is shared."""

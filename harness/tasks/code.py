@@ -52,6 +52,10 @@ class Code(Task):
     """
 
     has_reward: ClassVar[bool] = True
+    shape_rows: ClassVar[frozenset[str]] = frozenset({
+        "path", "eval_path", "seed", "held_out", "prompt_template", "system_prompt", "overlap", "allow_skipped",
+        "max_rows", "workers",
+    })  # fmt: skip
 
     path: str
     eval_path: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -48,6 +48,12 @@ class Hub(Curated):
         system_prompt: prompts only; makes the prompt a conversation that this system message opens.
         length_cost: true reward lost per character, where a true reward is known (``HubVerifiable``).
     """
+
+    shape_rows: ClassVar[frozenset[str]] = Curated.shape_rows | {
+        "name", "subset", "revision", "split", "eval_split", "kind", "columns", "prompt_end", "held_out", "seed",
+        "overlap", "allow_skipped", "max_rows", "annotators", "answer_column", "answer_pattern", "prompt_template",
+        "system_prompt",
+    }  # fmt: skip
 
     name: str
     subset: str | None = None

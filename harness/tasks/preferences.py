@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -41,6 +41,11 @@ class Preferences(Curated):
         max_rows: read only so many rows, from the top of each file.
         annotators: columns that hold the label each of several people gave; their agreement stands in the data card.
     """
+
+    shape_rows: ClassVar[frozenset[str]] = Curated.shape_rows | {
+        "path", "eval_path", "seed", "held_out", "columns", "prompt_end", "overlap", "allow_skipped", "max_rows",
+        "annotators",
+    }  # fmt: skip
 
     path: str
     eval_path: str | None = None

@@ -40,6 +40,10 @@ class Problems(Task):
     """
 
     has_reward: ClassVar[bool] = True
+    shape_rows: ClassVar[frozenset[str]] = frozenset({
+        "path", "eval_path", "seed", "held_out", "columns", "answer_column", "answer_pattern", "prompt_template",
+        "system_prompt", "overlap", "allow_skipped", "max_rows",
+    })  # fmt: skip
 
     path: str
     eval_path: str | None = None

@@ -39,6 +39,7 @@ class ReasoningGym(Task):
     """
 
     has_reward: ClassVar[bool] = True
+    shape_rows: ClassVar[frozenset[str]] = frozenset({"prompts", "eval_prompts", "seed", "system_prompt"})
 
     name: str
     prompts: Annotated[int, Gt(0)] = 1000

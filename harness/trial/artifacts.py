@@ -193,7 +193,7 @@ def load_trained(ground: Ground, base: Any) -> Any:
             quantization=None,
             attention=ground.setup.model.attention,
         )
-        return ground.sharing(whole)
+        return ground.sharing(whole, trained=True)
     from peft import PeftModel
 
     # Adapters are trained in 32 bits, and come back in 32 bits: without peft's cast they would take the base's bf16.

@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.base.errors import UserError, UserErrors
 from harness.evaluators.base import curve_split
+from harness.models.loading import attention_problem
 from harness.tasks.base import Task, TaskData, prompt_key
 from harness.trial.assemble import Setup
 from harness.trial.data import audited, cache_of, load_data, load_replay, shown_in_training
@@ -14,7 +15,7 @@ from harness.trial.data import audited, cache_of, load_data, load_replay, shown_
 def check_data(setup: Setup) -> TaskData:
     """Load the task's rows and check the combination with the algorithm; raises ``UserErrors``."""
     data = load_data(setup.task, cache_of(setup))
-    errors = [*setup.model.task_problems(setup.task)]
+    errors = [*filter(None, [attention_problem(setup.model.attention)]), *setup.model.task_problems(setup.task)]
     errors += _told("algo", setup.algo, setup.algo.problems(setup.task, data, setup.train))
     if setup.algo.trains:
         errors += _adapter_problems(setup)

@@ -97,6 +97,12 @@ class Ground:
         """Of the computation."""
         return self.place.precision
 
+    @property
+    def base_as_read(self) -> dict[str, Any]:
+        """Identity of the base's weights, and of how a forward pass of them is rounded beside dtype and precision."""
+        attention, shared = self.setup.model.attention, self.setup.train.share_prefix is not False
+        return {"weights": self.base_key, "attention": attention, "shared beginnings": shared}
+
     def load_base(self) -> Any:
         """The base that is judged: as a user would deploy it, stored and computing as the policy does, or in 4 bits."""
         if self.baseline_quantization is not None:
@@ -110,13 +116,17 @@ class Ground:
             loaded_as_said(found, model.configuration(source))
         return self.sharing(found)
 
-    def sharing(self, model: Any) -> Any:
+    def sharing(self, model: Any, *, trained: bool = False) -> Any:
         """A model that was loaded just now, in eval mode: it reads shared beginnings once where the others do.
 
-        Numbers that are compared are then rounded alike, wherever the weights come from.
+        Numbers that are compared are then rounded alike, wherever the weights come from. A ``trained`` one is refused
+        no more, since what it cost is spent: where its weights let both ways differ, that is noted.
         """
         asked, longest = self.setup.train.share_prefix, max(self.setup.train.max_length, self.setup.eval.max_length)
-        prefixes.ready(model, asked, longest=longest, device=self.device, precision=self.precision)
+        asked = "auto" if trained and asked is True else asked
+        found = prefixes.ready(model, asked, longest=longest, device=self.device, precision=self.precision)
+        if trained and found is not None and found.why and self.journal is not None:
+            self.journal.write("note", message=f"the trained policy reads rows apart: {found.why}")
         return model.eval()
 
     @property
@@ -147,7 +157,7 @@ class Ground:
         for spec in self.setup.reward.stages() if self.setup.reward is not None else ():
             ground = StageGround(
                 load=lambda spec=spec: self.load_for(spec.adapter),
-                base_key=self.base_key,
+                base_key=self.base_as_read,
                 data=self.learned,
                 tokenizer=self.tokenizer,
                 rows=self.bare_rows,
@@ -176,7 +186,7 @@ class Ground:
 
         quantization = self.setup.adapter.quantization(self.place.unpacked)
         base = {
-            "base": self.base_key,
+            "base": self.base_as_read,
             "quantization": None if quantization is None else quantization.to_dict(),
             "dtype": str(self.dtype),
             "precision": self.precision,
@@ -234,14 +244,14 @@ class Ground:
         quantization = setup.adapter.quantization(place.unpacked)
 
         def base() -> Any:
-            return self.sharing(setup.model.load(self.source, dtype=place.unpacked, device=self.device))
+            return self.sharing(setup.model.load(self.source, dtype=place.unpacked, device=self.device), trained=True)
 
         def reload(folder: Path) -> Any:
             dtype, attention = place.frozen, setup.model.attention
             whole = load_pretrained(
                 str(folder), dtype=dtype, device=self.device, quantization=quantization, attention=attention
             )
-            return self.sharing(whole)
+            return self.sharing(whole, trained=True)
 
         adapter = setup.adapter
         return Merging(base, None if quantization is None else reload, adapter.cannot_merge, adapter.bits)

@@ -62,6 +62,7 @@ def identify(setup: Setup, data: TaskData, device: str | None = None) -> Trial:
     eval_why = {
         **{k: str(v) for k, v in identity.flatten(judging).items()},
         **{f"content of {n}.{k}": v for n, e in setup.eval.active.items() for k, v in e.contents().items()},
+        **{f"rule.{k}": str(v) for k, v in identity.flatten(setup.task.judged_by).items()},
         "evaluation code": closure.code_digest(judged),
         **{f"version of {k}": v for k, v in identity.versions_beside(judged).items()},
     }

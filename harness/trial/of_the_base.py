@@ -48,7 +48,7 @@ class OfTheBase:
         ground, setup = self.ground, self.ground.setup
         inputs = {
             "asked": list(key),
-            "base": ground.base_key,
+            "base": ground.base_as_read,
             "data": ground.data.digest if key == TRAINING else ground.data.held_out_digest,
             "dtype": self.dtype,
             "quantization": self.quantization,

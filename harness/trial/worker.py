@@ -109,7 +109,8 @@ def judge_base(ground: Ground, journal: Journal) -> None:
             journal.write("note", message=f"{name}: {reason}", absent=f"baseline/{name}")
             continue
         inputs = {
-            "base": ground.base_key,
+            "base": ground.base_as_read,
+            "rules": setup.task.judged_by,
             "data": evaluator.rows_read(ground.data),
             "evaluator": {"name": name, "class": type(evaluator).__qualname__, **asdict(evaluator)},
             "settings": {k: v for k, v in asdict(replace(setup.eval, evaluators={})).items() if k not in NOT_THE_BASES},

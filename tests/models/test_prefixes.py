@@ -25,6 +25,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from harness.algorithms.trainers import without_dropout
 from harness.base.errors import UserError
@@ -205,6 +206,18 @@ def test_a_layer_that_looks_at_a_window_by_another_name_is_found_out_at_its_leng
     assert not found.on and found.why
 
 
+@pytest.mark.parametrize("name", ["gpt-neo", "mistral"])
+def test_in_bf16_too_a_window_over_places_of_the_row_is_told_from_one_over_positions(name):
+    """Completions that stand behind one as long as the window lose their whole prompt to a window over places."""
+    size = {"hidden_size": 64, "num_heads": 4, "vocab_size": 200, "max_position_embeddings": 512}
+    neo = GPTNeoConfig(**size, num_layers=2, attention_types=[[["local"], 2]], window_size=100)
+    windowed = MistralConfig(**LIKE_LLAMA, sliding_window=100)
+    model = model_of(neo if name == "gpt-neo" else windowed, "eager")
+    found = Prefixes(model.base_model)
+    alike = prefixes.agrees(model, found, longest=500, device="cpu", precision="bf16")
+    assert alike is (name == "mistral"), found.why
+
+
 # -- whether to -----------------------------------------------------------------------------------------
 
 
@@ -220,6 +233,33 @@ def test_it_is_off_and_says_why_where_the_numbers_would_be_others(monkeypatch):
     with pytest.raises(UserError, match="train.share_prefix=True"):
         found.refuse(True)
     found.refuse("auto")
+
+
+def test_attention_that_takes_no_mask_is_never_given_one():
+    """Flash attention would read numbers of the mask as places of tokens: on CUDA nothing computes after that."""
+    model = model_of(MODELS["llama"], "sdpa")
+    found = Prefixes(model.base_model)
+    found.attention = "flash_attention_2"
+    model.base_model.forward = lambda **_: pytest.fail("was asked")
+    assert not prefixes.agrees(model, found, longest=64, device="cpu", precision="fp32")
+    assert not found.on and "flash_attention_2 takes no mask" in found.why
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "mistral", "gemma3"])
+def test_blocks_of_flex_attention_see_what_masks_let_see(name, monkeypatch):
+    """Forward passes alone: on a CPU there is no other. Not compiled, which would take a minute."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    ids, mask = batch()
+    with torch.no_grad():
+        plain = model_of(MODELS[name], "sdpa").base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        model = model_of(MODELS[name], "flex_attention")
+        found = Prefixes(model.base_model)
+        together = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        assert 0 < found.computed < 0.6 * found.given
+        assert torch.allclose(plain[mask.bool()], together[mask.bool()], atol=1e-4)
+        assert prefixes.agrees(model, found, longest=64, device="cpu", precision="fp32"), found.why
 
 
 def test_an_architecture_that_cannot_take_such_a_mask_says_so():

@@ -25,7 +25,7 @@ def test_trials_that_did_the_same_work_raise_no_warning():
     [
         ("dataset_digest", "data"),
         ("base_digest", "base model"),
-        ("evaluator_digest", "evaluation (configuration, code or data of the evaluators)"),
+        ("evaluator_digest", "evaluation (configuration, code or data of the evaluators, or the rule of the task)"),
         ("code_digest", "training code of the harness"),
         ("device_name", "device"),
         ("precision", "precision"),

@@ -79,7 +79,7 @@ def test_the_stage_learns_what_makes_a_step_right_and_keeps_what_it_learned(tmp_
     path = str(write_jsonl(tmp_path / "steps.jsonl", rows))
     spec = StepModelSpec(adapter, 1e-2, 60, 32, 0, 96, separator="=", rows=None, path=path, held_out=0.2)
     ground = StageGround(
-        load=lambda: random_llama(0), base_key="toy", data=TaskData(), tokenizer=character_tokenizer(96),
+        load=lambda: random_llama(0), base_key={"weights": "toy"}, data=TaskData(), tokenizer=character_tokenizer(96),
         rows=lambda rows: [dict(row) for row in rows], device="cpu", precision="fp32", dtype="torch.float32",
         frozen=torch.float32, chat=False, progress=lambda *_: None,
     )  # fmt: skip

@@ -110,6 +110,31 @@ def test_an_adapter_on_the_output_head_is_refused_before_anything_is_built(compo
     assert error.key == key and "output head" in error.rule and "modules_to_save" in (error.fix or "")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("model.attention=flex_attention", "runner.device=cpu"), "no backward pass on a CPU"),
+        (("model.attention=fast",), "transformers has no such attention"),
+        (("model.attention=flash_attention_2",), "needs the package flash-attn"),
+        (("model.attention=flash_attention_3",), "needs the package flash-attn-3"),
+    ],
+)
+def test_attention_that_cannot_be_had_is_refused_before_anything_is_trained(compose, options, words):
+    setup_is_checked = deep_checks._needs_checking(assemble(compose(*options)))
+    (error,) = find_problems(compose(*options))
+    assert error.key == "model.attention" and words in error.rule and error.fix and setup_is_checked
+
+
+def test_an_architecture_without_the_attention_is_named(tmp_path, compose):
+    build_model(tmp_path / "gpt", "gpt2", chat=True)
+    write_jsonl(tmp_path / "prefs.jsonl", conversational_rows(20))
+    (error,) = find_problems(compose(
+        "algo=none", "model=hf", f"model.path={tmp_path / 'gpt'}", "model.attention=flex_attention", "task=preferences",
+        f"task.path={tmp_path / 'prefs.jsonl'}", "train.max_length=64",
+    ))  # fmt: skip
+    assert error.key == "model.attention" and "GPT2" in error.rule
+
+
 def test_a_head_that_is_trained_whole_is_no_adapter_on_it(compose):
     config = "adapter.config={peft_type: LORA, r: 4, target_modules: [q_proj], modules_to_save: [lm_head]}"
     setup = assemble(compose("adapter=peft", config))

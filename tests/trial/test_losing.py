@@ -32,12 +32,16 @@ METRIC = "curve/true_reward"
 WHY = {"data": "d1", "curve.at": "[0.25]", "training code": "c1"}
 
 
-def rival(root: Path, name: str, value: Any, *, outcome: str = "finished", share: float = 0.25, **why: str) -> Path:
+def rival(
+    root: Path, name: str, value: Any, *, outcome: str = "finished", share: float = 0.25, held_out: str = "", **why: str
+) -> Path:
     """The folder of a trial with one point."""
     folder = root / name
     folder.mkdir()
     past(folder, outcome)
-    write_json(folder / "trial.json", {**vars(TRIAL), "environment": {}, "why": {**WHY, **why}})
+    write_json(folder / "trial.json", {
+        **vars(TRIAL), "environment": {}, "why": {**WHY, **why}, "digests": {"held_out": held_out}
+    })  # fmt: skip
     with closing(Journal(folder / "worker.jsonl")) as book:
         values = {METRIC: value, f"{METRIC}_stderr": 0.05}
         book.write("point", share=share, spent=share, step=1, values=values, absent={})
@@ -93,6 +97,17 @@ def test_the_best_finished_trial_that_looked_at_the_same_rows_is_the_rival(tmp_p
     rival(tmp_path, "other-share", 0.8, share=0.5)
     rival(tmp_path, "no-figure", None)
     assert best_rival(own, 0.25, METRIC) == Point("high", 0.4, 0.05, rivals=2)
+
+
+def test_rivals_are_measured_by_the_same_rule_and_may_be_trained_on_other_rows(tmp_path):
+    """A trial that is paid less for the same answers has not lost for that."""
+    rule = {"evaluation: rule.length_cost": "0.02"}
+    own = rival(tmp_path, "own", 0.2, held_out="h", **rule)
+    rival(tmp_path, "paid-more", 0.9, held_out="h", **{"evaluation: rule.length_cost": "0.0"})
+    rival(tmp_path, "on-other-held-out-rows", 0.9, held_out="i", **rule)
+    assert best_rival(own, 0.25, METRIC) is None
+    rival(tmp_path, "on-flipped-rows", 0.1, held_out="h", data="d2", **rule)
+    assert best_rival(own, 0.25, METRIC) == Point("on-flipped-rows", 0.1, 0.05, rivals=1)
 
 
 def test_a_point_without_a_figure_is_none():

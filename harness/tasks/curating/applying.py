@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.base.errors import UserError
 from harness.base.records import UNLESS_DEFAULT
@@ -29,6 +29,8 @@ class Curated(Task):
     Attributes:
         curate: rules by name (``conf/curate/``); null leaves one out.
     """
+
+    shape_rows: ClassVar[frozenset[str]] = frozenset({"curate"})
 
     curate: dict[str, Rule | None] = field(default_factory=dict, kw_only=True, metadata=UNLESS_DEFAULT)
 

@@ -102,5 +102,7 @@ def _point(folder: Path, share: float, metric: str) -> Point | None:
 
 
 def _looked_at(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a trial's keys says which rows its points are of, and how they were taken."""
-    return {k: v for k, v in (about.get("why") or {}).items() if k == "data" or k.startswith("curve.")}
+    """What of a trial's keys says which rows its points are of, how they were taken, and by which rule they judge."""
+    why, digests = about.get("why") or {}, about.get("digests") or {}
+    rows = digests.get("held_out") or why.get("data")
+    return {"rows": rows, **{k: v for k, v in why.items() if k.startswith(("curve.", "evaluation: rule."))}}
