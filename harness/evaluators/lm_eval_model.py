@@ -13,7 +13,7 @@ from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import rows_at_once
 from harness.models import context_length
-from harness.models.generation import has_virtual_tokens
+from harness.models.virtual_tokens import has_virtual_tokens
 
 LONGEST = 8192
 """Tokens, where the model allows more and nobody asked for them: benchmarks' prompts are shorter, and memory is not."""
@@ -112,7 +112,9 @@ class CountingModel(Wrapper):
             longest = max(longest, min(length + tokens, self.max_length))
             fitting.append(request)
         self.batch_size_per_gpu = rows_at_once(self.context, longest)
-        if has_virtual_tokens(self.context.model):  # padding would come between its tokens and the prompt's
+        if has_virtual_tokens(
+            self.context.model
+        ):  # padding between its tokens and the prompt's would count in a window
             self.batch_size_per_gpu = 1
         return super().generate_until(fitting, disable_tqdm=disable_tqdm)
 

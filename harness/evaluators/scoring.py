@@ -17,13 +17,13 @@ from harness.evaluators.base import EvalContext
 from harness.models import prefixes
 from harness.models.draws import NO_PROBABILITIES
 from harness.models.generation import (
-    has_virtual_tokens,
     keeps_logits,
     own_distribution,
     rows_within_cache,
     sampling_options,
     stop_ids,
 )
+from harness.models.virtual_tokens import has_virtual_tokens
 from harness.tasks.base import Row, Score
 from harness.tasks.conversation import encode_sides, prompt_ids
 
@@ -342,7 +342,7 @@ def _sampled_at_once(context: EvalContext, order: Sequence[int], lengths: Sequen
     alone = has_virtual_tokens(context.model)
     while start < len(order):
         chosen = order[start : start + context.batch_size]
-        if alone:  # padding would come between its tokens and the prompt's
+        if alone:  # padding between its tokens and the prompt's would count in a window of attention
             chosen = [j for j in chosen if lengths[j] == lengths[chosen[0]]]
         while True:
             width = lengths[chosen[-1]] + context.max_completion_length

@@ -8,10 +8,11 @@ enough: transformers 5 fills what they leave open from the model's own. So the m
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from harness.models.virtual_tokens import seen_by_generate
 
 MOST_CACHE = 2 * 2**30
 """Bytes of keys and values while evaluators sample. At 8B and 1,280 tokens that is twelve completions; a batch of 64
@@ -37,15 +38,6 @@ def keeps_logits(model: Any) -> bool:
     """Whether a model can be asked for the logits of some of its tokens alone."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-def has_virtual_tokens(model: Any) -> bool:
-    """Whether an adapter puts learned tokens before the prompt (prompt and prefix tuning).
-
-    ``generate`` drops the positions of a batch for those, so that rows padded on the left would be sampled from another
-    distribution than the one that is trained and scored: their batches must have prompts of one length.
-    """
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def rows_within_cache(config: Any, width: int, most: int, *, wide: bool, layers: int | None = None) -> int:
@@ -110,8 +102,7 @@ def own_distribution(model: Any, tokenizer: Any, **defaults: Any) -> Iterator[No
     try:
         for holder, _ in holders:
             holder.generation_config = plain
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Position ids are not supported")  # see has_virtual_tokens
+        with seen_by_generate(model):
             yield
     finally:
         for holder, own in holders:

@@ -70,6 +70,7 @@ def card(model: Path, result: TrialResult, *, about: str = "") -> str:
         f"`{config['task']['name']}`.",
         about,
         "## Load\n\n" + lines,
+        VIRTUAL if _has_virtual_tokens(model) else "",
         "## Recipe\n\n"
         + formatting.table(
             ["knob", "value"], [[f"`{k}`", formatting.escape(str(v))] for k, v in knobs.items()], left=2
@@ -138,6 +139,22 @@ def how_to_load(model: Path, *, beside: bool = False) -> list[str]:
 
 
 BASELESS = "An adapter on random weights that were kept nowhere: there is no model to load"
+
+
+VIRTUAL = """With peft 0.21 and transformers 5, `model.generate` does not see the learned tokens as training did: a prefix not
+at all, a prompt at other positions. A forward pass does. What is said here was sampled as follows:
+
+```python
+from harness.models.virtual_tokens import seen_by_generate
+
+with seen_by_generate(model):
+    completion = model.generate(**tokenizer("...", return_tensors="pt"), max_new_tokens=64)
+```"""
+
+
+def _has_virtual_tokens(model: Path) -> bool:
+    """Whether the folder's adapter puts learned tokens before the prompt."""
+    return is_adapter(model) and "num_virtual_tokens" in json.loads((model / "adapter_config.json").read_text("utf-8"))
 
 
 def whole(model: Path) -> bool:

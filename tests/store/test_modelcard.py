@@ -67,6 +67,13 @@ def test_bases_of_the_cache_are_kept_once_for_a_sweep(tmp_path):
     assert how_to_load(sweep / "a" / "artifacts" / "model")[0] == "from peft import AutoPeftModelForCausalLM"
 
 
+@pytest.mark.parametrize("virtual", [True, False])
+def test_of_learned_tokens_it_is_said_how_they_are_seen(tmp_path, virtual):
+    told = {"base_model_name_or_path": "org/base", **({"num_virtual_tokens": 16} if virtual else {})}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    assert ("seen_by_generate" in card(tmp_path, result())) is virtual
+
+
 @pytest.mark.parametrize("base", [None, "None"])
 def test_an_adapter_on_random_weights_is_not_said_to_load(tmp_path, base):
     model = tmp_path / "trial" / "artifacts" / "model"
