@@ -2,8 +2,8 @@
 
 Peft 0.21's own ``generate`` loses them with transformers 5: a prefix altogether, since the cache that it is in gives
 way to another, and a prompt's positions from the second token on. What is sampled then is not what is trained and
-scored, and nothing says so. Here learned tokens are read into a cache, and the base generates behind it, prompts padded on the
-left or not. Heavy imports happen when called.
+scored, and nothing says so. Here learned tokens are read into a cache, and the base generates behind it, prompts padded
+on the left or not. Heavy imports happen when called.
 """
 
 from __future__ import annotations

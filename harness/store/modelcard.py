@@ -141,8 +141,8 @@ def how_to_load(model: Path, *, beside: bool = False) -> list[str]:
 BASELESS = "An adapter on random weights that were kept nowhere: there is no model to load"
 
 
-VIRTUAL = """With peft 0.21 and transformers 5, `model.generate` does not see the learned tokens as training did: a prefix not
-at all, a prompt at other positions. A forward pass does. What is said here was sampled as follows:
+VIRTUAL = """With peft 0.21 and transformers 5, `model.generate` does not see the learned tokens as training did: a
+prefix not at all, a prompt at other positions. A forward pass does. What is said here was sampled as follows:
 
 ```python
 from harness.models.virtual_tokens import seen_by_generate
