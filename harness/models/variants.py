@@ -44,6 +44,8 @@ class PiSSA(LoRA):
     """
 
     name: ClassVar[str] = "pissa"
+    # What is trained are weights of the base: at LoRA's rate (1e-3, embedded task) GRPO and DPO fell below the base.
+    preset: ClassVar[str] = "full"
 
     init: Literal["default", "pissa", "olora", "loftq", "orthogonal", "gaussian"] = "pissa"
 

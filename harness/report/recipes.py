@@ -172,18 +172,35 @@ def recipe_labels(frame: pd.DataFrame) -> list[str]:
     """
     keys = recipe_keys(frame)
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    rows = frame.iloc[list(first.values())]
+    rows = frame.drop(columns=_seeds_of_parts(frame.columns, frame)).iloc[list(first.values())]
     names = told_apart([formatting.without_seed(formatting.short_id(t)) for t in rows["trial_id"]], rows)
     by_key = dict(zip(first, names, strict=True))
     return [by_key[key] for key in keys]
 
 
 def recipe_keys(frame: pd.DataFrame) -> list[str]:
-    """What a trial has in common with the other seeds of its recipe: every setting of training but the seed."""
+    """What a trial has in common with the other seeds of its recipe: every setting of training but the seed.
+
+    A part whose seed is the trial's in every row (``reward.seed=${seed}``) has another draw with each seed, and is not
+    another recipe for that. A task's seed is left: other rows are another question.
+    """
     settings = frame.filter(regex=r"^params\.(?!eval\.|seed$|train\.seed$)").astype("str").fillna("")
+    settings = settings.drop(columns=_seeds_of_parts(settings.columns, frame))
     if settings.shape[1] == 0:
         return [str(t) for t in frame["trial_id"]]
     return ["\n".join(row) for row in settings.itertuples(index=False)]
+
+
+def _seeds_of_parts(columns: Collection[Any], frame: pd.DataFrame) -> list[str]:
+    """Of the columns those that hold the seed of each trial, of whatever but the task."""
+    named = [c for c in map(str, columns) if c.endswith(".seed") and not c.startswith("params.task.")]
+    return [c for c in named if "seed" in frame and _alike(pd.DataFrame(frame[[c, "seed"]]).dropna())]
+
+
+def _alike(rows: pd.DataFrame) -> bool:
+    """Whether both columns hold the same numbers, and not one number alone."""
+    one, other = (pd.to_numeric(rows[c], errors="coerce") for c in rows)
+    return bool((one == other).all()) and one.nunique() > 1
 
 
 def compared(found: Sequence[Recipe], metric: str | None, examples: Examples) -> dict[tuple[str, str], Comparison]:

@@ -55,6 +55,21 @@ def test_a_setting_that_differs_makes_two_recipes_that_are_told_apart():
     assert sorted(r.label for r in found) == ["dpo-lora beta=0.1", "dpo-lora beta=0.5"]
 
 
+@pytest.mark.parametrize(("part", "one"), [("reward", True), ("task", False)])
+def test_a_part_that_has_the_trials_seed_is_no_other_recipe_and_other_data_are(part, one):
+    rows = seeds_of("grpo", [0.4, 0.5, 0.6])
+    for seed, row in enumerate(rows):
+        row[f"params.{part}.seed"] = str(seed)
+    found = recipes.recipes(trials(*rows), METRIC)
+    assert [len(r.frame) for r in found] == ([3] if one else [1, 1, 1])
+    if one:
+        others = seeds_of("dpo", [0.7], **{"params.reward.pairs": "50", "params.reward.seed": "0"})
+        two = recipes.recipes(trials(*rows, *others), METRIC)
+        assert [(r.label, len(r.frame)) for r in two] == [("dpo-lora", 1), ("grpo-lora", 3)]
+    rows[2][f"params.{part}.seed"] = "7"
+    assert len(recipes.recipes(trials(*rows), METRIC)) == 3, "it does not follow the seed"
+
+
 def test_trials_that_did_not_finish_are_no_seeds():
     rows = seeds_of("dpo", [0.4, 0.5])
     rows[1]["outcome"] = "oom"
