@@ -17,7 +17,7 @@ from harness.base.errors import UserError
 from harness.base.records import unless_default
 from harness.config.theirs import is_own
 from harness.models.precision import computing
-from harness.tasks.base import Task, TaskData
+from harness.tasks.base import Task, TaskData, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -235,6 +235,10 @@ class Evaluator(ABC):
 
     def asks(self) -> Sequence[str]:
         """Words of the prompts of its own file, which training must not show; none where it asks the task's."""
+        return ()
+
+    def lengths_of_own(self, tokens: Callable[[Text], int]) -> Sequence[int]:
+        """Tokens of each prompt of its own file, so that ``plan`` knows the longest; ``tokens`` counts those of one."""
         return ()
 
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Evaluator, EvalContext]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from harness.evaluators.surfaces import (
 )
 from harness.judges.base import filled
 from harness.judges.yes_no import ENDING
-from harness.tasks.base import Row
+from harness.tasks.base import Row, Text
 from harness.tasks.reading.files import existing, fingerprint_of
 from harness.tasks.reading.messages import Malformed
 from harness.tasks.reading.rows import unescaped
@@ -113,6 +113,12 @@ class LongContext(Surface):
             return super().contents()
         self._hay()
         return {**super().contents(), "haystack": fingerprint_of({f"{self.key}.haystack": self.haystack})}
+
+    def lengths_of_own(self, tokens: Callable[[Text], int]) -> Sequence[int]:
+        """With needles the lengths that are asked for; else those of the documents."""
+        if self.haystack is not None:
+            return self.lengths
+        return [tokens(self._filled(row["text"], row["prompt"])) for row in self.rows()]
 
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Surface, EvalContext]:
         """At lengths that a toy has."""

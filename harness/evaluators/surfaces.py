@@ -117,6 +117,10 @@ class Surface(Evaluator):
         """Of every row."""
         return [text_of(row["prompt"]) for row in self.rows()]
 
+    def lengths_of_own(self, tokens: Callable[[Text], int]) -> Sequence[int]:
+        """Of every row."""
+        return [tokens(row["prompt"]) for row in self.rows()]
+
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Surface, EvalContext]:
         """On the first rows, by the rule: asking a judge costs."""
         few = min(self.max_rows or FIXTURE_ROWS, FIXTURE_ROWS)
@@ -138,8 +142,8 @@ class Surface(Evaluator):
         if not fits:
             return {}
         asked = [rendered[i] for i in fits]
-        most = max(1, MOST_TOKENS // (max(lengths[i] for i in fits) + context.max_completion_length))
-        at_once = min(context.batch_size, most)
+        longest = max(lengths[i] for i in fits) + context.max_completion_length
+        at_once = prompts_at_once(context.batch_size, longest)
 
         def drawn() -> list[Sample]:
             own = replace(context, batch_size=at_once)
@@ -233,6 +237,11 @@ def as_text(prompt: Text) -> str:
     if len(prompt) == 1 and prompt[0]["role"] == "user":
         return str(prompt[0]["content"])
     return "".join(f"{m['role']}: {m['content']}\n" for m in prompt) + "assistant:"
+
+
+def prompts_at_once(batch_size: int, longest: int) -> int:
+    """Rows of a batch of which the longest has so many tokens, completion included."""
+    return min(batch_size, max(1, MOST_TOKENS // longest))
 
 
 def room_of(context: EvalContext) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import batches, completion_log_probs
+from harness.evaluators.surfaces import prompts_at_once
 from harness.models.generation import own_distribution, rows_within_cache, sampling_config
 from harness.models.precision import Place, computing
 from harness.rehearsal import standins
@@ -25,7 +26,8 @@ Rows = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill: bool) -> tuple[list[Any], list[Any]]:
     """Held-out (prompt, completion) ids, longest first, and prompts' ids, longest first, a batch of each at most.
 
-    Without evaluators there are none. Samples are scored too, by evaluators of drift; they count as rows here.
+    Without evaluators there are none. Samples are scored too, by evaluators of drift; they count as rows here. Where
+    an evaluator's own file has a heavier batch of prompts, that is sampled.
     """
     settings, split = setup.eval, setup.eval.split
     if not settings.active:
@@ -39,7 +41,26 @@ def sequences(setup: Setup, data: TaskData, tokenizer: Any, rows: Rows, *, fill:
         scored = [(p, (c * settings.max_length)[: max(1, settings.max_length - len(p))]) for p, c in scored]
     scored.sort(key=lambda s: -sum(map(len, s)))
     prompts.sort(key=len, reverse=True)
-    return scored[: settings.batch_size], prompts[: settings.batch_size]
+    prompts = prompts[: settings.batch_size]
+
+    def cost(batch: Sequence[Any]) -> int:
+        return len(batch) * (len(batch[0]) + settings.max_completion_length) if batch else 0
+
+    return scored[: settings.batch_size], max([prompts, *_of_files(setup, tokenizer, rows)], key=cost)
+
+
+def _of_files(setup: Setup, tokenizer: Any, rows: Rows) -> Iterator[list[list[int]]]:
+    """Of each evaluator with prompts of its own the batch of the longest that the model's context has room for."""
+    settings, context = setup.eval, setup.model.context_length()
+
+    def tokens(prompt: Any) -> int:
+        return len(prompt_ids(tokenizer, [row["prompt"] for row in rows([{"prompt": prompt}])])[0])
+
+    for evaluator in settings.active.values():
+        lengths = evaluator.lengths_of_own(tokens)
+        fit = [n for n in lengths if context is None or n + settings.max_completion_length <= context]
+        if fit:
+            yield [[0] * max(fit)] * prompts_at_once(settings.batch_size, max(fit) + settings.max_completion_length)
 
 
 def judge(

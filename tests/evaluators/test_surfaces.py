@@ -21,9 +21,12 @@ from harness.evaluators.sycophancy import Sycophancy
 from harness.judges.base import Answer, Judge
 from harness.judges.served import Served
 from harness.judges.yes_no import yes
+from harness.models.loading import character_tokenizer
+from harness.rehearsal import judging
 from harness.sweep.expand import plan_sweep
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import text_of
+from harness.trial.assemble import assemble
 from harness.trial.behaviour import context_on_toys, figures_of, fixture_rows, of_evaluator
 from tests.runs import Sandbox
 from tests.toys import random_llama, write_jsonl
@@ -225,6 +228,24 @@ def test_an_answer_is_stated_as_the_match_has_it(reply, answers, match, right):
 
 
 # -- long context --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("haystack", [True, False])
+def test_a_plan_samples_the_longest_prompts_of_a_file_where_they_are_heaviest(tmp_path, compose, haystack):
+    """Of needles the lengths that are asked for, of documents their own; without what the context has no room for."""
+    rows = [{"question": "q", "answer": "a", "document": "1" * n} for n in (5, 36, 400)]
+    path = write_jsonl(tmp_path / "d.jsonl", [{**row, "needle": "a"} for row in rows])
+    (tmp_path / "hay.txt").write_text("1+1=2 " * 100)
+    hay = {"haystack": str(tmp_path / "hay.txt"), "lengths": (16, 48, 500)} if haystack else {}
+    evaluator = LongContext(path=str(path), template="{document}+{question}", **hay)
+    setup = assemble(compose("algo=none", "eval.evaluators={}", "eval.max_completion_length=32"))
+    setup = replace(setup, eval=replace(setup.eval, evaluators={"long_context": evaluator}))
+    tokenizer = character_tokenizer(96)
+    data = TASK.load()
+    _, prompts = judging.sequences(setup, data, tokenizer, lambda rows: [dict(row) for row in rows], fill=False)
+    assert setup.model.context_length() == 96
+    longest = 48 if haystack else len(tokenizer("1" * 36 + "+q")["input_ids"])
+    assert {len(ids) for ids in prompts} == {longest} and len(prompts) == setup.eval.batch_size
 
 
 def test_needles_stand_at_their_depths_in_prompts_of_the_length(tmp_path, context):
