@@ -47,7 +47,7 @@ class Judged(Evaluator):
 
     def contents(self) -> Mapping[str, str]:
         """What the judge's answers depend on."""
-        return {"judge": self.judge.key}
+        return {"judge": self.judge.settled().key}
 
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Judged, EvalContext]:
         """With a rule in place of its judge."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from harness.base.errors import UserError
 from harness.config import closure, identity
@@ -97,12 +97,14 @@ class Answer:
         text: its words.
         asked, said: tokens of question and answer, where somebody counted them.
         whole: whether it came to its end; one that was cut off, or a question too long to be read, is no answer.
+        lasting: whether the same judge says so always; a server may be started again with room for what it refused.
     """
 
     text: str
     asked: int = 0
     said: int = 0
     whole: bool = True
+    lasting: bool = True
 
     @property
     def winner(self) -> Winner | None:
@@ -174,6 +176,16 @@ class Judge(ABC):
     def again(self, number: int) -> Judge | None:
         """Itself for the ``number``-th sample of the same questions; None where it says the same each time."""
         return None
+
+    def settled(self) -> Self:
+        """Itself with one meaning from now on: a hub id stands for the commit that it is at this moment.
+
+        Taken before its key is; what works and what the key names are then the same. It may use the network.
+
+        Raises:
+            UserError: the hub does not say which commit that is.
+        """
+        return self
 
     def at_work(self) -> AbstractContextManager[Answering]:
         """Within it, what answers many times; a judge that holds a model loads it once, and frees it afterwards."""

@@ -99,6 +99,10 @@ class Local(Judge):
         """Whether it draws what it says."""
         return self.writes and self.temperature > 0
 
+    def settled(self) -> Local:
+        """With the commit of a hub model as its revision."""
+        return replace(self, revision=identity.pinned(self.path, self.revision, key="judge.path"))
+
     def again(self, number: int) -> Local | None:
         """With another seed, where it samples."""
         return replace(self, seed=self.seed + number) if self.samples else None

@@ -105,11 +105,22 @@ class Constitution(Curated):
 
     def fingerprint(self) -> str:
         """Of the files, the writer and the judge."""
-        return identity.digest(self._inputs())
+        return identity.digest(self.settled()._inputs())
+
+    def settled(self) -> Constitution:
+        """With a writer and a judge that stand for one commit each, if they are models of the hub."""
+        found = {}
+        for role, judge in (("writer", self.writer), ("judge", self.judge)):
+            try:
+                found[role] = judge.settled()
+            except UserError as error:
+                raise _of_role(error, role) from None
+        return replace(self, **found)
 
     def made(self, cache: Cache) -> Entry:
         """The folder with the rows and their card, from the cache or made now, in a process of its own."""
-        inputs = self._inputs()
+        settled = self.settled()
+        inputs = settled._inputs()
 
         def build(folder: Path) -> dict[str, Any]:
             for name, role in (("writer", self.writer), ("judge", self.judge)):
@@ -123,7 +134,7 @@ class Constitution(Curated):
             spawning = multiprocessing.get_context("spawn")
             try:
                 with ProcessPoolExecutor(1, mp_context=spawning) as pool:
-                    return pool.submit(_fill, self, folder, cache.root).result()
+                    return pool.submit(_fill, settled, folder, cache.root).result()
             except BrokenProcessPool:
                 rule = "the process in which the writer and the judge worked was killed"
                 fix = "see to memory (task.writer.batch_size, a smaller model), and begin again: answers are kept"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Gt
 
 from harness.base.errors import UserError
-from harness.base.records import UNTOLD
+from harness.base.records import UNTOLD, unless_default
 from harness.config import closure, identity
 from harness.config.devices import compute_device
 from harness.judges.base import Answer, Answering, Comparing, compared_in
@@ -24,12 +24,14 @@ class RewardModel(Comparing):
 
     Attributes:
         path: directory or hub id of a sequence-classification model with one label.
+        revision: hub revision.
         trust_remote_code: run code that ships with the model; off unless asked for.
         max_length: tokens of prompt and reply that it reads, from the end.
         batch_size: replies at once.
     """
 
     path: str = field(kw_only=True)
+    revision: str | None = unless_default(None)
     trust_remote_code: bool = False
     max_length: Annotated[int, Gt(0)] = 4096
     batch_size: Annotated[int, Gt(0)] = field(default=16, metadata=UNTOLD)
@@ -38,12 +40,16 @@ class RewardModel(Comparing):
     def identity(self) -> Mapping[str, Any]:
         """The model's content, what computes it, and the code that reads it."""
         return {
-            "model": identity.model_content(self.path),
+            "model": identity.model_content(self.path, self.revision),
             "max_length": self.max_length,
             "device": compute_device("auto"),
             "versions": identity.library_versions(),
             "reading": closure.code_digest(closure.closure([__name__])),
         }
+
+    def settled(self) -> RewardModel:
+        """With the commit of a hub model as its revision."""
+        return replace(self, revision=identity.pinned(self.path, self.revision, key="judge.path"))
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """Load, answer, and free the memory."""
@@ -83,12 +89,14 @@ class RewardModel(Comparing):
 
         reward = ModelReward(
             path=self.path,
+            revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             max_length=self.max_length,
             score_batch_size=self.batch_size,
         )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **options)
             style = style_of(tokenizer, conversational=False, wanted=True)
             dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
             precision = "bf16" if dtype == torch.bfloat16 else "fp32"

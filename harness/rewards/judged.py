@@ -64,7 +64,7 @@ class JudgeReward(Reward):
 
     def contents(self) -> Mapping[str, str]:
         """What the judge's answers depend on."""
-        return {"judge": self.judge.key}
+        return {"judge": self.judge.settled().key}
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         """Not without the trial's rows."""
