@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,13 @@ from harness.judges.base import Answer, Judge
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Status codes after which a request is worth repeating."""
+REFUSALS = (400, 413, 422)
+_NO_ROOM = re.compile(
+    r"context[_ ](length|size|window)|max(imum)?[_ ]model[_ ]len|\bn_ctx|(prompt|input) is too long|"
+    r"(prompt|input) tokens exceed|max_tokens must be at least 1, got -|max_new_tokens` must be <=",
+    re.IGNORECASE,
+)
+"""What servers say of a question too long: OpenAI, vLLM in its versions, SGLang, llama.cpp, TGI, Anthropic."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,8 @@ class Served(Judge):
         if reply.status_code in (401, 403):
             fix = "judge.key_env=NAME of the variable that holds its key"
             raise self._error(f"refuses the key (status {reply.status_code})", fix)
+        if reply.status_code in REFUSALS and (why := _no_room(reply)) is not None:
+            return Answer(f"not read: {why}", whole=False, lasting=False)
         if not reply.ok:
             said = without_password(" ".join(reply.text.split()))[:200]
             raise self._error(
@@ -136,3 +146,18 @@ class Served(Judge):
 
     def _error(self, rule: str, fix: str) -> UserError:
         return UserError(f"the judge's server {rule}", key="judge.url", value=self.url, fix=fix)
+
+
+def _no_room(reply: Any) -> str | None:
+    """What a refusal says of a question that is longer than the model's context; None where it is of something else.
+
+    Only its message, type and code are read, since servers quote what they were sent.
+    """
+    try:
+        body = reply.json()
+    except ValueError:
+        return None
+    told = body.get("error", body) if isinstance(body, Mapping) else body
+    parts = [told.get(k) for k in ("message", "type", "code", "detail")] if isinstance(told, Mapping) else [told]
+    said = " ".join(str(part) for part in parts if isinstance(part, str))
+    return without_password(" ".join(said.split()))[:200] if _NO_ROOM.search(said) else None

@@ -108,6 +108,14 @@ def test_what_was_cut_off_or_could_not_be_read_is_no_row_and_is_counted(here):
         assert [v for k, v in made.pairs.facts.items() if k.startswith("left out: an answer was cut off")] == ["1"]
 
 
+def test_a_prompt_that_a_server_has_no_room_for_is_counted_and_holds_up_nothing(here, capsys):
+    body = '{"object": "error", "message": "This model\'s maximum context length is 4096 tokens."}'
+    with serving(Planted(refused={"question 3?": (400, body)})) as url:
+        assert main([*COMMAND, f"writer.url={url}", f"judge.url={url}"]) == 0
+    said = capsys.readouterr().out
+    assert "11 of 12" in said and "left out: an answer was cut off, or its question too long" in said
+
+
 def test_a_judge_that_does_not_see_the_principle_is_refused(here):
     blind = Longer(question="{prompt} {first} {second}")
     with pytest.raises(UserError, match="does not see the principle"):

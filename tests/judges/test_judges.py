@@ -154,6 +154,52 @@ def test_a_server_that_refuses_is_told_as_it_is(status, words):
     assert caught.value.fix
 
 
+TOO_LONG = {
+    "vllm": '{"object":"error","message":"This model\'s maximum context length is 4096 tokens. However, you requested '
+    '5000 tokens (4488 in the messages, 512 in the completion). Please reduce","type":"BadRequestError","code":400}',
+    "vllm_new": '{"error":{"message":"The decoder prompt (length 10127) is longer than the maximum model length of 8192. '
+    'Make sure that `max_model_len` is no smaller","type":"BadRequestError","param":null,"code":400}}',
+    "vllm_room": '{"object":"error","message":"max_tokens must be at least 1, got -186.","type":"BadRequestError"}',
+    "openai": '{"error":{"message":"Your input is over the limit.","type":"invalid_request_error","code":'
+    '"context_length_exceeded"}}',
+    "sglang": '{"object":"error","message":"The input (61709 tokens) is longer than the model\'s context length (40960 '
+    'tokens).","type":"BadRequestError","code":400}',
+    "llama_cpp": '{"error":{"code":400,"message":"the request exceeds the available context size, try increasing it",'
+    '"type":"exceed_context_size_error"}}',
+    "detail": '{"detail":"prompt is too long: 9000 tokens > 8192 maximum"}',
+}
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_question_that_the_server_has_no_room_for_is_an_answer_that_nobody_can_read(tmp_path, status):
+    pairs = pairs_of(len(TOO_LONG) + 2)
+    refused = {f"question {i}?": (status, body) for i, body in enumerate(TOO_LONG.values(), start=1)}
+    with serving(planted := Planted(refused=refused)) as url:
+        verdicts, bill = ask(Served(url=url, model="m", retries=0), pairs, tmp_path)
+    assert [v.won for v in verdicts] == [1.0, *[None] * len(TOO_LONG), 1.0] and bill.asked == 2 * len(pairs)
+    assert sum(biases(pairs, verdicts).unreadable) == len(TOO_LONG) and len(planted.asked) == 4
+    with serving(roomier := Planted()) as url:  # the same model, served with a longer context
+        assert {v.won for v in ask(Served(url=url, model="m"), pairs, tmp_path)[0]} == {1.0}
+    assert len(roomier.asked) == 2 * len(TOO_LONG), "what was refused is asked again, and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, '{"error":{"message":"temperature must be non-negative","param":"temperature","code":400}}'),
+        (
+            400,
+            '{"detail":[{"msg":"extra fields are not permitted","input":"question 1? of a maximum context length"}]}',
+        ),
+        (413, "<html>413 Request Entity Too Large</html>"),
+        (404, '{"error":{"message":"no model of that context length","code":404}}'),
+    ],
+)
+def test_any_other_refusal_ends_the_asking(status, body):
+    with serving(Planted(refused={"question": (status, body)})) as url, pytest.raises(UserError, match=f"{status}"):
+        ask(Served(url=url, model="m", retries=0), pairs_of(2))
+
+
 def test_a_server_that_is_not_there_is_told_with_its_address():
     with pytest.raises(UserError, match=r"judge\.url=http://127\.0\.0\.1:9/v1: .*no answer"):
         ask(Served(url="http://127.0.0.1:9/v1", model="m", retries=0), pairs_of(1))
