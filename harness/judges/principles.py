@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -108,10 +109,16 @@ class Constitution(Curated):
         return identity.digest(self.settled()._inputs())
 
     def settled(self) -> Constitution:
-        """With a writer and a judge that stand for one commit each, if they are models of the hub."""
+        """With a writer and a judge that stand for one commit each, if they are models of the hub.
+
+        Raises:
+            UserError: one of them is none, or the hub does not say which commit it is.
+        """
         found = {}
         for role, judge in (("writer", self.writer), ("judge", self.judge)):
             try:
+                for problem in judge.problems():
+                    raise problem
                 found[role] = judge.settled()
             except UserError as error:
                 raise _of_role(error, role) from None
@@ -123,9 +130,6 @@ class Constitution(Curated):
         inputs = settled._inputs()
 
         def build(folder: Path) -> dict[str, Any]:
-            for name, role in (("writer", self.writer), ("judge", self.judge)):
-                if found := role.problems():
-                    raise _of_role(found[0], name)
             try:
                 constitution.check(self.writer, self.judge, self.between)
             except UserError as error:
@@ -186,7 +190,10 @@ class Constitution(Curated):
 def _of_role(error: UserError, role: str) -> UserError:
     """An error about a judge, as one about the judge that has this role in the task."""
     field_ = (error.key or "").partition(".")[2]
-    fix = None if error.fix is None else error.fix.replace("judge.", f"task.{role}.").replace("writer.", "task.writer.")
+    fix = None
+    if error.fix is not None:
+        fix = error.fix.replace("judge=", f"judge@task.{role}=").replace("judge.", f"task.{role}.")
+        fix = re.sub(r"(?<!task\.)writer\.", "task.writer.", fix)
     return UserError(error.rule, key=".".join(filter(None, ("task", role, field_))), value=error.value, fix=fix)
 
 
