@@ -186,10 +186,10 @@ def test_a_question_that_the_server_has_no_room_for_is_an_answer_that_nobody_can
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (400, '{"error":{"message":"temperature must be non-negative","param":"temperature","code":400}}'),
+        (400, '{"error":{"message":"temperature must be non-negative","code":400}}'),
         (
             400,
-            '{"detail":[{"msg":"extra fields are not permitted","input":"question 1? of a maximum context length"}]}',
+            '{"detail":[{"msg":"extra fields are not permitted","input":"question 1? maximum context length"}]}',
         ),
         (413, "<html>413 Request Entity Too Large</html>"),
         (404, '{"error":{"message":"no model of that context length","code":404}}'),
