@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +35,7 @@ from harness.tasks.curating.applying import Curated
 from harness.tasks.preferences import Preferences
 from harness.tasks.prompts import Prompts
 from harness.tasks.reading.checking import check
-from harness.tasks.reading.files import existing, fingerprint_of, read_table
+from harness.tasks.reading.files import existing, read_lines, read_table
 from harness.tasks.reading.kept import present
 
 STAGE = "constitution"
@@ -105,7 +105,7 @@ class Constitution(Curated):
         return replace(data, notes=[*data.notes, f"the rows were made by principles; {page} says how that went"])
 
     def fingerprint(self) -> str:
-        """Of the files, the writer and the judge."""
+        """Of what the files hold, the writer and the judge."""
         return identity.digest(self.settled()._inputs())
 
     def settled(self) -> Constitution:
@@ -134,7 +134,6 @@ class Constitution(Curated):
                 constitution.check(self.writer, self.judge, self.between)
             except UserError as error:
                 raise _of_role(error, (error.key or "").partition(".")[0]) from None
-            self.read()  # what is wrong with a file is said at once
             spawning = multiprocessing.get_context("spawn")
             try:
                 with ProcessPoolExecutor(1, mp_context=spawning) as pool:
@@ -175,9 +174,9 @@ class Constitution(Curated):
         return made.pairs.facts, asked
 
     def _inputs(self) -> dict[str, Any]:
-        files = {"task.prompts": self.prompts, "task.principles": self.principles, "task.people": self.people}
+        prompts, principles, people = self.read()  # as read: a file's name says how that is
         return {
-            "files": fingerprint_of(files),
+            "read": identity.digest([prompts, principles, [asdict(question) for question in people]]),
             "writer": self.writer.key_anywhere,
             "judge": {"who": self.judge.key_anywhere, "question": self.judge.question},
             "between": self.between,
@@ -220,7 +219,7 @@ def prompts_of(path: str, most: int | None = None) -> list[Text]:
         UserError: there are none, or the rows have no prompt.
     """
     if Path(path).suffix == ".txt":
-        found: list[Text] = list(_lines(path, "task.prompts"))
+        found: list[Text] = list(read_lines(path, key="task.prompts"))
     else:
         table = read_table(path, key="task.prompts")
         found = [r["prompt"] for r in check(table, "prompts", Prompts({}).parser(table), allow_skipped=1.0).rows]
@@ -234,24 +233,14 @@ def principles_of(path: str) -> list[str]:
         UserError: there are none, or they are no texts.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
-        return _lines(path, "task.principles")
+        return read_lines(path, key="task.principles")
     import yaml
 
     try:
-        found = yaml.safe_load(existing(path, "task.principles").read_text(encoding="utf-8"))
+        found = yaml.safe_load(existing(path, "task.principles").read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         rule = f"cannot be read: {' '.join(str(error).split())[:200]}"
         raise UserError(rule, key="task.principles", value=path, fix="a list: - Be honest.") from None
     if not isinstance(found, list) or not found or not all(isinstance(one, str) and one.strip() for one in found):
         raise UserError("must be a list of texts", key="task.principles", value=path, fix="- Be honest.")
     return found
-
-
-def _lines(path: str, key: str) -> list[str]:
-    try:
-        found = [line.strip() for line in existing(path, key).read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError("is no text in UTF-8", key=key, value=path, fix="write it in UTF-8") from None
-    if not any(found):
-        raise UserError("holds no line", key=key, value=path, fix="write one a line")
-    return [line for line in found if line]

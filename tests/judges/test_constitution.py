@@ -138,6 +138,34 @@ def test_files_and_roles_that_are_none_are_refused(here):
     assert main(COMMAND) == 2
 
 
+def test_lines_end_at_line_breaks_alone_and_no_mark_of_the_file_is_in_a_text(here):
+    Path("odd.txt").write_bytes("\ufeffOne\u2028more?\r\n \n  Two\x85 and\x0bthree?\n".encode())
+    assert prompts_of("odd.txt") == ["One\u2028more?", "Two\x85 and\x0bthree?"] == principles_of("odd.txt")
+    Path("wide.txt").write_bytes("One?\nTwo?".encode("utf-16"))
+    assert prompts_of("wide.txt") == ["One?", "Two?"]
+    Path("odd.yaml").write_bytes("\ufeff- Be kind.\n".encode())
+    assert principles_of("odd.yaml") == ["Be kind."]
+    Path("latin.txt").write_bytes("à la carte".encode("latin1"))
+    for read, key in ((prompts_of, "prompts"), (principles_of, "principles")):
+        with pytest.raises(UserError, match=rf"task\.{key}=latin.txt: is no text in UTF-8"):
+            read("latin.txt")
+
+
+def test_rows_are_those_of_what_was_read_and_not_of_a_files_bytes(here):
+    lines = '{"prompt": "a"}\n{"prompt": "b"}\n'
+    for name in ("rows.jsonl", "rows.txt"):
+        Path(name).write_text(lines)
+    Path("list.yaml").write_text("- Be kind.\n- Be brief.\n")
+    Path("list.txt").write_text("- Be kind.\n- Be brief.\n")
+
+    def key(prompts: str, principles: str) -> str:
+        return Constitution(prompts, principles, Served(model="w"), Longer()).fingerprint()
+
+    assert len({key(p, q) for p in ("rows.jsonl", "rows.txt") for q in ("list.yaml", "list.txt")}) == 4
+    Path("same.txt").write_bytes(b"\xef\xbb\xbfBe kind.\r\n\r\nBe brief.")
+    assert key("rows.jsonl", "list.yaml") == key("rows.jsonl", "same.txt")
+
+
 def task_at(url: str, **fields) -> Constitution:
     writer, judge = Served(url=url, model="w", retries=0), Served(url=url, model="m", retries=0)
     given = {"writer": writer, "judge": judge, "held_out": 0.5, **fields}

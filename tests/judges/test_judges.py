@@ -157,8 +157,8 @@ def test_a_server_that_refuses_is_told_as_it_is(status, words):
 TOO_LONG = {
     "vllm": '{"object":"error","message":"This model\'s maximum context length is 4096 tokens. However, you requested '
     '5000 tokens (4488 in the messages, 512 in the completion). Please reduce","type":"BadRequestError","code":400}',
-    "vllm_new": '{"error":{"message":"The decoder prompt (length 10127) is longer than the maximum model length of 8192. '
-    'Make sure that `max_model_len` is no smaller","type":"BadRequestError","param":null,"code":400}}',
+    "vllm_new": '{"error":{"message":"The decoder prompt (length 10127) is longer than the maximum model length of '
+    '8192. Make sure that `max_model_len` is no smaller","type":"BadRequestError","param":null,"code":400}}',
     "vllm_room": '{"object":"error","message":"max_tokens must be at least 1, got -186.","type":"BadRequestError"}',
     "openai": '{"error":{"message":"Your input is over the limit.","type":"invalid_request_error","code":'
     '"context_length_exceeded"}}',

@@ -4,10 +4,10 @@ r"""``python -m harness iterate``: train, and begin again with what came of it (
         task.principles=principles.txt model=hf model.path=./my-model sweep=mine
 
 Each round is one trial, the sweep `mine-round-1` and so on. The next one's model is the policy of the last, merged into
-whole weights below outputs/mine-rounds, in a folder with the trial's name; all else stays as the first round has it, the
-model's tokens and the preset of `train` too. Of a task that asks the model itself (task=constitution, judge=policy) the rows
-are that policy's own, and all rounds hold out the same prompts. iterate.dtype=bfloat16 stores merged weights in half
-the space, and rounds small changes away. Given again, the same command goes on where it was.
+whole weights below outputs/mine-rounds, in a folder with the trial's name. All else stays as the first round has it,
+also the model's tokens and the preset of `train`. Of a task that asks the model itself (task=constitution, judge=policy)
+the rows are that policy's own, and all rounds hold out the same prompts. iterate.dtype=bfloat16 stores merged weights in
+half the space, and rounds small changes away. Given again, the same command goes on where it was.
 """
 
 from __future__ import annotations
