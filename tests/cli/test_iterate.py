@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.cli.loops.iterate import _following, _merged, _one_trial, _place, typed
+from harness.base.records import Outcome, TrialResult
+from harness.cli.loops.iterate import _following, _merged, _one_trial, _place, _table, measured, typed
 from harness.cli.main import main
 from harness.config.compose import compose, hydra_config
 from tests.conftest import QUICK
@@ -147,6 +148,31 @@ def test_a_policy_is_whole_or_is_merged_again(tmp_path, monkeypatch):
     now.attempt, breaks[:] = 1.0, []  # what was there is gone, whatever the attempt is now
     _merged(tmp_path, target, "float32")
     assert made == [1.0, 2.0, 1.0] and (target / "weights").read_text() == "1.0"
+
+
+def result_of(held: str | None, **metrics: float) -> TrialResult:
+    digests = {} if held is None else {"held_out": held}
+    return TrialResult("t", Outcome.FINISHED, None, {}, metrics, digests, {})
+
+
+@pytest.mark.parametrize(
+    ("held", "metrics", "said"),
+    [
+        (("a", "a"), {"eval/true_reward": 0.5}, ["the same held-out rows"]),
+        (("a", "b"), {"eval/preference_accuracy": 0.5}, ["held-out rows of its own"]),
+        (
+            (None, None),
+            {"eval/kl_per_sequence": 2.0},
+            ["held-out rows of its own", "kl per sequence: against the model"],
+        ),
+    ],
+)
+def test_the_table_says_what_its_lines_are_measured_on(held, metrics, said):
+    found = [(result_of(one, **metrics, **{"eval/preference_pairs": 7.0 + i}), i) for i, one in enumerate(held, 1)]
+    told = measured(found)
+    assert len(told) == len(said) and all(words in line for words, line in zip(said, told, strict=True))
+    lines = _table(found).splitlines()
+    assert lines[0].endswith("preference pairs") and [line.split()[-1] for line in lines[2:]] == ["8", "9"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from harness.judges.constitution import write
 from harness.judges.principles import Constitution, principles_of, prompts_of
 from harness.judges.served import Served
 from harness.tasks.preferences import Preferences
+from harness.tasks.reading.splits import hold_out, loose_key
 from tests.judges.server import Planted, serving
 
 PROMPTS = [f"question {i}?" for i in range(12)]
@@ -228,6 +229,24 @@ def test_what_cannot_be_made_is_refused_by_the_name_of_its_field(here):
     with serving(Planted()) as url, pytest.raises(UserError, match="no row") as error:
         task_at(url, judge=Served(url=url, model="m", question="{criterion}{prompt}{first}{second} question 1")).load()
     assert "card.md" in str(error.value)
+
+
+def test_held_out_prompts_without_rows_are_told_and_a_split_of_them_alone_is_refused(here):
+    prompts = [f"question {i}?" for i in range(12)]
+    rows = [{"prompt": p, "chosen": "good", "rejected": "poor"} for p in prompts]
+    keys = hold_out(map(loose_key, prompts), 0.5, 0)
+
+    def loaded(lost: set[str]) -> list[str]:
+        left = [row for row in rows if row["prompt"] not in lost]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+        return list(Preferences(path="rows.jsonl", held_out=0.5).loaded(among=prompts).notes)
+
+    assert "6 of 6 held-out prompts have rows" in loaded(set())
+    assert "4 of 6 held-out prompts have rows" in loaded({min(keys.test), min(keys.validation)})
+    for name in ("test", "validation"):
+        with pytest.raises(UserError, match=f"none of the 3 prompts that are held out for {name} has a row") as error:
+            loaded(set(getattr(keys, name)))
+        assert error.value.key == "task.held_out" and error.value.fix
 
 
 def test_a_prompt_is_held_out_or_not_whatever_becomes_of_the_others(here):

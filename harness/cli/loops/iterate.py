@@ -4,9 +4,9 @@ r"""``python -m harness iterate``: train, and begin again with what came of it (
         task.principles=principles.txt model=hf model.path=./my-model sweep=mine
 
 Each round is one trial, the sweep `mine-round-1` and so on. The next one's model is the policy of the last, merged into
-whole weights below outputs/mine-rounds, in a folder with the trial's name. All else stays as the first round has it,
-also the model's tokens and the preset of `train`. Of a task that asks the model itself (task=constitution, judge=policy)
-the rows are that policy's own, and all rounds hold out the same prompts. iterate.dtype=bfloat16 stores merged weights in
+whole weights below outputs/mine-rounds, in a folder with the trial's name. All else is as in the first round, also the
+model's tokens and the preset of `train`. Of a task that asks the model itself (task=constitution, judge=policy) the
+rows are that policy's own, and all rounds hold out the same prompts. iterate.dtype=bfloat16 stores merged weights in
 half the space, and rounds small changes away. Given again, the same command goes on where it was.
 """
 
@@ -39,8 +39,11 @@ FIRST_OWN = ("path", "revision", "gguf_file")
 """Fields of a model that say which one it is: from the second round on it is the last one's policy."""
 UNKNOWN_YET = "policy"
 """Stands for the path of a policy that is not there yet."""
+AGAINST_START = ("eval/win_rate", "eval/win_rate_length_controlled", "eval/kl_per_sequence")
+"""Figures that compare a policy with the model that its training started from."""
+PAIRS = "eval/preference_pairs"
 SHOWN = ("eval/true_reward", "eval/preference_accuracy", "eval/win_rate", "eval/win_rate_length_controlled",
-         "eval/kl_per_sequence")  # fmt: skip
+         "eval/kl_per_sequence", PAIRS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def _iterate(overrides: Sequence[str], flags: Sequence[str]) -> int:
         policy = _merged(folder, _place(folder, name, number, rounds.dtype), rounds.dtype)
         start = [f"model.path={typed(str(policy))}"]
     print(_table(found))
+    print("\n".join(measured(found)))
     print(f"\npolicy:  {policy}   (of the last round, whole weights)")
     return 0
 
@@ -225,13 +229,32 @@ def _table(found: Sequence[tuple[TrialResult, int]]) -> str:
     """A line for each round, with those of the usual figures that there are."""
     names = [name for name in SHOWN if any(name in result.metrics for result, _ in found)]
     base = found[0][0].metrics
-    begun = [formatting.number(base.get(name.replace("eval/", "baseline/", 1))) for name in names]
+    begun = [_figure(name, base.get(name.replace("eval/", "baseline/", 1))) for name in names]
     rows = [["before", "–", *begun]]
     for result, number in found:
-        figures = [formatting.number(result.metrics.get(name)) for name in names]
+        figures = [_figure(name, result.metrics.get(name)) for name in names]
         rows.append([str(number), result.trial_id, *figures])
     heads = ["round", "trial", *(name.removeprefix("eval/").replace("_", " ") for name in names)]
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
     )
+
+
+def _figure(name: str, value: float | None) -> str:
+    """A cell; pairs are counted."""
+    return formatting.number(value) if name != PAIRS or value is None else f"{value:,.0f}"
+
+
+def measured(found: Sequence[tuple[TrialResult, int]]) -> list[str]:
+    """What the figures of the rounds are measured on: whether lines of their table can be compared."""
+    results = [result for result, _ in found]
+    rows = {result.digests.get("held_out") for result in results}
+    if len(rows) == 1 and None not in rows:
+        told = ["all rounds are measured on the same held-out rows"]
+    else:
+        told = ["each round is measured on held-out rows of its own: lines may differ by the rows alone"]
+    names = [n.removeprefix("eval/").replace("_", " ") for n in AGAINST_START if any(n in r.metrics for r in results)]
+    if names:
+        told.append(f"{', '.join(names)}: against the model that the round itself began with, not the first one")
+    return told
