@@ -89,7 +89,11 @@ class Served(Judge):
                 session.close()
 
     def _session(self) -> Any:
-        """A session of ``requests`` that repeats what is worth repeating."""
+        """A session of ``requests`` that repeats what is worth repeating.
+
+        It goes through the proxies of the environment, and sends no password that ``~/.netrc`` has for the host: without
+        an ``auth`` of its own, requests would, and in place of the key.
+        """
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3.util.retry import Retry
@@ -98,17 +102,36 @@ class Served(Judge):
             total=self.retries, backoff_factor=0.5, backoff_jitter=0.2, status_forcelist=AGAIN, allowed_methods=None,
             respect_retry_after_header=True, raise_on_status=False,
         )  # fmt: skip
-        session = requests.Session()
+        key = self._key()
+
+        class Session(requests.Session):
+            def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+                """After a redirection: without the key on another host, and with nothing else."""
+                if self.should_strip_auth(response.request.url, prepared_request.url):
+                    prepared_request.headers.pop("Authorization", None)
+
+        def sign(request: Any) -> Any:
+            request.headers.pop("Authorization", None)
+            if key is not None:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        session = Session()
+        session.auth = sign
         for kind in ("http://", "https://"):
             session.mount(kind, HTTPAdapter(max_retries=again, pool_maxsize=self.at_once))
-        if self.key_env is not None:
-            key = os.environ.get(self.key_env)
-            if not key:
-                fix = f"export {self.key_env}=…, or judge.key_env=null for a server that wants none"
-                raise UserError("no such environment variable", key="judge.key_env", value=self.key_env, fix=fix)
-            keep_secret(key)
-            session.headers["Authorization"] = f"Bearer {key}"
         return session
+
+    def _key(self) -> str | None:
+        """From the environment; None where the server wants none."""
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env)
+        if not key:
+            fix = f"export {self.key_env}=…, or judge.key_env=null for a server that wants none"
+            raise UserError("no such environment variable", key="judge.key_env", value=self.key_env, fix=fix)
+        keep_secret(key)
+        return key
 
     def _ask(self, session: Any, question: str) -> Answer:
         import requests

@@ -23,6 +23,7 @@ class Planted:
         unreadable: share of answers without a verdict.
         fails: status codes of the first requests, in order.
         refused: word -> status and body with which each question is refused that holds it.
+        elsewhere: address up to ``/v1`` to which all are sent on; None: none is.
         stops_after: answers after which every further request is refused; None: none is.
     """
 
@@ -31,6 +32,7 @@ class Planted:
     unreadable: float = 0.0
     fails: list[int] = field(default_factory=list)
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    elsewhere: str | None = None
     stops_after: int | None = None
     asked: list[str] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
@@ -81,7 +83,9 @@ def serving(planted: Planted) -> Iterator[str]:
             said = {"choices": [{"message": {"role": "assistant", "content": answer}}],
                     "usage": {"prompt_tokens": len(question) // 4, "completion_tokens": 5}}  # fmt: skip
             text = (json.dumps(said) if status == 200 else said_no[1] or '{"error": "no"}').encode()
-            self.send_response(status)
+            self.send_response(status if planted.elsewhere is None else 307)
+            if planted.elsewhere is not None:
+                self.send_header("Location", f"{planted.elsewhere}/chat/completions")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

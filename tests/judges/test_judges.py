@@ -221,6 +221,32 @@ def test_a_key_comes_from_the_environment_and_is_in_no_message(monkeypatch):
     assert "secret" not in str(judge.identity) and "secret" not in without_password("it was sk-very-secret")
 
 
+@pytest.fixture
+def netrc(tmp_path, monkeypatch) -> None:
+    """What somebody uses for other programs."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\ndefault login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("JUDGES_KEY", "sk-very-secret")
+
+
+@pytest.mark.parametrize(("key", "sent"), [(None, None), ("JUDGES_KEY", "Bearer sk-very-secret")])
+def test_no_other_password_is_sent_than_the_key_that_is_named(netrc, key, sent):
+    with serving(planted := Planted()) as url:
+        ask(Served(url=url, model="m", key_env=key), pairs_of(1))
+        with serving(sends_on := Planted(elsewhere=url)) as first:
+            ask(Served(url=first, model="m", key_env=key), pairs_of(2)[1:])
+    assert sends_on.keys == {sent} and planted.keys - {sent} <= {None}, "nor to where it is sent on"
+
+
+def test_a_proxy_is_used_as_the_environment_says(netrc, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(proxy := Planted()) as url:
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        verdicts, _ = ask(Served(url="http://judge.invalid/v1", model="m", key_env="JUDGES_KEY"), pairs_of(1))
+    assert verdicts[0].won == 1.0 and proxy.keys == {"Bearer sk-very-secret"}
+
+
 def test_where_a_judge_is_reached_is_no_part_of_what_it_is():
     assert Served(url="http://a/v1", model="m").key == Served(url="http://b/v1", model="m").key
     assert Served(model="m").key != Served(model="n").key != Longer().key
