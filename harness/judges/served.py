@@ -91,8 +91,8 @@ class Served(Judge):
     def _session(self) -> Any:
         """A session of ``requests`` that repeats what is worth repeating.
 
-        It goes through the proxies of the environment, and sends no password that ``~/.netrc`` has for the host: without
-        an ``auth`` of its own, requests would, and in place of the key.
+        It goes through the proxies of the environment, and sends no password that ``~/.netrc`` has for the host:
+        without an ``auth`` of its own, requests would, and in place of the key.
         """
         import requests
         from requests.adapters import HTTPAdapter

@@ -14,6 +14,7 @@ from harness.cli.loops.iterate import _following, _merged, _one_trial, _place, _
 from harness.cli.main import main
 from harness.config.compose import compose, hydra_config
 from tests.conftest import QUICK
+from tests.judges.server import Planted, serving
 from tests.judges.small import save_small
 from tests.runs import Sandbox
 
@@ -183,16 +184,18 @@ def test_each_round_begins_with_the_policy_of_the_last_and_its_rows_are_that_pol
     (tmp_path / "principles.txt").write_text("Be brief.\nBe kind.")
     words = (
         "iterate", "rounds=2", "sweep=r", "algo=dpo", "adapter=lora", "model=hf", "model.path=m", "task=constitution",
-        "task.prompts=prompts.txt", "task.principles=principles.txt", "judge@task.judge=longer",
+        "task.prompts=prompts.txt", "task.principles=principles.txt", "judge@task.judge=served",
+        "task.judge.model=m",
         "task.between=samples", "task.writer.temperature=1.0", "task.writer.read=words", "task.writer.max_tokens=300",
         "task.held_out=0.5", "train.steps=2", "train.batch_size=2", "train.learning_rate=1e-3", "train.max_length=1024",
         "eval.max_length=1024",
         "task.allow_skipped=1.0",
         "eval.evaluators.lm_eval=null", "runner.predict=false", "train.warmup_ratio=0",
     )  # fmt: skip
-    first = sandbox.run(*words, quick=False)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert first.stdout.splitlines()[-1].startswith(f"policy:  {tmp_path / 'outputs/r-rounds/2-dpo'}")
+    with serving(Planted(longer=1.0)) as url:
+        first = sandbox.run(*words, f"task.judge.url={url}", quick=False)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert first.stdout.splitlines()[-1].startswith(f"policy:  {tmp_path / 'outputs/r-rounds/2-dpo'}")
     models, made = [], []
     for number in (1, 2):
         (folder,) = sandbox.folders(f"r-round-{number}")
@@ -202,7 +205,8 @@ def test_each_round_begins_with_the_policy_of_the_last_and_its_rows_are_that_pol
     (begun,) = (path.name for path in tmp_path.glob("outputs/r-round-1/dpo-*"))
     assert models == ["m", str(tmp_path / f"outputs/r-rounds/1-{begun}-float32")]
     assert len(made) == 2 and made[0] != made[1], "the second round's rows are of another writer"
-    times = {p: p.stat().st_mtime for p in tmp_path.glob("outputs/*/*/result.json")}
-    again = sandbox.run(*words, quick=False)
-    assert again.returncode == 0, again.stderr
-    assert times == {p: p.stat().st_mtime for p in tmp_path.glob("outputs/*/*/result.json")}
+    with serving(Planted(longer=1.0)) as url:  # where it is reached is no part of what it is
+        times = {p: p.stat().st_mtime for p in tmp_path.glob("outputs/*/*/result.json")}
+        again = sandbox.run(*words, f"task.judge.url={url}", quick=False)
+        assert again.returncode == 0, again.stderr
+        assert times == {p: p.stat().st_mtime for p in tmp_path.glob("outputs/*/*/result.json")}
