@@ -14,13 +14,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from harness.base.errors import UserError
 from harness.cli.main import main
 from harness.judges.asking import ask
-from harness.judges.base import Pair, shown
+from harness.judges.base import Pair
 from harness.judges.biases import biases
 from harness.rewards.as_judge import RewardModel
 from harness.rewards.base import Desk
 from harness.rewards.model import ModelReward
 from harness.tasks.base import text_of
-from harness.tasks.conversation import style_of
+from harness.tasks.conversation import SIDES, style_of
 from tests.judges.small import save_small
 
 PAIRS = [Pair(f"question {i}?", "yes " * (i + 1), "no, never") for i in range(6)]
@@ -63,22 +63,18 @@ def reply(text: str) -> list[dict[str, str]]:
 
 
 def test_a_conversation_is_read_as_the_reward_reads_it(folder):
-    rows = [{"prompt": TURNS[:n], "chosen": reply(a), "rejected": reply(b)}
-            for n in (2, 4) for a, b in (("yes yes", "no, never"), ("so it is", "maybe"), ("a", "b b"), ("who", "me"))]  # fmt: skip
+    sides = (("yes yes", "no, never"), ("so it is", "maybe"), ("a", "b b"), ("who", "me"))
+    rows = [{"prompt": TURNS[:n], "chosen": reply(a), "rejected": reply(b)} for n in (2, 4) for a, b in sides]
     rows.append({"prompt": "question 1?", "chosen": "yes", "rejected": "no"})
-    verdicts, bill = ask(
-        RewardModel(path=str(folder)), [Pair.of(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
-    )
+    pairs = [Pair.of(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    verdicts, bill = ask(RewardModel(path=str(folder)), pairs)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     style = style_of(tokenizer, conversational=True, wanted=True)
     score = ModelReward(path=str(folder)).open(Desk(None, tokenizer, style.rows, {}, "cpu", torch.float32))
-    sides = [
-        list(score(rows, [text_of(row[side]) for row in rows], [True] * len(rows))) for side in ("chosen", "rejected")
-    ]
-    expected = ["first" if a > b else "second" for a, b in zip(*sides, strict=True)]
+    chosen, rejected = (list(score(rows, [text_of(row[k]) for row in rows], [True] * len(rows))) for k in SIDES)
+    expected = ["first" if a > b else "second" for a, b in zip(chosen, rejected, strict=True)]
     assert [v.straight for v in verdicts] == expected and all(v.consistent for v in verdicts) and bill.asked == 18
-    flat, _ = ask(RewardModel(path=str(folder)), [Pair(shown(r["prompt"]), text_of(r["chosen"]), text_of(r["rejected"]))
-                                                  for r in rows])  # fmt: skip
+    flat, _ = ask(RewardModel(path=str(folder)), [Pair(pair.prompt, pair.first, pair.second) for pair in pairs])
     assert [v.straight for v in flat] != expected, "or the test says nothing"
 
 
