@@ -186,7 +186,7 @@ def test_each_round_begins_with_the_policy_of_the_last_and_its_rows_are_that_pol
         "iterate", "rounds=2", "sweep=r", "algo=dpo", "adapter=lora", "model=hf", "model.path=m", "task=constitution",
         "task.prompts=prompts.txt", "task.principles=principles.txt", "judge@task.judge=served",
         "task.judge.model=m",
-        "task.between=samples", "task.writer.temperature=1.0", "task.writer.read=words", "task.writer.max_tokens=300",
+        "task.between=samples", "task.writer.temperature=1.0", "task.writer.read=words", "task.writer.max_tokens=700",
         "task.held_out=0.5", "train.steps=2", "train.batch_size=2", "train.learning_rate=1e-3", "train.max_length=1024",
         "eval.max_length=1024",
         "task.allow_skipped=1.0",
