@@ -7,20 +7,17 @@ frees what they hold, before anything else begins.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, when_memory_runs_out
 from harness.base.streams import silence
 from harness.config import closure, identity
 from harness.judges import constitution
@@ -29,6 +26,7 @@ from harness.judges.base import Judge
 from harness.judges.constitution import Between
 from harness.judges.labelling import Question, card, questions_of
 from harness.judges.local import Local
+from harness.sandbox.apart import Killed, apart
 from harness.store.cache import Cache, Entry, default_dir
 from harness.tasks.base import TaskData, Text, prompt_key
 from harness.tasks.curating.applying import Curated
@@ -134,14 +132,10 @@ class Constitution(Curated):
                 constitution.check(self.writer, self.judge, self.between)
             except UserError as error:
                 raise _of_role(error, (error.key or "").partition(".")[0]) from None
-            spawning = multiprocessing.get_context("spawn")
             try:
-                with ProcessPoolExecutor(1, mp_context=spawning) as pool:
-                    return pool.submit(_fill, settled, folder, cache.root).result()
-            except BrokenProcessPool:
-                rule = "the process in which the writer and the judge worked was killed"
-                fix = "see to memory (task.writer.batch_size, a smaller model), and begin again: answers are kept"
-                raise UserError(rule, key="task", value=STAGE, fix=fix) from None
+                return apart(_fill, settled, folder, cache.root)
+            except Killed:
+                raise _short("the process in which the writer and the judge worked was killed") from None
 
         return cache.fetch(STAGE, identity.digest(inputs), build, inputs=inputs)
 
@@ -162,10 +156,11 @@ class Constitution(Curated):
             The card's figures, and a line about what was asked.
         """
         prompts, principles, people = self.read()
-        made, asked = constitution.write(
-            prompts, principles, self.writer, self.judge, answers,
-            seed=self.seed, between=self.between, people=people, progress=progress,
-        )  # fmt: skip
+        with when_memory_runs_out(_short("memory ran out where the writer and the judge worked")):
+            made, asked = constitution.write(
+                prompts, principles, self.writer, self.judge, answers,
+                seed=self.seed, between=self.between, people=people, progress=progress,
+            )  # fmt: skip
         page = card(made.pairs, title=Path(self.prompts).name, notes=[asked], beside=["principle"])
         (folder / PAGE).write_text(page, encoding="utf-8")
         for name, rows in ((PAIRS, made.pairs.rows), (REVISIONS, made.revisions)):
@@ -184,6 +179,12 @@ class Constitution(Curated):
             "max_prompts": self.max_prompts,
             "code": closure.code_digest(closure.closure([__name__])),
         }
+
+
+def _short(rule: str) -> UserError:
+    """What is to be done where memory is too small."""
+    fix = "see to memory (task.writer.batch_size, a smaller model), and begin again: answers are kept"
+    return UserError(rule, key="task", value=STAGE, fix=fix)
 
 
 def _of_role(error: UserError, role: str) -> UserError:

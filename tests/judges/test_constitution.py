@@ -220,6 +220,25 @@ def test_a_task_makes_its_rows_once_and_keeps_its_answers(here, capfd):
         task_at("http://127.0.0.1:1/v1").load()
 
 
+class Heavy(Served):
+    """Has no room for its model."""
+
+    def answers(self, questions, told):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_memory_that_runs_out_is_said_with_what_to_do(here, capsys, monkeypatch):
+    with pytest.raises(UserError, match="memory ran out") as error:
+        task_at("http://127.0.0.1:1/v1", writer=Heavy(model="w")).load()
+    assert error.value.key == "task" and "task.writer.batch_size" in str(error.value)
+    monkeypatch.setattr(Served, "answers", Heavy.answers)
+    assert main(COMMAND) == 2
+    assert "memory ran out" in (said := capsys.readouterr().err) and "(writer.batch_size" in said
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert main("label --data pairs.jsonl --to out.jsonl --judge served judge.model=m".split()) == 2
+    assert "memory ran out" in capsys.readouterr().err
+
+
 def test_two_samples_of_the_writer_are_judged_by_the_principle(here):
     with serving(planted := Planted(longer=1.0)) as url:
         writer = Served(url=url, model="w", temperature=1.0)
