@@ -247,7 +247,8 @@ def filled(question: str, parts: Mapping[str, str]) -> str:
 def compared_in(question: str) -> Pair:
     """What a question compares, between the marks that ``QUESTION`` has: for judges that read nothing else of it."""
     found = _COMPARED.search(question)
-    return Pair(*found.groups()) if found else Pair("", "", "")
+    prompt, first, second = found.groups() if found else ("", "", "")
+    return Pair(prompt, first, second)
 
 
 @dataclass(frozen=True)
