@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 _USER = re.compile(r"://(?:[^\s/@:'\"]*:[^\s'\"]*@|[^\s/@'\"]+@)")
 _SECRET = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword|token|access_token|api_key)=)[^\s&'\"]+")
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|CUDA error: out of memory",
+    re.IGNORECASE,
+)
 _secrets: dict[str, None] = {}
 """Passwords in use, as they were typed and as they are sent, the longest first."""
 
@@ -125,3 +130,25 @@ class Preempted(KeyboardInterrupt):
         """What is left to be done, and how long it may take."""
         super().__init__()
         self.grace_s, self.then = grace_s, then
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this exception, or one that caused it, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError | OSError) and OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def when_memory_runs_out(error: UserError) -> Iterator[None]:
+    """Within it, memory that runs out is this error: for commands, where nobody keeps books of what a trial came to."""
+    try:
+        yield
+    except Exception as what:
+        if is_out_of_memory(what):
+            raise error from None
+        raise

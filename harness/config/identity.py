@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import without_password
+from harness.base.errors import UserError, without_password
 from harness.config import closure, renamed
 
 PACKAGE = closure.PACKAGE
@@ -29,6 +29,9 @@ COMPUTING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bi
 """Count wherever code counts."""
 WHERE_IMPORTED = ("lm_eval", "math_verify")
 """Count where code of the house imports them; what code of the user's imports always does."""
+
+LOOKS_LOCAL = ("/", "./", "../", "~")
+"""How a path begins that is meant to be a directory, whether it is there or not."""
 
 
 def digest(content: Any, length: int = 16) -> str:
@@ -86,6 +89,43 @@ def model_content(path: str, revision: str | None = None) -> str:
     if folder.is_dir():
         return folder_digest(folder)
     return f"{path}@{hub_commit(path, revision) or revision}"
+
+
+def pinned_content(path: str, revision: str | None = None, *, key: str) -> str:
+    """``model_content`` of what will be loaded, the same before and after the first download (``pinned``)."""
+    return model_content(path, pinned(path, revision, key=key))
+
+
+def pinned(path: str, revision: str | None, *, key: str) -> str | None:
+    """The revision to load a model by, so that what is loaded is what a key names: the commit of a hub model.
+
+    From the local cache of the hub; before the first download the hub is asked, by fetching ``config.json``, which
+    leaves the commit in that cache. Nothing is asked about a directory.
+
+    Args:
+        path: directory or hub id.
+        revision: as the user names it.
+        key: the configuration key that holds the path, for the message.
+
+    Raises:
+        UserError: the hub has no such model, or cannot be reached.
+    """
+    if Path(path).expanduser().is_dir() or path.startswith(LOOKS_LOCAL):
+        return revision
+    said = ""
+    if (commit := hub_commit(path, revision)) is None:
+        import huggingface_hub
+
+        try:
+            huggingface_hub.hf_hub_download(path, "config.json", revision=revision)
+        except (OSError, ValueError) as error:  # a refusal, no network, or a name that is none
+            said = f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        commit = hub_commit(path, revision)
+    if commit is None:
+        rule = f"is no directory, and the hub does not say which commit it is{said}"
+        fix = "check the path; for a hub model the network, HF_HOME and HF_TOKEN; or name a local directory"
+        raise UserError(rule, key=key, value=path, fix=fix)
+    return commit
 
 
 def hub_file(path: str, revision: str | None, name: str) -> Path | None:

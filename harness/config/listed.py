@@ -50,7 +50,7 @@ def listed(file: str, arguments: Sequence[str]) -> list[list[str]]:
         UserError: there is no such file, or a line of it is no list of overrides.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         rule = f"cannot be read ({error.strerror})"
         raise UserError(rule, key=KEY, value=file, fix='a file of lines such as ["algo=dpo", "beta=0.1"]') from None

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
-from harness.judges.base import Judge, Longer, Pair, shown
+from harness.judges.base import Judge, Longer, Pair
 from harness.tasks.base import Task, TaskData, prompt_key
 
 
@@ -47,7 +47,7 @@ class Judged(Evaluator):
 
     def contents(self) -> Mapping[str, str]:
         """What the judge's answers depend on."""
-        return {"judge": self.judge.key}
+        return {"judge": self.judge.settled().key}
 
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[Judged, EvalContext]:
         """With a rule in place of its judge."""
@@ -61,7 +61,7 @@ class Judged(Evaluator):
         from harness.judges.biases import agreement, biases, first_longer, turned_by_lot
 
         rows = list(context.data.eval_pairs.get(context.split, ()))[: self.labelled]
-        labelled = [Pair(shown(r["prompt"]), shown(r["chosen"]), shown(r["rejected"])) for r in rows]
+        labelled = [Pair.of(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
         names, compared = self._compared(context)
         verdicts, bill = ask(self.judge, [*labelled, *compared], context.cache, context.progress)
         on_labelled, on_compared = verdicts[: len(labelled)], verdicts[len(labelled) :]
@@ -105,7 +105,7 @@ class Judged(Evaluator):
         rows, mine = held_out_samples(context, per_prompt=self.samples, max_prompts=self.max_prompts)
         with context.before_training() as before:
             _, theirs = held_out_samples(before, per_prompt=self.samples, max_prompts=self.max_prompts)
-        pairs = [Pair(shown(rows[a.row]["prompt"]), a.text, b.text) for a, b in zip(mine, theirs, strict=True)]
+        pairs = [Pair.of(rows[a.row]["prompt"], a.text, b.text) for a, b in zip(mine, theirs, strict=True)]
         return [prompt_key(row["prompt"]) for row in rows], pairs
 
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:

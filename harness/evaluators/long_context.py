@@ -131,7 +131,7 @@ class LongContext(Surface):
         """The beginning of the haystack, with single spaces."""
         key = f"{self.key}.haystack"
         try:
-            text = existing(str(self.haystack), key).read_text(encoding="utf-8")
+            text = existing(str(self.haystack), key).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             rule = f"the file is not UTF-8 ({error.reason} at byte {error.start})"
             raise UserError(rule, key=key, value=self.haystack, fix="write it in UTF-8, as plain text") from None

@@ -110,7 +110,7 @@ class Surface(Evaluator):
     def contents(self) -> Mapping[str, str]:
         """Of the file, whose rows are checked here, before anything trains; and what a judge's answers depend on."""
         self.rows()
-        judge = {"judge": self.judge.key} if self.by == "judge" else {}
+        judge = {"judge": self.judge.settled().key} if self.by == "judge" else {}
         return {"path": fingerprint_of({f"{self.key}.path": self.path}), **judge}
 
     def asks(self) -> Sequence[str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from harness.evaluators.scoring import Sample
     from harness.rewards.model import ModelReward
 
+JUDGE_KEY = "eval.evaluators.win_rate.judge"
+
 
 @dataclass(frozen=True)
 class WinRate(Evaluator):
@@ -46,7 +48,7 @@ class WinRate(Evaluator):
 
     def contents(self) -> Mapping[str, str]:
         """The judge's, where one is named."""
-        return {} if self.judge is None else {"judge": identity.model_content(self.judge)}
+        return {} if self.judge is None else {"judge": identity.pinned_content(self.judge, key=JUDGE_KEY)}
 
     def on_fixture(self, context: EvalContext, judge: str) -> tuple[WinRate, EvalContext]:
         """With a toy in place of its judge."""
@@ -96,6 +98,5 @@ class WinRate(Evaluator):
         try:
             score = replace(judge, score_batch_size=context.batch_size).open(desk)
         except UserError as error:
-            key = "eval.evaluators.win_rate.judge"
-            raise UserError(error.rule, key=key, value=self.judge, fix=error.fix) from None
+            raise UserError(error.rule, key=JUDGE_KEY, value=self.judge, fix=error.fix) from None
         return lambda rows, drawn: list(score(rows, [d.text for d in drawn], [d.ended for d in drawn]))

@@ -87,9 +87,9 @@ class Kept:
                     self.known[note["question"]] = Answer(text, note["asked"], note["said"], whole)
 
     def add(self, digest: str, answer: Answer) -> None:
-        """Remember it, on disk at once."""
+        """Remember it, on disk at once if it lasts."""
         self.known[digest] = answer
-        if self.folder is None:
+        if self.folder is None or not answer.lasting:
             return
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,8 @@ class Interview:
 
     def __init__(self, judge: Judge, folder: Path | None = None):
         """Read what it has said; it is set to work by the first question that it has not answered."""
-        self.judge, self.kept = judge, Kept(folder, judge)
+        self.judge = judge.settled()
+        self.kept = Kept(folder, self.judge)
         self._work = ExitStack()
         self._answers: Answering | None = None
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from harness.base.errors import UserError
 from harness.config import closure, identity
@@ -62,16 +62,30 @@ _WINNERS: dict[str, Winner] = {"A": "first", "B": "second", "C": "tie"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to one prompt, as plain text."""
+    """Two replies to one prompt, as plain text.
+
+    Attributes:
+        prompt, first, second: as ``shown``.
+        whole: the three as they are, where one of them is messages; for judges with a chat template of their own.
+    """
 
     prompt: str
     first: str
     second: str
+    whole: tuple[Text, Text, Text] | None = None
+
+    @classmethod
+    def of(cls, prompt: Text, first: Text, second: Text) -> Pair:
+        """Of text or messages."""
+        parts = (prompt, first, second)
+        whole = None if all(isinstance(part, str) for part in parts) else parts
+        return cls(shown(prompt), shown(first), shown(second), whole)
 
     @property
     def turned(self) -> Pair:
         """The same in the other order."""
-        return Pair(self.prompt, self.second, self.first)
+        whole = None if self.whole is None else (self.whole[0], self.whole[2], self.whole[1])
+        return Pair(self.prompt, self.second, self.first, whole)
 
 
 def shown(value: Text) -> str:
@@ -97,12 +111,14 @@ class Answer:
         text: its words.
         asked, said: tokens of question and answer, where somebody counted them.
         whole: whether it came to its end; one that was cut off, or a question too long to be read, is no answer.
+        lasting: whether the same judge says so always; a server may be started again with room for what it refused.
     """
 
     text: str
     asked: int = 0
     said: int = 0
     whole: bool = True
+    lasting: bool = True
 
     @property
     def winner(self) -> Winner | None:
@@ -171,9 +187,24 @@ class Judge(ABC):
         """Whether it answers any question in words, such as one for a grade, and does not only compare two replies."""
         return True
 
+    @property
+    def reads_criterion(self) -> bool:
+        """Whether it reads what better is to mean, so that it can judge by a principle."""
+        return True
+
     def again(self, number: int) -> Judge | None:
         """Itself for the ``number``-th sample of the same questions; None where it says the same each time."""
         return None
+
+    def settled(self) -> Self:
+        """Itself with one meaning from now on: a hub id stands for the commit that it is at this moment.
+
+        Taken before its key is; what works and what the key names are then the same. It may use the network.
+
+        Raises:
+            UserError: the hub does not say which commit that is.
+        """
+        return self
 
     def at_work(self) -> AbstractContextManager[Answering]:
         """Within it, what answers many times; a judge that holds a model loads it once, and frees it afterwards."""
@@ -216,7 +247,8 @@ def filled(question: str, parts: Mapping[str, str]) -> str:
 def compared_in(question: str) -> Pair:
     """What a question compares, between the marks that ``QUESTION`` has: for judges that read nothing else of it."""
     found = _COMPARED.search(question)
-    return Pair(*found.groups()) if found else Pair("", "", "")
+    prompt, first, second = found.groups() if found else ("", "", "")
+    return Pair(prompt, first, second)
 
 
 @dataclass(frozen=True)
@@ -228,22 +260,25 @@ class Comparing(Judge):
         """It only compares."""
         return False
 
+    @property
+    def reads_criterion(self) -> bool:
+        """It knows one meaning of better."""
+        return False
+
     def problems(self) -> list[UserError]:
         """It knows one question."""
-        if self.question == QUESTION:
-            return []
         rule = f"is not read by {type(self).__name__}, which reads prompt and replies alone"
-        return [UserError(rule, key="judge.question", value=self.question, fix="leave it out")]
+        own = {"question": (self.question, QUESTION), "criterion": (self.criterion, CRITERION)}
+        return [
+            UserError(rule, key=f"judge.{name}", value=value, fix="leave it out")
+            for name, (value, usual) in own.items()
+            if value != usual
+        ]
 
 
 @dataclass(frozen=True)
-class Longer(Judge):
+class Longer(Comparing):
     """Takes the longer reply, by a rule: what a bias for length comes to, and a judge for trying things."""
-
-    @property
-    def writes(self) -> bool:
-        """It only compares."""
-        return False
 
     @property
     def identity(self) -> Mapping[str, Any]:

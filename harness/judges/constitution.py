@@ -158,6 +158,9 @@ def check(writer: Judge, judge: Judge, between: Between) -> None:
     if between == "samples" and writer.again(1) is None:
         rule = "says the same each time, and two samples are to be compared"
         raise UserError(rule, key="writer", fix="writer.temperature=1.0")
+    if not judge.reads_criterion:
+        rule = f"is a {type(judge).__name__}, which compares in its own way and reads no principle"
+        raise UserError(rule, key="judge", fix="judge=local judge.path=FOLDER, or judge=served judge.model=NAME")
     if "{criterion}" not in judge.question:
         rule = "must hold {criterion}, or the judge does not see the principle"
         raise UserError(rule, key="judge.question", value=judge.question, fix="leave the question as it is")

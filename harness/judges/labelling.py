@@ -53,7 +53,7 @@ class Question:
     @property
     def pair(self) -> Pair:
         """As a judge reads it."""
-        return Pair(shown(self.prompt), shown(self.first), shown(self.second))
+        return Pair.of(self.prompt, self.first, self.second)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -21,6 +21,12 @@ BRIEFLY = "Compare the two briefly. "
 THEN = "Then end with your verdict and nothing after it:"
 AT_ONCE = QUESTION.replace(BRIEFLY, "").replace(THEN, "Answer with your verdict alone:")
 """The usual question where nothing is to be said before the verdict."""
+
+POLICIES = ("harness.models.HF", "harness.models.hub.HF")
+"""Models that a judge may be, by the name that YAML has for them."""
+ANOTHER = "another model: judge=local judge.path=FOLDER, or judge=served judge.model=NAME"
+SELDOM = ("stop_tokens", "chat_template", "attention")
+"""Settings that change answers, and are part of what a judge is only where they are set."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Local(Judge):
         device: ``auto`` is the GPU where there is one.
         pad_token: to use where the tokenizer has none.
         eos_token: likewise; an answer ends with it.
+        stop_tokens: that end an answer in words, beside those that tokenizer and model name.
+        chat_template: ``off`` asks in plain text where the tokenizer has a template too.
+        attention: transformers' attention implementation; null leaves the choice to transformers.
+        gguf_file: of a policy; refused, since a judge reads whole weights.
+        policy: class and path of the model that is trained, where the judge is to be that (``judge=policy``).
     """
 
     path: str = field(kw_only=True)
@@ -58,6 +69,11 @@ class Local(Judge):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     pad_token: str | None = field(default=None, metadata=UNTOLD)
     eos_token: str | None = None
+    stop_tokens: tuple[str, ...] = unless_default(())
+    chat_template: Literal["auto", "off"] = unless_default("auto")
+    attention: str | None = unless_default(None)
+    gguf_file: str | None = unless_default(None)
+    policy: tuple[str | None, ...] = field(default=(), metadata=UNTOLD)  # told as the trial's model already
 
     @property
     def model(self) -> HF:
@@ -70,6 +86,9 @@ class Local(Judge):
             trust_remote_code=self.trust_remote_code,
             pad_token=self.pad_token,
             eos_token=self.eos_token,
+            stop_tokens=self.stop_tokens,
+            chat_template=self.chat_template,
+            attention=self.attention,
         )
 
     @property
@@ -83,6 +102,7 @@ class Local(Judge):
             "read": self.read,
             **how,
             "eos_token": self.eos_token,
+            **{name: value for name in SELDOM if (value := getattr(self, name)) != _default(name)},
             "dtype": self.dtype,
             "device": devices.compute_device(self.device),
             "versions": identity.library_versions(),
@@ -99,17 +119,37 @@ class Local(Judge):
         """Whether it draws what it says."""
         return self.writes and self.temperature > 0
 
+    def settled(self) -> Local:
+        """With the commit of a hub model as its revision."""
+        return replace(self, revision=identity.pinned(self.path, self.revision, key="judge.path"))
+
     def again(self, number: int) -> Local | None:
         """With another seed, where it samples."""
         return replace(self, seed=self.seed + number) if self.samples else None
 
     def problems(self) -> list[UserError]:
-        """A folder must hold whole weights."""
+        """A folder must hold whole weights, and a policy that is to judge be one that can be loaded so."""
+        if (error := self._no_judge()) is not None:
+            return [error]
         found = [*super().problems(), *(_ours(error) for error in self.model.problems())]
         if not found and self.model.ingredients() is not None:
             fix = "python -m harness export TRIAL --merge --to FOLDER writes whole weights"
             found.append(UserError("holds an adapter and no whole model", key="judge.path", value=self.path, fix=fix))
         return found
+
+    def _no_judge(self) -> UserError | None:
+        """Why this is no model for a judge, whatever its files are; None where it may be."""
+        kind, path = self.policy or (None, self.path)
+        if path != self.path:
+            return None  # another model was named in its place
+        if kind is not None and kind not in POLICIES:
+            kind = kind.rpartition(".")[2]
+            rule = f"is to be the model that is trained, a {kind}, and a judge is a folder or a hub id of whole weights"
+            return UserError(rule, key="judge.path", value=self.path, fix=ANOTHER)
+        if self.gguf_file is not None:
+            rule = "has its weights packed, and a judge reads whole ones"
+            return UserError(rule, key="judge.gguf_file", value=self.gguf_file, fix=ANOTHER)
+        return None
 
     def asks(self, pair: Pair) -> str:
         """Without a comparison in words where letters are read, unless the question is the user's own."""
@@ -140,6 +180,11 @@ class Local(Judge):
             device = reader.device
             reader.forget()
             let_go(device)
+
+
+def _default(name: str) -> Any:
+    """Of a field."""
+    return next(field.default for field in fields(Local) if field.name == name)
 
 
 @contextmanager

@@ -7,19 +7,17 @@ frees what they hold, before anything else begins.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import re
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from harness.base.errors import UserError
+from harness.base.errors import UserError, when_memory_runs_out
 from harness.base.streams import silence
 from harness.config import closure, identity
 from harness.judges import constitution
@@ -28,13 +26,14 @@ from harness.judges.base import Judge
 from harness.judges.constitution import Between
 from harness.judges.labelling import Question, card, questions_of
 from harness.judges.local import Local
+from harness.sandbox.apart import Killed, apart
 from harness.store.cache import Cache, Entry, default_dir
 from harness.tasks.base import TaskData, Text, prompt_key
 from harness.tasks.curating.applying import Curated
 from harness.tasks.preferences import Preferences
 from harness.tasks.prompts import Prompts
 from harness.tasks.reading.checking import check
-from harness.tasks.reading.files import existing, fingerprint_of, read_table
+from harness.tasks.reading.files import existing, read_lines, read_table
 from harness.tasks.reading.kept import present
 
 STAGE = "constitution"
@@ -104,30 +103,39 @@ class Constitution(Curated):
         return replace(data, notes=[*data.notes, f"the rows were made by principles; {page} says how that went"])
 
     def fingerprint(self) -> str:
-        """Of the files, the writer and the judge."""
-        return identity.digest(self._inputs())
+        """Of what the files hold, the writer and the judge."""
+        return identity.digest(self.settled()._inputs())
+
+    def settled(self) -> Constitution:
+        """With a writer and a judge that stand for one commit each, if they are models of the hub.
+
+        Raises:
+            UserError: one of them is none, or the hub does not say which commit it is.
+        """
+        found = {}
+        for role, judge in (("writer", self.writer), ("judge", self.judge)):
+            try:
+                for problem in judge.problems():
+                    raise problem
+                found[role] = judge.settled()
+            except UserError as error:
+                raise _of_role(error, role) from None
+        return replace(self, **found)
 
     def made(self, cache: Cache) -> Entry:
         """The folder with the rows and their card, from the cache or made now, in a process of its own."""
-        inputs = self._inputs()
+        settled = self.settled()
+        inputs = settled._inputs()
 
         def build(folder: Path) -> dict[str, Any]:
-            for name, role in (("writer", self.writer), ("judge", self.judge)):
-                if found := role.problems():
-                    raise _of_role(found[0], name)
             try:
                 constitution.check(self.writer, self.judge, self.between)
             except UserError as error:
                 raise _of_role(error, (error.key or "").partition(".")[0]) from None
-            self.read()  # what is wrong with a file is said at once
-            spawning = multiprocessing.get_context("spawn")
             try:
-                with ProcessPoolExecutor(1, mp_context=spawning) as pool:
-                    return pool.submit(_fill, self, folder, cache.root).result()
-            except BrokenProcessPool:
-                rule = "the process in which the writer and the judge worked was killed"
-                fix = "see to memory (task.writer.batch_size, a smaller model), and begin again: answers are kept"
-                raise UserError(rule, key="task", value=STAGE, fix=fix) from None
+                return apart(_fill, settled, folder, cache.root)
+            except Killed:
+                raise _short("the process in which the writer and the judge worked was killed") from None
 
         return cache.fetch(STAGE, identity.digest(inputs), build, inputs=inputs)
 
@@ -148,10 +156,11 @@ class Constitution(Curated):
             The card's figures, and a line about what was asked.
         """
         prompts, principles, people = self.read()
-        made, asked = constitution.write(
-            prompts, principles, self.writer, self.judge, answers,
-            seed=self.seed, between=self.between, people=people, progress=progress,
-        )  # fmt: skip
+        with when_memory_runs_out(_short("memory ran out where the writer and the judge worked")):
+            made, asked = constitution.write(
+                prompts, principles, self.writer, self.judge, answers,
+                seed=self.seed, between=self.between, people=people, progress=progress,
+            )  # fmt: skip
         page = card(made.pairs, title=Path(self.prompts).name, notes=[asked], beside=["principle"])
         (folder / PAGE).write_text(page, encoding="utf-8")
         for name, rows in ((PAIRS, made.pairs.rows), (REVISIONS, made.revisions)):
@@ -160,9 +169,9 @@ class Constitution(Curated):
         return made.pairs.facts, asked
 
     def _inputs(self) -> dict[str, Any]:
-        files = {"task.prompts": self.prompts, "task.principles": self.principles, "task.people": self.people}
+        prompts, principles, people = self.read()  # as read: a file's name says how that is
         return {
-            "files": fingerprint_of(files),
+            "read": identity.digest([prompts, principles, [asdict(question) for question in people]]),
             "writer": self.writer.key_anywhere,
             "judge": {"who": self.judge.key_anywhere, "question": self.judge.question},
             "between": self.between,
@@ -172,10 +181,19 @@ class Constitution(Curated):
         }
 
 
+def _short(rule: str) -> UserError:
+    """What is to be done where memory is too small."""
+    fix = "see to memory (task.writer.batch_size, a smaller model), and begin again: answers are kept"
+    return UserError(rule, key="task", value=STAGE, fix=fix)
+
+
 def _of_role(error: UserError, role: str) -> UserError:
     """An error about a judge, as one about the judge that has this role in the task."""
     field_ = (error.key or "").partition(".")[2]
-    fix = None if error.fix is None else error.fix.replace("judge.", f"task.{role}.").replace("writer.", "task.writer.")
+    fix = None
+    if error.fix is not None:
+        fix = error.fix.replace("judge=", f"judge@task.{role}=").replace("judge.", f"task.{role}.")
+        fix = re.sub(r"(?<!task\.)writer\.", "task.writer.", fix)
     return UserError(error.rule, key=".".join(filter(None, ("task", role, field_))), value=error.value, fix=fix)
 
 
@@ -202,7 +220,7 @@ def prompts_of(path: str, most: int | None = None) -> list[Text]:
         UserError: there are none, or the rows have no prompt.
     """
     if Path(path).suffix == ".txt":
-        found: list[Text] = list(_lines(path, "task.prompts"))
+        found: list[Text] = list(read_lines(path, key="task.prompts"))
     else:
         table = read_table(path, key="task.prompts")
         found = [r["prompt"] for r in check(table, "prompts", Prompts({}).parser(table), allow_skipped=1.0).rows]
@@ -216,24 +234,14 @@ def principles_of(path: str) -> list[str]:
         UserError: there are none, or they are no texts.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
-        return _lines(path, "task.principles")
+        return read_lines(path, key="task.principles")
     import yaml
 
     try:
-        found = yaml.safe_load(existing(path, "task.principles").read_text(encoding="utf-8"))
+        found = yaml.safe_load(existing(path, "task.principles").read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         rule = f"cannot be read: {' '.join(str(error).split())[:200]}"
         raise UserError(rule, key="task.principles", value=path, fix="a list: - Be honest.") from None
     if not isinstance(found, list) or not found or not all(isinstance(one, str) and one.strip() for one in found):
         raise UserError("must be a list of texts", key="task.principles", value=path, fix="- Be honest.")
     return found
-
-
-def _lines(path: str, key: str) -> list[str]:
-    try:
-        found = [line.strip() for line in existing(path, key).read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError("is no text in UTF-8", key=key, value=path, fix="write it in UTF-8") from None
-    if not any(found):
-        raise UserError("holds no line", key=key, value=path, fix="write one a line")
-    return [line for line in found if line]

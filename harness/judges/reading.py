@@ -44,7 +44,7 @@ class Reader:
         with in_our_words(), torch.random.fork_rng(devices=devices):  # whether it is loaded changes nobody's draws
             self.tokenizer: Any = model.tokenizer(None)
             self.model: Any = model.load(None, dtype=_dtype(judge, self.device), device=self.device).eval()
-        self.style = style_of(self.tokenizer, conversational=False, wanted=True)
+        self.style = style_of(self.tokenizer, conversational=False, wanted=judge.chat_template == "auto")
         self.longest = context_length(self.model.config)
 
     def forget(self) -> None:

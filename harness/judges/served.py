@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,13 @@ from harness.judges.base import Answer, Judge
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Status codes after which a request is worth repeating."""
+REFUSALS = (400, 413, 422)
+_NO_ROOM = re.compile(
+    r"context[_ ](length|size|window)|max(imum)?[_ ]model[_ ]len|\bn_ctx|(prompt|input) is too long|"
+    r"(prompt|input) tokens exceed|max_tokens must be at least 1, got -|max_new_tokens` must be <=",
+    re.IGNORECASE,
+)
+"""What servers say of a question too long: OpenAI, vLLM in its versions, SGLang, llama.cpp, TGI, Anthropic."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,11 @@ class Served(Judge):
                 session.close()
 
     def _session(self) -> Any:
-        """A session of ``requests`` that repeats what is worth repeating."""
+        """A session of ``requests`` that repeats what is worth repeating.
+
+        It goes through the proxies of the environment, and sends no password that ``~/.netrc`` has for the host:
+        without an ``auth`` of its own, requests would, and in place of the key.
+        """
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3.util.retry import Retry
@@ -90,17 +102,36 @@ class Served(Judge):
             total=self.retries, backoff_factor=0.5, backoff_jitter=0.2, status_forcelist=AGAIN, allowed_methods=None,
             respect_retry_after_header=True, raise_on_status=False,
         )  # fmt: skip
-        session = requests.Session()
+        key = self._key()
+
+        class Session(requests.Session):
+            def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+                """After a redirection: without the key on another host, and with nothing else."""
+                if self.should_strip_auth(response.request.url, prepared_request.url):
+                    prepared_request.headers.pop("Authorization", None)
+
+        def sign(request: Any) -> Any:
+            request.headers.pop("Authorization", None)
+            if key is not None:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        session = Session()
+        session.auth = sign
         for kind in ("http://", "https://"):
             session.mount(kind, HTTPAdapter(max_retries=again, pool_maxsize=self.at_once))
-        if self.key_env is not None:
-            key = os.environ.get(self.key_env)
-            if not key:
-                fix = f"export {self.key_env}=…, or judge.key_env=null for a server that wants none"
-                raise UserError("no such environment variable", key="judge.key_env", value=self.key_env, fix=fix)
-            keep_secret(key)
-            session.headers["Authorization"] = f"Bearer {key}"
         return session
+
+    def _key(self) -> str | None:
+        """From the environment; None where the server wants none."""
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env)
+        if not key:
+            fix = f"export {self.key_env}=…, or judge.key_env=null for a server that wants none"
+            raise UserError("no such environment variable", key="judge.key_env", value=self.key_env, fix=fix)
+        keep_secret(key)
+        return key
 
     def _ask(self, session: Any, question: str) -> Answer:
         import requests
@@ -120,6 +151,8 @@ class Served(Judge):
         if reply.status_code in (401, 403):
             fix = "judge.key_env=NAME of the variable that holds its key"
             raise self._error(f"refuses the key (status {reply.status_code})", fix)
+        if reply.status_code in REFUSALS and (why := _no_room(reply)) is not None:
+            return Answer(f"not read: {why}", whole=False, lasting=False)
         if not reply.ok:
             said = without_password(" ".join(reply.text.split()))[:200]
             raise self._error(
@@ -136,3 +169,18 @@ class Served(Judge):
 
     def _error(self, rule: str, fix: str) -> UserError:
         return UserError(f"the judge's server {rule}", key="judge.url", value=self.url, fix=fix)
+
+
+def _no_room(reply: Any) -> str | None:
+    """What a refusal says of a question that is longer than the model's context; None where it is of something else.
+
+    Only its message, type and code are read, since servers quote what they were sent.
+    """
+    try:
+        body = reply.json()
+    except ValueError:
+        return None
+    told = body.get("error", body) if isinstance(body, Mapping) else body
+    parts = [told.get(k) for k in ("message", "type", "code", "detail")] if isinstance(told, Mapping) else [told]
+    said = " ".join(str(part) for part in parts if isinstance(part, str))
+    return without_password(" ".join(said.split()))[:200] if _NO_ROOM.search(said) else None

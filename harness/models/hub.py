@@ -57,7 +57,7 @@ class HF(Model):
     def local(self) -> Path | None:
         """The directory, where the path is one (or looks like one)."""
         path = Path(self.path).expanduser()
-        return path if path.is_dir() or self.path.startswith(("/", "./", "../", "~")) else None
+        return path if path.is_dir() or self.path.startswith(identity.LOOKS_LOCAL) else None
 
     @cached_property
     def _adapter(self) -> Mapping[str, Any]:

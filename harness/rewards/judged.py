@@ -12,7 +12,7 @@ from harness.base.errors import UserError
 from harness.judges.asking import Bill, Interview
 from harness.judges.base import GRADES, QUESTION, Judge, Longer, Pair, shown
 from harness.rewards.base import Desk, Opened, Reward, ScoreFunction
-from harness.tasks.base import Row, Task, TaskData, prompt_key
+from harness.tasks.base import Row, Task, TaskData, Text, prompt_key
 
 CHOSEN = "chosen"
 
@@ -64,7 +64,7 @@ class JudgeReward(Reward):
 
     def contents(self) -> Mapping[str, str]:
         """What the judge's answers depend on."""
-        return {"judge": self.judge.key}
+        return {"judge": self.judge.settled().key}
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         """Not without the trial's rows."""
@@ -78,34 +78,34 @@ class JudgeReward(Reward):
         """Nobody is asked about tensors without data."""
         return _Unasked()
 
-    def _other(self, row: Row, others: Mapping[str, str]) -> str | None:
+    def _other(self, row: Row, others: Mapping[str, Text]) -> Text | None:
         """The reply that a row's completion is held against; None where there is none."""
         if self.against == CHOSEN and CHOSEN not in row:
             return others.get(prompt_key(row["prompt"]))
         value = row.get(self.against)
-        return None if value is None else shown(value) if isinstance(value, str | list) else str(value)
+        return value if value is None or isinstance(value, str | list) else str(value)
 
 
 def _held(data: TaskData) -> dict[str, Sequence[Row]]:
     return {f"held-out prompts ({split})": rows for split, rows in data.eval_prompts.items()}
 
 
-def _others(data: TaskData) -> dict[str, str]:
+def _others(data: TaskData) -> dict[str, Text]:
     """The chosen reply of every prompt that has one, the first of several."""
-    found: dict[str, str] = {}
+    found: dict[str, Text] = {}
     for rows in (data.train_pairs, *data.eval_pairs.values()):
         for row in rows:
-            found.setdefault(prompt_key(row["prompt"]), shown(row["chosen"]))
+            found.setdefault(prompt_key(row["prompt"]), row["chosen"])
     for row in data.train_unpaired:
         if row["label"]:
-            found.setdefault(prompt_key(row["prompt"]), shown(row["completion"]))
+            found.setdefault(prompt_key(row["prompt"]), row["completion"])
     return found
 
 
 class _Asking(Opened):
     """Asks about each batch all at once, and remembers what could not be read of it."""
 
-    def __init__(self, reward: JudgeReward, others: Mapping[str, str], interview: Interview):
+    def __init__(self, reward: JudgeReward, others: Mapping[str, Text], interview: Interview):
         self._reward, self._others, self._interview = reward, others, interview
         self._means: Mapping[str, float] = {}
 
@@ -128,7 +128,7 @@ class _Asking(Opened):
                     value=self._reward.against,
                     fix="a column that all prompt rows have, or reward.ask=grade",
                 )
-            pairs.append(Pair(shown(row["prompt"]), text, other))
+            pairs.append(Pair.of(row["prompt"], text, other))
         verdicts, bill = self._interview.verdicts(pairs)
         return [verdict.won for verdict in verdicts], bill
 

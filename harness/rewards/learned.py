@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
-from harness.base.records import UNTOLD
+from harness.base.records import UNTOLD, unless_default
 from harness.config import identity
 from harness.models.adapters import Adapter, Full
 from harness.rewards.base import Desk, Reward
@@ -80,6 +80,7 @@ class LearnedReward(Reward):
         max_length: tokens the reward model reads; ``null`` in YAML takes ``train.max_length``.
         score_batch_size: completions per forward pass.
         trust_remote_code: run code that ships with a model by ``path``.
+        revision: hub revision of such a model.
     """
 
     each_token: ClassVar[bool] = False
@@ -97,11 +98,12 @@ class LearnedReward(Reward):
     max_length: Annotated[int, Gt(1)] = 1024
     score_batch_size: Annotated[int, Gt(0)] = 64
     trust_remote_code: bool = False
+    revision: str | None = unless_default(None)
     spec: Recipe | None = None
 
     def problems(self, task: Task) -> list[UserError]:
         """A path that looks local must exist."""
-        if self.path and self.path.startswith(("/", "./", "../", "~")):
+        if self.path and self.path.startswith(identity.LOOKS_LOCAL):
             folder = Path(self.path).expanduser()
             if not (folder / "config.json").is_file():
                 return [
@@ -144,7 +146,9 @@ class LearnedReward(Reward):
 
     def contents(self) -> Mapping[str, str]:
         """The model's, where one is named."""
-        return {} if self.path is None else {"path": identity.model_content(self.path)}
+        return (
+            {} if self.path is None else {"path": identity.pinned_content(self.path, self.revision, key="reward.path")}
+        )
 
     def stages(self) -> tuple[Recipe, ...]:
         """The stage, unless a path is named."""
@@ -261,7 +265,8 @@ def _by_path(reward: LearnedReward, desk: Desk, *, weights: bool = True) -> Held
 
     assert reward.path is not None
     name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path
-    options = {"trust_remote_code": reward.trust_remote_code}
+    revision = identity.pinned(reward.path, reward.revision, key="reward.path")
+    options: dict[str, Any] = {"trust_remote_code": reward.trust_remote_code, "revision": revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if weights:

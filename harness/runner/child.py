@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import wait
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.base.errors import Diverged, Stopped, UserError
+from harness.base.errors import Diverged, Stopped, UserError, is_out_of_memory
 from harness.config.theirs import blamed
+from harness.sandbox.apart import on_parents_end
 from harness.store.journal import Journal
 from harness.trial.heap import hold_freed_memory
 from harness.trial.job import Job
-
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|CUDA error: out of memory",
-    re.IGNORECASE,
-)
 
 
 def main(job: Job) -> None:
@@ -114,31 +107,12 @@ def describe(error: BaseException, plain: Mapping[str, Any] | None = None) -> di
     }
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this exception, or one that caused it, says that memory ran out."""
-    while error is not None:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return True
-        if isinstance(error, RuntimeError | OSError) and OUT_OF_MEMORY.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def watch_parent() -> None:
     """End this process group when the runner is gone: a second net below ``guard.py``, which may be killed itself.
 
     PR_SET_PDEATHSIG would watch the forkserver, which outlives the runner for as long as this process lives.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    on_parents_end(partial(os.killpg, 0, signal.SIGKILL))
 
 
 def _redirect_output(log: Path) -> None:

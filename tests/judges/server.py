@@ -22,6 +22,8 @@ class Planted:
         longer: share of the others on which it names the longer one.
         unreadable: share of answers without a verdict.
         fails: status codes of the first requests, in order.
+        refused: word -> status and body with which each question is refused that holds it.
+        elsewhere: address up to ``/v1`` to which all are sent on; None: none is.
         stops_after: answers after which every further request is refused; None: none is.
     """
 
@@ -29,6 +31,8 @@ class Planted:
     longer: float = 0.0
     unreadable: float = 0.0
     fails: list[int] = field(default_factory=list)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    elsewhere: str | None = None
     stops_after: int | None = None
     asked: list[str] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
@@ -71,13 +75,17 @@ def serving(planted: Planted) -> Iterator[str]:
                 if planted.stops_after is not None and len(planted.asked) >= planted.stops_after:
                     status = 400
                 question = body["messages"][0]["content"]
+                said_no = next((no for word, no in planted.refused.items() if word in question), (status, ""))
+                status = said_no[0]
                 if status == 200:
                     planted.asked.append(question)
             answer = planted.says(question, body.get("seed"))
             said = {"choices": [{"message": {"role": "assistant", "content": answer}}],
                     "usage": {"prompt_tokens": len(question) // 4, "completion_tokens": 5}}  # fmt: skip
-            text = json.dumps(said if status == 200 else {"error": "no"}).encode()
-            self.send_response(status)
+            text = (json.dumps(said) if status == 200 else said_no[1] or '{"error": "no"}').encode()
+            self.send_response(status if planted.elsewhere is None else 307)
+            if planted.elsewhere is not None:
+                self.send_header("Location", f"{planted.elsewhere}/chat/completions")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

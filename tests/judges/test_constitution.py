@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,19 @@ from harness.judges.base import Longer
 from harness.judges.constitution import write
 from harness.judges.principles import Constitution, principles_of, prompts_of
 from harness.judges.served import Served
+from harness.judges.sums import Sums
+from harness.rewards.as_judge import RewardModel
 from harness.tasks.preferences import Preferences
+from harness.tasks.reading.splits import hold_out, loose_key
 from tests.judges.server import Planted, serving
+
+
+@dataclass(frozen=True)
+class Lengthy(Longer):
+    """The longer reply, whatever the principle: said to read it."""
+
+    reads_criterion = True
+
 
 PROMPTS = [f"question {i}?" for i in range(12)]
 PRINCIPLES = ["Be kind.", "Be brief.", "Be honest."]
@@ -69,9 +81,9 @@ def test_a_server_that_dies_loses_no_answer_and_is_asked_nothing_twice(here, cap
 def test_the_principle_of_a_prompt_does_not_depend_on_the_others(here):
     with serving(Planted()) as url:
         writer = Served(url=url, model="w")
-        all_, _ = write(PROMPTS, PRINCIPLES, writer, Longer(), here)
-        some, asked = write(PROMPTS[5:8], PRINCIPLES, writer, Longer(), here)
-        other, _ = write(PROMPTS, PRINCIPLES, writer, Longer(), here, seed=1)
+        all_, _ = write(PROMPTS, PRINCIPLES, writer, Lengthy(), here)
+        some, asked = write(PROMPTS[5:8], PRINCIPLES, writer, Lengthy(), here)
+        other, _ = write(PROMPTS, PRINCIPLES, writer, Lengthy(), here, seed=1)
     assert [d.principle for d in some.drafts] == [d.principle for d in all_.drafts[5:8]]
     assert asked.startswith("0 answers were asked for")
     assert [d.principle for d in other.drafts] != [d.principle for d in all_.drafts]
@@ -86,11 +98,11 @@ def test_messages_stay_messages_and_what_was_not_changed_is_left_out(here):
                 told(i, Answer("the same" if "question 1" in question else f"{len(question)} characters"))
 
     prompts = [[{"role": "user", "content": text}] for text in PROMPTS[:2]]
-    made, _ = write(prompts, PRINCIPLES, Parrot(model="w"), Longer(), None)
+    made, _ = write(prompts, PRINCIPLES, Parrot(model="w"), Lengthy(), None)
     (row,) = made.revisions
     assert row["prompt"] == prompts[0] and row["completion"][0]["role"] == "assistant"
     assert made.pairs.facts["left out: the revision is the reply"] == "1"
-    nothing, _ = write(prompts[1:], PRINCIPLES, Parrot(model="w"), Longer(), None)
+    nothing, _ = write(prompts[1:], PRINCIPLES, Parrot(model="w"), Lengthy(), None)
     assert nothing.revisions == [] and nothing.pairs.rows == []
 
 
@@ -103,15 +115,39 @@ def test_what_was_cut_off_or_could_not_be_read_is_no_row_and_is_counted(here):
                 told(i, Answer(f"{len(question)} characters", whole="question 1" not in question))
 
     for folder in (None, here, here):  # the last time from the kept answers
-        made, _ = write(PROMPTS[:2], PRINCIPLES, Short(model="w"), Longer(), folder)
+        made, _ = write(PROMPTS[:2], PRINCIPLES, Short(model="w"), Lengthy(), folder)
         assert [row["prompt"] for row in made.revisions] == PROMPTS[:1]
         assert [v for k, v in made.pairs.facts.items() if k.startswith("left out: an answer was cut off")] == ["1"]
 
 
+def test_a_prompt_that_a_server_has_no_room_for_is_counted_and_holds_up_nothing(here, capsys):
+    body = '{"object": "error", "message": "This model\'s maximum context length is 4096 tokens."}'
+    with serving(Planted(refused={"question 3?": (400, body)})) as url:
+        assert main([*COMMAND, f"writer.url={url}", f"judge.url={url}"]) == 0
+    said = capsys.readouterr().out
+    assert "11 of 12" in said and "left out: an answer was cut off, or its question too long" in said
+
+
 def test_a_judge_that_does_not_see_the_principle_is_refused(here):
-    blind = Longer(question="{prompt} {first} {second}")
+    blind = Served(model="m", question="{prompt} {first} {second}")
     with pytest.raises(UserError, match="does not see the principle"):
         write(PROMPTS, PRINCIPLES, Served(model="w"), blind, None)
+
+
+@pytest.mark.parametrize("judge", [Longer(), Sums(), RewardModel(path="rm")])
+def test_a_judge_that_reads_no_principle_is_refused(here, monkeypatch, judge):
+    with pytest.raises(UserError, match="reads no principle"):
+        write(PROMPTS, PRINCIPLES, Served(model="w"), judge, None)
+    monkeypatch.setattr("harness.config.identity.pinned", lambda path, revision, key: revision)
+    with pytest.raises(UserError, match="task.judge: .*reads no principle") as error:
+        task_at("http://127.0.0.1:1/v1", judge=judge).load()
+    assert "judge@task.judge=local task.judge.path=FOLDER" in str(error.value)
+
+
+def test_a_question_that_a_rule_does_not_read_is_refused():
+    for judge in (Longer(question="{prompt}, {first} or {second}?"), Longer(criterion="Be kind.")):
+        (error,) = judge.problems()
+        assert "is not read by Longer" in error.rule
 
 
 def test_files_and_roles_that_are_none_are_refused(here):
@@ -124,10 +160,38 @@ def test_files_and_roles_that_are_none_are_refused(here):
         with pytest.raises(UserError, match=f"task.principles={path}"):
             principles_of(path)
     with pytest.raises(UserError, match="only compares"):
-        write(PROMPTS, PRINCIPLES, Longer(), Longer(), None)
+        write(PROMPTS, PRINCIPLES, Longer(), Lengthy(), None)
     Path("made").mkdir()
     Path("made/here").touch()
     assert main(COMMAND) == 2
+
+
+def test_lines_end_at_line_breaks_alone_and_no_mark_of_the_file_is_in_a_text(here):
+    Path("odd.txt").write_bytes("\ufeffOne\u2028more?\r\n \n  Two\x85 and\x0bthree?\n".encode())
+    assert prompts_of("odd.txt") == ["One\u2028more?", "Two\x85 and\x0bthree?"] == principles_of("odd.txt")
+    Path("wide.txt").write_bytes("One?\nTwo?".encode("utf-16"))
+    assert prompts_of("wide.txt") == ["One?", "Two?"]
+    Path("odd.yaml").write_bytes("\ufeff- Be kind.\n".encode())
+    assert principles_of("odd.yaml") == ["Be kind."]
+    Path("latin.txt").write_bytes("à la carte".encode("latin1"))
+    for read, key in ((prompts_of, "prompts"), (principles_of, "principles")):
+        with pytest.raises(UserError, match=rf"task\.{key}=latin.txt: is no text in UTF-8"):
+            read("latin.txt")
+
+
+def test_rows_are_those_of_what_was_read_and_not_of_a_files_bytes(here):
+    lines = '{"prompt": "a"}\n{"prompt": "b"}\n'
+    for name in ("rows.jsonl", "rows.txt"):
+        Path(name).write_text(lines)
+    Path("list.yaml").write_text("- Be kind.\n- Be brief.\n")
+    Path("list.txt").write_text("- Be kind.\n- Be brief.\n")
+
+    def key(prompts: str, principles: str) -> str:
+        return Constitution(prompts, principles, Served(model="w"), Lengthy()).fingerprint()
+
+    assert len({key(p, q) for p in ("rows.jsonl", "rows.txt") for q in ("list.yaml", "list.txt")}) == 4
+    Path("same.txt").write_bytes(b"\xef\xbb\xbfBe kind.\r\n\r\nBe brief.")
+    assert key("rows.jsonl", "list.yaml") == key("rows.jsonl", "same.txt")
 
 
 def task_at(url: str, **fields) -> Constitution:
@@ -156,16 +220,35 @@ def test_a_task_makes_its_rows_once_and_keeps_its_answers(here, capfd):
         task_at("http://127.0.0.1:1/v1").load()
 
 
+class Heavy(Served):
+    """Has no room for its model."""
+
+    def answers(self, questions, told):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_memory_that_runs_out_is_said_with_what_to_do(here, capsys, monkeypatch):
+    with pytest.raises(UserError, match="memory ran out") as error:
+        task_at("http://127.0.0.1:1/v1", writer=Heavy(model="w")).load()
+    assert error.value.key == "task" and "task.writer.batch_size" in str(error.value)
+    monkeypatch.setattr(Served, "answers", Heavy.answers)
+    assert main(COMMAND) == 2
+    assert "memory ran out" in (said := capsys.readouterr().err) and "(writer.batch_size" in said
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert main("label --data pairs.jsonl --to out.jsonl --judge served judge.model=m".split()) == 2
+    assert "memory ran out" in capsys.readouterr().err
+
+
 def test_two_samples_of_the_writer_are_judged_by_the_principle(here):
     with serving(planted := Planted(longer=1.0)) as url:
         writer = Served(url=url, model="w", temperature=1.0)
-        made, asked = write(PROMPTS, PRINCIPLES, writer, Longer(), here, between="samples")
+        made, asked = write(PROMPTS, PRINCIPLES, writer, Lengthy(), here, between="samples")
         assert len(planted.asked) == 24 and {"0", "1"} == {str(seed) for seed in planted.seeds}
         assert asked.startswith("48 answers were asked for"), "24 of the writer, 24 of the judge"
         assert made.revisions == [] and made.pairs.facts["pairs of samples"] == "12 of 12 (100.0%)"
         assert all(row["chosen"] != row["rejected"] and row["principle"] in PRINCIPLES for row in made.pairs.rows)
     with pytest.raises(UserError, match="says the same each time"):
-        write(PROMPTS, PRINCIPLES, Served(model="w"), Longer(), None, between="samples")
+        write(PROMPTS, PRINCIPLES, Served(model="w"), Lengthy(), None, between="samples")
 
 
 def test_the_judge_is_held_against_pairs_that_people_labelled(here):
@@ -192,6 +275,24 @@ def test_what_cannot_be_made_is_refused_by_the_name_of_its_field(here):
     with serving(Planted()) as url, pytest.raises(UserError, match="no row") as error:
         task_at(url, judge=Served(url=url, model="m", question="{criterion}{prompt}{first}{second} question 1")).load()
     assert "card.md" in str(error.value)
+
+
+def test_held_out_prompts_without_rows_are_told_and_a_split_of_them_alone_is_refused(here):
+    prompts = [f"question {i}?" for i in range(12)]
+    rows = [{"prompt": p, "chosen": "good", "rejected": "poor"} for p in prompts]
+    keys = hold_out(map(loose_key, prompts), 0.5, 0)
+
+    def loaded(lost: set[str]) -> list[str]:
+        left = [row for row in rows if row["prompt"] not in lost]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+        return list(Preferences(path="rows.jsonl", held_out=0.5).loaded(among=prompts).notes)
+
+    assert "6 of 6 held-out prompts have rows" in loaded(set())
+    assert "4 of 6 held-out prompts have rows" in loaded({min(keys.test), min(keys.validation)})
+    for name in ("test", "validation"):
+        with pytest.raises(UserError, match=f"none of the 3 prompts that are held out for {name} has a row") as error:
+            loaded(set(getattr(keys, name)))
+        assert error.value.key == "task.held_out" and error.value.fix
 
 
 def test_a_prompt_is_held_out_or_not_whatever_becomes_of_the_others(here):

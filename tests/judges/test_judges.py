@@ -154,6 +154,52 @@ def test_a_server_that_refuses_is_told_as_it_is(status, words):
     assert caught.value.fix
 
 
+TOO_LONG = {
+    "vllm": '{"object":"error","message":"This model\'s maximum context length is 4096 tokens. However, you requested '
+    '5000 tokens (4488 in the messages, 512 in the completion). Please reduce","type":"BadRequestError","code":400}',
+    "vllm_new": '{"error":{"message":"The decoder prompt (length 10127) is longer than the maximum model length of '
+    '8192. Make sure that `max_model_len` is no smaller","type":"BadRequestError","param":null,"code":400}}',
+    "vllm_room": '{"object":"error","message":"max_tokens must be at least 1, got -186.","type":"BadRequestError"}',
+    "openai": '{"error":{"message":"Your input is over the limit.","type":"invalid_request_error","code":'
+    '"context_length_exceeded"}}',
+    "sglang": '{"object":"error","message":"The input (61709 tokens) is longer than the model\'s context length (40960 '
+    'tokens).","type":"BadRequestError","code":400}',
+    "llama_cpp": '{"error":{"code":400,"message":"the request exceeds the available context size, try increasing it",'
+    '"type":"exceed_context_size_error"}}',
+    "detail": '{"detail":"prompt is too long: 9000 tokens > 8192 maximum"}',
+}
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_question_that_the_server_has_no_room_for_is_an_answer_that_nobody_can_read(tmp_path, status):
+    pairs = pairs_of(len(TOO_LONG) + 2)
+    refused = {f"question {i}?": (status, body) for i, body in enumerate(TOO_LONG.values(), start=1)}
+    with serving(planted := Planted(refused=refused)) as url:
+        verdicts, bill = ask(Served(url=url, model="m", retries=0), pairs, tmp_path)
+    assert [v.won for v in verdicts] == [1.0, *[None] * len(TOO_LONG), 1.0] and bill.asked == 2 * len(pairs)
+    assert sum(biases(pairs, verdicts).unreadable) == len(TOO_LONG) and len(planted.asked) == 4
+    with serving(roomier := Planted()) as url:  # the same model, served with a longer context
+        assert {v.won for v in ask(Served(url=url, model="m"), pairs, tmp_path)[0]} == {1.0}
+    assert len(roomier.asked) == 2 * len(TOO_LONG), "what was refused is asked again, and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, '{"error":{"message":"temperature must be non-negative","code":400}}'),
+        (
+            400,
+            '{"detail":[{"msg":"extra fields are not permitted","input":"question 1? maximum context length"}]}',
+        ),
+        (413, "<html>413 Request Entity Too Large</html>"),
+        (404, '{"error":{"message":"no model of that context length","code":404}}'),
+    ],
+)
+def test_any_other_refusal_ends_the_asking(status, body):
+    with serving(Planted(refused={"question": (status, body)})) as url, pytest.raises(UserError, match=f"{status}"):
+        ask(Served(url=url, model="m", retries=0), pairs_of(2))
+
+
 def test_a_server_that_is_not_there_is_told_with_its_address():
     with pytest.raises(UserError, match=r"judge\.url=http://127\.0\.0\.1:9/v1: .*no answer"):
         ask(Served(url="http://127.0.0.1:9/v1", model="m", retries=0), pairs_of(1))
@@ -173,6 +219,32 @@ def test_a_key_comes_from_the_environment_and_is_in_no_message(monkeypatch):
     with pytest.raises(ValueError, match="key_env"):
         Served(url="http://me:secret@host/v1", model="m")
     assert "secret" not in str(judge.identity) and "secret" not in without_password("it was sk-very-secret")
+
+
+@pytest.fixture
+def netrc(tmp_path, monkeypatch) -> None:
+    """What somebody uses for other programs."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\ndefault login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("JUDGES_KEY", "sk-very-secret")
+
+
+@pytest.mark.parametrize(("key", "sent"), [(None, None), ("JUDGES_KEY", "Bearer sk-very-secret")])
+def test_no_other_password_is_sent_than_the_key_that_is_named(netrc, key, sent):
+    with serving(planted := Planted()) as url:
+        ask(Served(url=url, model="m", key_env=key), pairs_of(1))
+        with serving(sends_on := Planted(elsewhere=url)) as first:
+            ask(Served(url=first, model="m", key_env=key), pairs_of(2)[1:])
+    assert sends_on.keys == {sent} and planted.keys - {sent} <= {None}, "nor to where it is sent on"
+
+
+def test_a_proxy_is_used_as_the_environment_says(netrc, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(proxy := Planted()) as url:
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        verdicts, _ = ask(Served(url="http://judge.invalid/v1", model="m", key_env="JUDGES_KEY"), pairs_of(1))
+    assert verdicts[0].won == 1.0 and proxy.keys == {"Bearer sk-very-secret"}
 
 
 def test_where_a_judge_is_reached_is_no_part_of_what_it_is():

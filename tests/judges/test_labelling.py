@@ -12,8 +12,9 @@ from harness.base.errors import UserError, UserErrors
 from harness.cli.main import main
 from harness.cli.rows.label import judge_from
 from harness.judges.asking import Verdict
-from harness.judges.base import Answer, Longer
+from harness.judges.base import Answer
 from harness.judges.labelling import JUDGE, Question, card, labelled, questions_of
+from harness.judges.served import Served
 from harness.tasks.preferences import Preferences
 from harness.tasks.reading.files import read_table
 from tests.judges.server import Planted, serving
@@ -161,7 +162,7 @@ def test_an_answer_that_was_cut_off_is_no_verdict_and_a_question_must_show_both_
     assert Answer(cut).winner == "tie" and Answer(cut, whole=False).winner is None
     assert Answer("from [[1]] to [[10]]. The", whole=False).grade is None
     assert Answer("<think>[[A]]? no.</think> [[B]]").winner == "second" and Answer("<think>[[A]]").winner is None
-    (error,) = Longer(question="Compare {prompt}: {reply_a} / {second}").problems()
+    (error,) = Served(model="m", question="Compare {prompt}: {reply_a} / {second}").problems()
     assert error.key == "judge.question" and "must hold {first}" in error.rule
 
 

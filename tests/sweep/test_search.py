@@ -150,6 +150,12 @@ def test_points_of_a_file_are_a_sweep(tmp_path):
     assert "seed=0,1" in str(refused.value)
 
 
+def test_a_point_may_hold_what_else_ends_a_line_in_unicode(tmp_path):
+    file = tmp_path / "points.jsonl"
+    file.write_bytes('\ufeff["task.prefix=a\u2028b"]\r\n["beta=1"]'.encode())
+    assert listed(str(file), []) == [["task.prefix=a\u2028b"], ["beta=1"]]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "holds no point"), ("{}\n", "line 1 must be"), ('["beta=1"]\nbeta=2\n', "line 2 must be"), ("[1]", "line 1")],

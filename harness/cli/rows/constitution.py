@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--principles", metavar="FILE", required=True, help="a principle a line, or a list in .yaml")
     parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must be new or empty")
     parser.add_argument("--writer", metavar="NAME", help="who replies, criticises and revises: served, or local")
-    parser.add_argument("--judge", metavar="NAME", help="who compares reply and revision: served, local, longer")
+    parser.add_argument("--judge", metavar="NAME", help="who compares reply and revision: served, or local")
     parser.add_argument("--between", choices=["revision", "samples"], default="revision", help="what is compared")
     parser.add_argument("--people", metavar="FILE", help="pairs that people labelled, to hold the judge against")
     parser.add_argument("--rows", metavar="N", type=positive, help="only so many prompts, from the top")
@@ -91,4 +92,5 @@ def _as_typed(error: UserError) -> UserError:
     """Errors about the task's fields as errors about the options that fill them."""
     key = error.key or ""
     spelled = key.replace("task.", "--", 1) if key.startswith("task.") else key
-    return UserError(error.rule, key=spelled, value=error.value, fix=error.fix)
+    fix = re.sub(r"\btask\.(writer|judge)\.", r"\1.", error.fix) if error.fix else None
+    return UserError(error.rule, key=spelled, value=error.value, fix=fix)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.commandline import Parser, positive
-from harness.base.errors import UserError
+from harness.base.errors import UserError, when_memory_runs_out
 
 EPILOG = """\
 The file holds a prompt beside chosen and rejected (whose labels the judge is then held against), or beside several
@@ -59,9 +59,13 @@ def main(argv: list[str]) -> int:
     annotators = _annotators(options.annotators, table.columns)
     questions, notes = questions_of(table, _names(options.replies), annotators)
     display = Display(f"label {Path(options.data).name}")
-    found, bill = label(
-        judge, questions, cache, lambda what, done, total: display.update(what, float(done), total, None)
-    )
+    fix = "see to memory (judge.batch_size, a smaller model), and begin again: answers are kept"
+    with when_memory_runs_out(
+        UserError("memory ran out where it worked", key="judge", value=type(judge).__name__, fix=fix)
+    ):
+        found, bill = label(
+            judge, questions, cache, lambda what, done, total: display.update(what, float(done), total, None)
+        )
     notes += [f"{bill.asked:,} answers were asked for, and {bill.kept:,} were there already"]
     page.write_text(card(found, title=Path(options.data).name, notes=notes), encoding="utf-8")
     write_rows(target, found.rows)

@@ -67,6 +67,28 @@ def read_table(path: str, *, key: str, max_rows: int | None = None) -> Table:
     return Table(path, key, list(columns), rows, [number for number, _ in numbered], unit, encoded)
 
 
+def read_lines(path: str, *, key: str) -> list[str]:
+    """The lines of a text file that hold something, without the blanks around them.
+
+    A line ends at a line break alone: what else Unicode calls a separator may stand within a text.
+
+    Args:
+        path: relative to the working directory.
+        key: the configuration key that names the file, for messages.
+
+    Raises:
+        UserError: the file is missing, no text in UTF-8, or holds no such line.
+    """
+    try:
+        with _text(existing(path, key), newline="\n") as opened:
+            found = [line.strip() for line in opened]
+    except UnicodeDecodeError:
+        raise UserError("is no text in UTF-8", key=key, value=path, fix="write it in UTF-8") from None
+    if not any(found):
+        raise UserError("holds no line", key=key, value=path, fix="write one a line")
+    return [line for line in found if line]
+
+
 def fingerprint_of(paths: Mapping[str, str | None]) -> str:
     """SHA-256 (16 hex digits) over the bytes of files by the configuration keys that name them; null ones are none."""
     total = hashlib.sha256()

@@ -107,6 +107,9 @@ def assemble(
         eval_key: the configuration key that names the held-out rows (``task.eval_path``).
         curate: rules for what is left to train on.
         among: prompts of which to hold some out, where ``train`` may lack rows of some that it has at other times.
+
+    Raises:
+        UserError: too few prompts, prompts on both sides, or a split of ``among`` for which there is no row.
     """
     rules = curate or {}
     notes = [*train.notes, *(held.notes if held else ())]
@@ -142,6 +145,8 @@ def assemble(
         },
         rules,
     )
+    if among is not None and held is None:
+        notes.append(_with_rows(parts, split, share))
     rest, notes = left.rows, [*notes, *left.notes, *on_held]
     if on_held:
         parts, rest, told = _apart_again(parts, rest, source)
@@ -158,6 +163,20 @@ def assemble(
         notes=notes,
         curation=left.counts,
     )
+
+
+def _with_rows(parts: Mapping[str, Sequence[Row]], split: Held, share: float) -> str:
+    """How many of the prompts that were held out have a row to be judged by; raises if those of a split have none."""
+    there = {name: len({loose_key(row["prompt"]) for row in rows}) for name, rows in parts.items()}
+    chosen = {name: len(getattr(split, name)) for name in SPLITS}
+    for name in SPLITS:
+        if chosen[name] and not there[name]:
+            fix = (
+                "hold out more of them (task.held_out=0.5), give more prompts, or see what was left of the rows and why"
+            )
+            rule = f"none of the {chosen[name]:,} prompts that are held out for {name} has a row"
+            raise UserError(rule, key="task.held_out", value=share, fix=fix)
+    return f"{sum(there.values()):,} of {sum(chosen.values()):,} held-out prompts have rows"
 
 
 def _outside(rows: Sequence[Row], split: Held) -> list[Row]:
