@@ -199,7 +199,7 @@ def _seeds_of_parts(columns: Collection[Any], frame: pd.DataFrame) -> list[str]:
 
 def _alike(rows: pd.DataFrame) -> bool:
     """Whether both columns hold the same numbers, and not one number alone."""
-    one, other = (pd.to_numeric(rows[c], errors="coerce") for c in rows)
+    one, other = (pd.Series(pd.to_numeric(rows[c], errors="coerce")) for c in rows)
     return bool((one == other).all()) and one.nunique() > 1
 
 
