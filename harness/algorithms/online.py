@@ -21,7 +21,7 @@ from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.trl_seam import RolloutTrainer
 from harness.models import prefixes
 from harness.models.draws import drawing, uniforms
-from harness.models.generation import own_distribution, rows_within_cache, sampling_config, stop_ids
+from harness.models.generation import own_distribution, rows_within_cache, sampling_config, stop_ids, text_of
 from harness.rewards.base import Desk
 from harness.rewards.scoring import Scorer
 from harness.tasks.conversation import prompt_ids
@@ -245,8 +245,17 @@ class OnlineTrainer(RolloutTrainer):
 
     def _score(self, completions: list[Any], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
         self._ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        completions = [*map(self._without_end, completions, completion_ids, self._ended)]
         self._scores = self.scorer(completions, row, self._ended)
         return self._scores
+
+    def _without_end(self, completion: Any, ids: list[int], ended: bool) -> Any:
+        """TRL's text or message of a completion without a stop token that its tokenizer does not know for special."""
+        tokenizer: Any = self.processing_class
+        if not ended or ids[-1] in tokenizer.all_special_ids:
+            return completion
+        text = text_of(tokenizer, ids, ended=True)
+        return text if isinstance(completion, str) else [{**completion[0], "content": text}, *completion[1:]]
 
     def rolled_out(self, inputs: Any) -> dict[str, Any]:
         """A rollout, in a phase of its own."""

@@ -22,6 +22,7 @@ from harness.models.generation import (
     rows_within_cache,
     sampling_options,
     stop_ids,
+    text_of,
 )
 from harness.models.virtual_tokens import has_virtual_tokens
 from harness.tasks.base import Row, Score
@@ -266,7 +267,7 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
                 kept = tokens if end is None else tokens[: end + 1]
-                text = str(tokenizer.decode(kept, skip_special_tokens=True))
+                text = text_of(tokenizer, kept, ended=end is not None)
                 found[j] = Sample(jobs[j], text, tuple(kept), ended=end is not None)
             context.tell("sampling", len(found), len(jobs))
     return [found[j] for j in range(len(jobs))]

@@ -8,7 +8,7 @@ enough: transformers 5 fills what they leave open from the model's own. So the m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,11 @@ def union(*named: Any) -> list[int]:
     """Token ids named one by one, in lists, or not at all, ascending and each once."""
     found = {i for one in named for i in (one if isinstance(one, list | tuple) else [one]) if i is not None}
     return sorted(int(i) for i in found)
+
+
+def text_of(tokenizer: Any, ids: Sequence[int], *, ended: bool) -> str:
+    """What tokens of a completion say; the one that ``ended`` it says nothing, special in its tokenizer or not."""
+    return str(tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=True))
 
 
 def keeps_logits(model: Any) -> bool:

@@ -27,10 +27,25 @@ def merged(base: Any, adapter: Path) -> Any:
         model = PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=True)
         if not isinstance(model.base_model, BaseTuner):
             raise CannotMerge(f"peft cannot add {model.peft_type} to the weights of a base")
+        _untie(model)
         try:
             return model.merge_and_unload(safe_merge=True).eval()
         except (NotImplementedError, ValueError) as error:
             raise CannotMerge(f"peft cannot merge it: {' '.join(str(error).split())[:200]}") from error
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own where a low-rank change of the embedding they are tied to is added in place."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if not isinstance(embedding, LoraLayer) or getattr(head, "weight", None) is not embedding.base_layer.weight:
+        return
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (base.config, base.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def write_out(quantized: Any, base: Any) -> Any:

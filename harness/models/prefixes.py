@@ -244,11 +244,13 @@ def agrees(model: Any, prefixes: Prefixes, *, longest: int, device: str, precisi
             plain = said()
         before = prefixes.computed
         off = float((said() - plain).abs().flatten(1).mean(1).max())
-        together = prefixes.computed - before < ids.numel()
+        read = prefixes.computed - before
         prefixes.given = prefixes.computed = 0  # these rows are none of training's
-        if together and off <= APART[precision]:
+        if 0 < read < ids.numel() and off <= APART[precision]:
             return True
         prefixes.why = f"read together, completions are {off:.2g} nats a token from what they are apart"
+        if not 0 < read < ids.numel():
+            prefixes.why = "its layers, or how it balances its experts, want rows as they come"
     except Exception as error:  # whatever an architecture makes of such a mask
         prefixes.why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:

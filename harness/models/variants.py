@@ -148,6 +148,13 @@ class PrefixTuning(VirtualTokens):
         return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens)
 
 
+NOT_CAUSAL = {
+    "LILY": "routes by means over the batch and over tokens to come: what a row scores depends on rows beside it",
+    "SHADOW": "samples from another model than it scores, by peft's own generate",
+}
+"""Methods of peft with which no figure here would mean what it says."""
+
+
 @dataclass(frozen=True)
 class AnyPeft(Adapter):
     """Any method that peft has, by its own configuration.
@@ -197,6 +204,9 @@ class AnyPeft(Adapter):
         fix = "'adapter.config={peft_type: LOHA, r: 8, target_modules: [q_proj, v_proj]}'"
         if not self.config or "peft_type" not in self.config:
             return [UserError("must name a method of peft", key="adapter.config.peft_type", value=None, fix=fix)]
+        if (kind := str(self.config["peft_type"]).upper()) in NOT_CAUSAL:
+            words = NOT_CAUSAL[kind]
+            return [UserError(words, key="adapter.config.peft_type", value=kind, fix="adapter=lora, or another method")]
         if not self.base_when_off:
             words = "an adapter that changes the base cannot be saved so that it comes back, but for adapter=pissa"
             return [UserError(words, key="adapter.base_when_off", value=False, fix="adapter=pissa")]

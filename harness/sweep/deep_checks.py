@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ TEMPLATE = "model.chat_template"
 TEMPLATE_S = 10.0
 """Within which a prompt is rendered and tokenized; it takes milliseconds."""
 TARGETS = "adapter.targets=all-linear or names that the model has; adapter=full where it has no linear layers"
+CAPS = re.compile(r"^(?!.*(attn|attention|router)).*logit.*cap", re.IGNORECASE)
+KNOWN_CAPS = ("final_logit_softcapping",)
+"""Of the names by which a configuration caps the logits of its head, those that TRL's losses read too."""
 USUAL_RANK = 64
 TRIED = 20
 """Rows of which the template must render one."""
@@ -148,6 +152,7 @@ def find_problems(plain: dict[str, Any], digest: str | None = None) -> list[User
         *reward_problems(setup, data),
         *evaluator_problems(setup, data),
     ]
+    found += _head_problems(setup, config)
     return [*found, *rows, *(_attention_problems(setup, config) or _target_problems(setup, config)), *own]
 
 
@@ -318,12 +323,37 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         rule = "adapts the output head, whose weights every loss here reads past the adapter: it would not be trained"
         fix = "leave the head out of the targets, or train it whole: modules_to_save of an adapter=peft adapter.config"
         return [UserError(rule, key=key, value=value, fix=fix)]
+    if adapter.off_is_base and (own := trained_of_base(model, wrapped)):
+        rule = f"trains weights of the base itself ({', '.join(own[:2])}{', …' if len(own) > 2 else ''}), which stay "
+        rule += "changed when the adapter is off: the reference would move along"
+        fix = "bias: none in the configuration of the adapter; modules_to_save trains copies"
+        return [UserError(rule, key=key, value=value, fix=fix)]
     if not found:
         rule = "nothing of the model is trainable under it"
         return [UserError(rule, key="adapter", value=adapter.name, fix="leave inference_mode out of peft_config()")]
     if found != told:
         rule = f"expected_trainable() says {told:,} parameters of this model, and peft makes {found:,} trainable"
         return [UserError(rule, key="adapter", value=adapter.name, fix="count what peft_config() adapts")]
+    return []
+
+
+def trained_of_base(model: Any, wrapped: Any) -> list[str]:
+    """Names of the base's own weights that are trained under an adapter."""
+    names = {name for name, _ in model.named_parameters()}
+    trained = [name for name, weight in wrapped.named_parameters() if weight.requires_grad]
+    plain = [name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in trained]
+    return [name for name in plain if name in names]
+
+
+def _head_problems(setup: Setup, config: Any) -> list[UserError]:
+    """Training's losses read the output head by themselves, and know one cap of its logits."""
+    if config is None or not setup.algo.trains:
+        return []
+    for name, size in config.get_text_config().to_dict().items():
+        if CAPS.search(name) and name not in KNOWN_CAPS and size:
+            rule = f"caps its logits by {name}={size}, which the losses of training do not know"
+            value = getattr(setup.model, "path", None) or setup.model.name
+            return [UserError(rule, key="model", value=value, fix="algo=none, or another architecture")]
     return []
 
 

@@ -241,11 +241,24 @@ def test_a_rollout_ends_where_a_sample_of_the_evaluators_does_and_both_say_so(tm
     trainer = trainer_of(model(), algo, tmp_path)
     said = rolled_out(trainer)
     assert set(trainer.eos_token_ids) == ends
-    trainer._score([""] * 4, said, row=[0] * 4)
+    told: list[str] = []
+
+    def scores(_: Any, completions: Any, __: Any) -> list[float]:
+        told.extend(completions)
+        return [0.0] * len(completions)
+
+    trainer.scorer.use(scores)
+    trainer._score(TOKENIZER.batch_decode(said, skip_special_tokens=True), said, row=[0] * 4)
     judged = sample(context(model()), PROMPTS, per_prompt=2, temperature=1.0)
     for tokens, ended in [*zip(said, trainer._ended, strict=True), *((s.ids, s.ended) for s in judged)]:
         assert not ends.intersection(tokens[:-1])
         assert ended == (tokens[-1] in ends) == (len(tokens) < 12 or tokens[-1] in ends)
+    # A token that ends a reply is no word of it, also where the tokenizer does not have it for special.
+    texts = [*zip(said, told, strict=True), *((s.ids, s.text) for s in judged)]
+    assert any(tokens[-1] in ends - {EOS} for tokens, _ in texts)
+    for tokens, text in texts:
+        kept = tokens[:-1] if tokens[-1] in ends else tokens
+        assert text == TOKENIZER.decode(list(kept), skip_special_tokens=True)
 
 
 # -- what is served stays as it was ----------------------------------------------------------------------

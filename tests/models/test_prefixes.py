@@ -17,6 +17,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -260,6 +261,17 @@ def test_blocks_of_flex_attention_see_what_masks_let_see(name, monkeypatch):
         assert 0 < found.computed < 0.6 * found.given
         assert torch.allclose(plain[mask.bool()], together[mask.bool()], atol=1e-4)
         assert prefixes.agrees(model, found, longest=64, device="cpu", precision="fp32"), found.why
+
+
+def test_a_model_whose_batches_are_left_alone_shares_nothing():
+    """Else rollouts would be sampled in chunks from a cache that knows no such thing."""
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = model_of(
+        Lfm2Config(**small, num_key_value_heads=2, vocab_size=200, layer_types=["conv", "full_attention"]), "eager"
+    )
+    found = Prefixes(model.base_model)
+    assert not prefixes.agrees(model, found, longest=64, device="cpu", precision="fp32")
+    assert not found.on and "rows as they come" in found.why
 
 
 def test_an_architecture_that_cannot_take_such_a_mask_says_so():

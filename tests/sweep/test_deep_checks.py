@@ -110,6 +110,36 @@ def test_an_adapter_on_the_output_head_is_refused_before_anything_is_built(compo
     assert error.key == key and "output head" in error.rule and "modules_to_save" in (error.fix or "")
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_that_trains_the_bases_own_biases_is_refused(plain, compose, bias):
+    """Off it would be no base any more after the first step, and the reference would move along."""
+    config = f"{{peft_type: LORA, r: 4, target_modules: [q_proj], bias: {bias}}}"
+    with_bias = compose("adapter=peft", f"adapter.config={config}")
+    plain["adapter"] = with_bias["adapter"]  # of qwen2, whose projections have biases
+    (error,) = find_problems(plain)
+    assert error.key == "adapter" and "q_proj.bias" in error.rule and "bias: none" in (error.fix or "")
+
+
+@pytest.mark.parametrize("kind", ["LILY", "shadow"])
+def test_methods_of_peft_by_which_no_figure_means_anything_are_refused(compose, kind):
+    (error,) = assemble(
+        compose("adapter=peft", f"adapter.config={{peft_type: {kind}, r: 4, target_modules: [q_proj]}}")
+    ).adapter.problems(assemble(compose("algo=dpo")).train)
+    assert error.key == "adapter.config.peft_type" and error.value == kind.upper()
+
+
+def test_a_cap_of_logits_that_losses_do_not_know_is_refused(compose):
+    setup = assemble(compose("algo=dpo"))
+    config = setup.model.configuration(None)
+    assert deep_checks._head_problems(setup, config) == []
+    config.final_logit_softcapping, config.attn_logit_softcapping = 30.0, 50.0
+    assert deep_checks._head_problems(setup, config) == []
+    config.logits_soft_cap = 30.0
+    (error,) = deep_checks._head_problems(setup, config)
+    assert "logits_soft_cap=30.0" in error.rule
+    assert deep_checks._head_problems(assemble(compose("algo=none")), config) == []
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
