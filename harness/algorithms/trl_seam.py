@@ -24,6 +24,7 @@ from harness.algorithms.regrouped import groups_together
 from harness.algorithms.replay import Replayed
 from harness.base.replacing import replaced
 from harness.models import prefixes
+from harness.models.loading import attention_of
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
 TILE = 32_768
@@ -201,7 +202,7 @@ def imitation(anchor: float, reference: Any) -> type[SFTTrainer]:
 
 def wants_one_sequence(model: Any) -> bool:
     """Whether its attention tells packed rows apart in a single sequence alone, as flash attention's kernels do."""
-    return "flash" in str(model.config._attn_implementation)
+    return "flash" in attention_of(model.config)
 
 
 def without_hashing() -> None:

@@ -81,6 +81,11 @@ def attention_option(attention: str | None) -> dict[str, Any]:
     return {} if attention is None else {"attn_implementation": attention}
 
 
+def attention_of(config: Any) -> str:
+    """The implementation that a model of this configuration was loaded with, by transformers' name."""
+    return str(config._attn_implementation)
+
+
 def rehearsed(attention: str | None) -> str | None:
     """What a rehearsal takes for it: kernels that build no matrix of scores hold as much as PyTorch's own."""
     return attention if attention in (None, "eager") else "sdpa"

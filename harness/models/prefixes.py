@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from harness.base.errors import UserError
 from harness.models.base import context_length
-from harness.models.loading import FLEX
+from harness.models.loading import FLEX, attention_of
 from harness.models.precision import computing
 from harness.models.prefix_layout import MOST_TOKENS, Layout, blocks, laid_out, masks
 
@@ -60,7 +60,7 @@ class Prefixes:
         """Watch ``body``, the transformer without its head."""
         text = body.config.get_text_config()
         self.on, self.why, self.given, self.computed = True, "", 0, 0
-        self.attention = str(text._attn_implementation)
+        self.attention = attention_of(text)
         self._square = 2 * text.hidden_size * text.num_hidden_layers / max(1, _weights(body))
         self._window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
         kinds = set(getattr(text, "layer_types", None) or ())
