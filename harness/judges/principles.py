@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -59,6 +59,11 @@ class Constitution(Curated):
         held_out: share of the prompts that is held out, one half for validation and one for the test.
         allow_skipped: share of the rows that may be unusable.
     """
+
+    shape_rows: ClassVar[frozenset[str]] = Curated.shape_rows | {
+        "prompts", "principles", "writer", "judge", "rows", "between", "people", "seed", "max_prompts", "held_out",
+        "allow_skipped",
+    }  # fmt: skip
 
     prompts: str
     principles: str

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.judges.principles import Constitution
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.code import Code
 from harness.tasks.hub import Hub
@@ -22,7 +23,7 @@ from tests.toys import build_model, write_jsonl
 RULES: dict[type, set[str]] = {
     Arithmetic: {"length_cost", "steps"}, Problems: {"length_cost", "answers"}, Preferences: set(),
     Hub: {"length_cost"}, HubVerifiable: {"length_cost", "answers"}, Code: {"sandbox", "timeout_s", "memory_mb"},
-    ReasoningGym: {"name", "options", "length_cost"},
+    ReasoningGym: {"name", "options", "length_cost"}, Constitution: set(),
 }  # fmt: skip
 
 
