@@ -165,7 +165,8 @@ def ends_of_sampling(model: Any, each: int = 1) -> Iterator[None]:
         options |= {"max_new_tokens": 1, "return_dict_in_generate": True}
         if generation_config is not None:
             options["generation_config"] = generation_config
-        first = whole(input_ids=input_ids, attention_mask=attention_mask, **options)
+        learned = {k: options.pop(k) for k in ("past_key_values",) if k in options}  # tokens before the prompt
+        first = whole(input_ids=input_ids, attention_mask=attention_mask, **options, **learned)
         if each > 1:
             first.past_key_values.batch_repeat_interleave(each)
             rows *= each

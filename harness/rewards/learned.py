@@ -273,7 +273,8 @@ def _by_path(reward: LearnedReward, desk: Desk, *, weights: bool = True) -> Held
             shell = _auto(reward.each_token).from_pretrained(name, dtype=desk.dtype, **options)
         else:
             config = AutoConfig.from_pretrained(name, **options)
-            shell = _auto(reward.each_token).from_config(config, dtype=desk.dtype, **options)
+            code = {"trust_remote_code": reward.trust_remote_code}
+            shell = _auto(reward.each_token).from_config(config, dtype=desk.dtype, **code)
         shell = shell.to(desk.device)
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
