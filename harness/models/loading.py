@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import UserError
+from harness.config.identity import version_of
 
 if TYPE_CHECKING:
     import torch
@@ -100,17 +99,10 @@ def attention_problem(attention: str | None) -> UserError | None:
         fix = "model.attention=null leaves the choice to transformers"
         return UserError(rule, key="model.attention", value=attention, fix=fix)
     package = ATTENTION[attention]
-    if package is None or is_installed(package) or is_installed("kernels"):  # which fetches it from the hub
+    if package is None or any(version_of(name) != "absent" for name in (package, "kernels")):  # kernels fetches it
         return None
     fix = f"pip install {package}, or model.attention=sdpa"
     return UserError(f"needs the package {package}", key="model.attention", value=attention, fix=fix)
-
-
-def is_installed(package: str) -> bool:
-    """Whether there is a package of this name, as pip knows it."""
-    with suppress(PackageNotFoundError):
-        return bool(version(package))
-    return False
 
 
 def trainable(model: Any, quantization: Any) -> Any:
