@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 from harness.base.errors import UserError
@@ -32,6 +32,9 @@ Which of two replies to a user is better? {criterion}
 
 Compare the two briefly. Their order and their length say nothing of their quality. Then end with your verdict and \
 nothing after it: [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
+_AT_ONCE = QUESTION.replace("Compare the two briefly. ", "").replace(
+    "Then end with your verdict and nothing after it:", "Answer with your verdict alone:"
+)
 EXCHANGE = """\
 <user>
 {prompt}
@@ -168,6 +171,10 @@ class Judge(ABC):
         """The question about a pair; what replies hold is put in as it is, whatever braces it has."""
         parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
         return filled(self.question, parts)
+
+    def verdict_alone(self) -> Self:
+        """Itself with a question that wants the verdict alone, unless the question is the user's own."""
+        return replace(self, question=_AT_ONCE) if self.question == QUESTION else self
 
     def asks_grade(self, prompt: str, reply: str) -> str:
         """The question about one reply alone."""

@@ -12,15 +12,10 @@ from annotated_types import Ge, Gt, Le
 from harness.base.errors import UserError
 from harness.base.records import UNTOLD, unless_default
 from harness.config import closure, devices, identity
-from harness.judges.base import QUESTION, Answer, Answering, Judge, Pair
+from harness.judges.base import Answer, Answering, Judge, Pair
 
 if TYPE_CHECKING:
     from harness.models.hub import HF
-
-BRIEFLY = "Compare the two briefly. "
-THEN = "Then end with your verdict and nothing after it:"
-AT_ONCE = QUESTION.replace(BRIEFLY, "").replace(THEN, "Answer with your verdict alone:")
-"""The usual question where nothing is to be said before the verdict."""
 
 POLICIES = ("harness.models.HF", "harness.models.hub.HF")
 """Models that a judge may be, by the name that YAML has for them."""
@@ -153,8 +148,7 @@ class Local(Judge):
 
     def asks(self, pair: Pair) -> str:
         """Without a comparison in words where letters are read, unless the question is the user's own."""
-        at_once = self.read == "letters" and self.question == QUESTION
-        return Judge.asks(replace(self, question=AT_ONCE) if at_once else self, pair)
+        return Judge.asks(self.verdict_alone() if self.read == "letters" else self, pair)
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """Load, answer, and free the memory."""

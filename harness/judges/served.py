@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError, keep_secret, without_password
 from harness.base.records import UNTOLD, unless_default
-from harness.judges.base import Answer, Judge
+from harness.judges.base import Answer, Judge, Pair
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Status codes after which a request is worth repeating."""
@@ -35,6 +35,8 @@ class Served(Judge):
         model: by the name that the server knows.
         key_env: environment variable that holds the key, which is in no configuration, run or log; null sends none, so
             that no key of another service goes to a server that has no use for it.
+        read: ``words`` lets it compare before it says its verdict; ``letters`` asks for the verdict alone, which takes a
+            few tokens in place of a hundred, and from a model that thinks best aloud a worse verdict.
         temperature, max_tokens: of an answer.
         seed: of the sampling, where the temperature is above 0 and the server knows seeds.
         at_once: questions under way at a time.
@@ -46,6 +48,7 @@ class Served(Judge):
     url: str = field(default="http://127.0.0.1:8000/v1", metadata=UNTOLD)
     model: str = ""
     key_env: str | None = field(default=None, metadata=UNTOLD)
+    read: Literal["letters", "words"] = unless_default("words")
     temperature: Annotated[float, Ge(0)] = 0.0
     max_tokens: Annotated[int, Gt(0)] = 512
     seed: Annotated[int, Ge(0)] = unless_default(0)
@@ -65,6 +68,10 @@ class Served(Judge):
         """Model and sampling."""
         seed = {"seed": self.seed} if self.seed else {}
         return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, **seed}
+
+    def asks(self, pair: Pair) -> str:
+        """Without a comparison in words where the verdict alone is wanted, unless the question is the user's own."""
+        return Judge.asks(self.verdict_alone() if self.read == "letters" else self, pair)
 
     def again(self, number: int) -> Served | None:
         """With another seed, where it samples."""

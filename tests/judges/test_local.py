@@ -13,8 +13,9 @@ import torch
 from harness.base.errors import UserError
 from harness.judges.asking import Interview, ask
 from harness.judges.base import QUESTION, Answer, Pair
-from harness.judges.local import AT_ONCE, Local
+from harness.judges.local import Local
 from harness.judges.reading import Reader
+from harness.judges.served import Served
 from tests.judges.small import save_small
 
 
@@ -73,9 +74,11 @@ def test_words_are_written_greedily_and_do_not_depend_on_the_batch(judge):
 
 
 def test_the_question_asks_for_a_comparison_only_where_words_are_read(judge):
-    assert "Compare" not in AT_ONCE and AT_ONCE != QUESTION and "verdict alone: [[A]]" in AT_ONCE
-    assert "Compare" not in judge.asks(PAIRS[0]) and "Compare" in replace(judge, read="words").asks(PAIRS[0])
-    assert replace(judge, question="{first} or {second}?").asks(Pair("p", "a", "b")) == "a or b?"
+    server = Served(model="any", read="letters")
+    for alone in (judge, server):
+        assert "Compare" not in alone.asks(PAIRS[0]) and "verdict alone: [[A]]" in alone.asks(PAIRS[0])
+        assert "Compare" in replace(alone, read="words").asks(PAIRS[0])
+        assert replace(alone, question="{first} or {second}?").asks(Pair("p", "a", "b")) == "a or b?"
 
 
 def test_what_it_holds_is_freed_and_its_answers_are_kept_by_the_content_of_the_model(judge, folder, tmp_path):
