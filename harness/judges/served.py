@@ -35,8 +35,8 @@ class Served(Judge):
         model: by the name that the server knows.
         key_env: environment variable that holds the key, which is in no configuration, run or log; null sends none, so
             that no key of another service goes to a server that has no use for it.
-        read: ``words`` lets it compare before it says its verdict; ``letters`` asks for the verdict alone, which takes a
-            few tokens in place of a hundred, and from a model that thinks best aloud a worse verdict.
+        read: ``words`` lets it compare before it says its verdict; ``letters`` asks for the verdict alone, which
+            takes a few tokens in place of a hundred, and may be a worse one.
         temperature, max_tokens: of an answer.
         seed: of the sampling, where the temperature is above 0 and the server knows seeds.
         at_once: questions under way at a time.

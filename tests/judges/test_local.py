@@ -12,7 +12,7 @@ import torch
 
 from harness.base.errors import UserError
 from harness.judges.asking import Interview, ask
-from harness.judges.base import QUESTION, Answer, Pair
+from harness.judges.base import Answer, Pair
 from harness.judges.local import Local
 from harness.judges.reading import Reader
 from harness.judges.served import Served
