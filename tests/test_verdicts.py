@@ -55,7 +55,7 @@ def test_a_model_trained_on_flipped_labels_is_worse(sandbox: Sandbox) -> None:
     assert done.returncode == 0, done.stderr
     report = (sandbox.cwd / "reports" / "planted" / "report.md").read_text()
     # Of trials on other data no base is theirs in common, so it is the best of them that is named.
-    assert re.search(r"Best mean true reward: \*\*dpo[^*]*flipped=0\.0\*\* with", report)
+    assert re.search(r"Highest mean true reward: \*\*dpo[^*]*flipped=0\.0\*\* with", report)
     assert "Avoid" not in report  # one seed proves nothing
     assert "Not alike" in report and "data" in report  # other labels are other data, and that is said
     good, bad = (next(f for f in sandbox.folders("planted") if flipped(f) == share) for share in (0.0, 1.0))
