@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.formatting import count
-from harness.runner.waiting import PRESENT
 from harness.telemetry.cores import cores
+from harness.telemetry.waiting import PRESENT
 
 LOST = 255
 """Exit code of a process whose server was killed: multiprocessing knows no more of it, and it may live."""

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from harness.base.errors import UserError
+from harness.telemetry.waiting import PRESENT
 
 
 class Killed(Exception):
@@ -63,6 +64,7 @@ def on_parents_end(end: Callable[[], object]) -> None:
 def _at_work(channel: Connection, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """The process."""
     on_parents_end(partial(os.kill, os.getpid(), signal.SIGKILL))
+    PRESENT.settle()
     try:
         told = True, work(*arguments)
     except BaseException as error:

@@ -13,6 +13,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.sandbox.apart import Killed, apart
+from harness.telemetry.waiting import NAMES
 
 PARENT = """
 import signal, sys
@@ -39,6 +40,14 @@ def holds(path):
 
 def refuse(rule: str) -> None:
     raise UserError(rule, key="task.writer", fix="another")
+
+
+def test_its_threads_wait_as_those_of_trials_do(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    found = [apart(os.getenv, name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")]
+    assert found in (["passive", None], [None, "3000"])
+    assert not any(name in os.environ for name in NAMES)  # what this process does is its own
 
 
 class Odd(Exception):

@@ -58,7 +58,9 @@ def main(argv: list[str]) -> int:
 
     from harness.judges.principles import Constitution
     from harness.runner.display import Display, say
+    from harness.telemetry.waiting import PRESENT
 
+    PRESENT.settle()
     display = Display(f"constitution {Path(options.prompts).name}")
     new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)

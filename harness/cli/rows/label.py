@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
     from harness.judges.labelling import card, label, questions_of
     from harness.runner.display import Display, say
     from harness.tasks.reading.files import read_table
+    from harness.telemetry.waiting import PRESENT
 
+    PRESENT.settle()
     table = read_table(options.data, key="--data", max_rows=options.rows)
     annotators = _annotators(options.annotators, table.columns)
     questions, notes = questions_of(table, _names(options.replies), annotators)

@@ -8,7 +8,8 @@ with a spin of at most 3,000 rounds, of 1,000, and asleep at once:
     beside one process      6.5     7.1     9.1    11.1
 
 So a spin is short, whatever comes later, and where others are at work when a trial starts there is none. No number
-depends on it. OpenMP reads these variables when torch is imported: that is in the server that trials are forked from.
+depends on it. OpenMP reads these variables when torch is imported: that is in the server that trials are forked from,
+and in each process that computes by itself (``settle``).
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ class Waiting:
         self._calm = 0 if disturbed else self._calm + 1
         self.asleep = disturbed or (self.asleep and self._calm < CALM)
         return held if disturbed else None
+
+    def settle(self) -> None:
+        """Look, and have it so in this process; before torch is imported, since nothing is read later."""
+        self.look(None)
+        os.environ.update(self.environment)
 
 
 PRESENT = Waiting()

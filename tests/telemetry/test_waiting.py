@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness.runner import forkserver, waiting
-from harness.runner.waiting import ASLEEP, NAMES, SHORT, Waiting
-from harness.telemetry import cores
+from harness.runner import forkserver
+from harness.telemetry import cores, waiting
+from harness.telemetry.waiting import ASLEEP, NAMES, SHORT, Waiting
 
 
 @pytest.fixture(autouse=True)
