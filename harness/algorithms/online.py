@@ -15,6 +15,7 @@ from torch import Tensor
 from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
 
+from harness.algorithms import vllm_rollouts
 from harness.algorithms.arguments import common_arguments, to_dataset
 from harness.algorithms.base import Reference, Training, TrainJob
 from harness.algorithms.ppo import mathematics as math
@@ -29,7 +30,7 @@ from harness.tasks.conversation import prompt_ids
 DRAWN = "drawn.json"
 RENAMED = {"completions/mean_length": "response_tokens", "clip_ratio/region_mean": "clip_fraction"}
 """TRL's series -> ours: online algorithms share their names (docs/metrics.md)."""
-DROPPED = ("completions/", "clip_ratio/", "rewards/", "frac_reward_zero_std", "step_time")
+DROPPED = ("completions/", "clip_ratio/", "rewards/", "sampling/", "frac_reward_zero_std", "step_time")
 """Series of TRL's that repeat another one, or mean something else in another algorithm."""
 
 
@@ -47,6 +48,7 @@ def online_config(
         num_iterations=num_iterations,
         steps_per_generation=common["gradient_accumulation_steps"] * rollout_batches,
         max_completion_length=job.train.max_completion_length,
+        **vllm_rollouts.options(job, stop_ids(job.tokenizer, job.model)),
         **options,
     )
     config.num_generations = num_generations
@@ -61,6 +63,7 @@ def online_options(job: TrainJob) -> dict[str, Any]:
         "clock": job.clock,
         "reference": job.reference,
         "rollout_batch": job.train.rollout_batch,
+        "most_weight": job.train.vllm.most_weight,
         "scorer": Scorer(job.reward, job.task, job.data.train_prompts),
         "make_desk": partial(
             Desk,
@@ -116,6 +119,7 @@ class OnlineTrainer(RolloutTrainer):
         scorer: the reward.
         make_desk: gives the reward what it works with, once the policy is known.
         rollout_batch: completions to sample at once; None: as many as a cache may hold.
+        most_weight: where vLLM samples, the largest weight of a token (``VLLM``).
         options: TRL's.
     """
 
@@ -128,13 +132,16 @@ class OnlineTrainer(RolloutTrainer):
         scorer: Scorer,
         make_desk: Callable[..., Desk],
         rollout_batch: int | None = None,
+        most_weight: float = 0.0,
         **options: Any,
     ):
         """Construct with beta 0 (no reference is loaded), then set both and open the reward."""
         score: Any = self._score
         for model in (options["model"], reference):
             number_positions(model)
-        super().__init__(reward_funcs=score, **options)
+        with vllm_rollouts.made_here():
+            super().__init__(reward_funcs=score, **options)
+        self.apart = vllm_rollouts.Apart(most_weight, self.note)
         self._clock, self.scorer, self._rollout_batch = clock, scorer, rollout_batch
         self.desk = make_desk(policy=self.model)
         scorer.use(scorer.reward.open(self.desk))
@@ -202,7 +209,12 @@ class OnlineTrainer(RolloutTrainer):
         return prompt_ids(self.processing_class, rows)
 
     def completed(self, prompts: list[list[int]], *arguments: Any, **options: Any) -> Any:
-        """Completions from the policy's own distribution, by draws that belong to each of them (``models.draws``)."""
+        """Completions from the policy's own distribution, by draws that belong to each of them (``models.draws``).
+
+        Where vLLM samples the draws are its own.
+        """
+        if self.use_vllm:
+            return super().sampled(prompts, *arguments, **options)
         ranks, own = self.accelerator, len(prompts)
         first = self.drawn + ranks.process_index * own
         self.drawn += ranks.num_processes * own
@@ -261,7 +273,7 @@ class OnlineTrainer(RolloutTrainer):
         """A rollout, in a phase of its own."""
         started = time.perf_counter()
         with self._clock.phase("rollout"):
-            batch = super().rolled_out(inputs)
+            batch = self.apart.weigh(super().rolled_out(inputs))
             mask, device = batch["completion_mask"], self.accelerator.device
             scores = torch.tensor(self._scores, device=device, dtype=torch.float32)
             ended = torch.tensor(self._ended, device=device)

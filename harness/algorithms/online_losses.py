@@ -48,7 +48,8 @@ class RLOOTrainer(GroupTrainer):
         log_probs, entropies, _ = self.log_probs(model, ids, attention, mask.shape[1], compute_entropy=True)
         old, advantages, clip = inputs["old_per_token_logps"], inputs["advantages"], self.settings.epsilon
         said = Said(log_probs, mask)
-        loss = losses.sequence_policy(said, old, advantages, clip).mean()
+        weights = inputs.get("sampler_weights", 1.0)  # where vLLM sampled
+        loss = (losses.sequence_policy(said, old, advantages, clip) * weights).mean()
         with torch.no_grad():
             ratio = torch.exp(said.total - Said(old, mask).total)
             self.note(

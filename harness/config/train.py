@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from harness.base.errors import Mismatch, UserError
 from harness.base.records import unless_default
+from harness.config.rollout import VLLM
 
 UNKNOWN_STEPS = 10**9
 """Stands for the number of steps where only a budget ends training."""
@@ -111,6 +112,8 @@ class Train:
         share_prefix: read a prompt once for all of its completions; ``auto`` does where it gives the same numbers.
         rollout_batch: completions that an online algorithm samples at once; null: as many as 2 GiB of keys and values
             hold. It changes no sample.
+        rollout: what samples them: transformers' ``hf``, or ``vllm`` in the trial's process, on its GPU.
+        vllm: what that may take.
         keep: which policy that is: the ``last``, or the one at the ``best`` point of the curve (``eval.at``), by the
             validation split.
     """
@@ -140,6 +143,8 @@ class Train:
     keep: Literal["last", "best"] = unless_default("last")
     share_prefix: Literal["auto"] | bool = unless_default("auto")
     rollout_batch: Annotated[int, Gt(0)] | None = unless_default(None)
+    rollout: Literal["hf", "vllm"] = unless_default("hf")
+    vllm: VLLM = unless_default(VLLM())
 
 
 def with_lengths(train: Mapping[str, Any], context: int | None) -> dict[str, Any]:

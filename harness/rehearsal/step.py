@@ -131,6 +131,12 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
         judge(model, "reference", judged[0], [])
         if setup.algo.trains:
             tracker.enter("load")
+            taken = setup.train.vllm.bytes_for(model.num_parameters())
+
+            def engine() -> None:
+                with tracker.creating("engine"):
+                    torch.empty(taken, dtype=torch.uint8)
+
             training = _training(scene, model, folder, tracker, fakes, foreseen)
             del model
             watch.watch_owners(training, tracker)
@@ -138,7 +144,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             fill = setup.train.max_length if scene.fill or packs else None
             formed = as_packed if packs else lambda batch: batch
             _take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
-            _sample_longest(training, setup, scene.fill, fakes)
+            _sample_longest(training, setup, scene.fill, fakes, engine)
             training.trainer.train()
             if setup.eval.at:  # a point of the curve: what training holds is there beside it
                 with undisturbed(training.trainer.model):
@@ -242,6 +248,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
         budget=Budget(),
         batch_size=train.micro_batch_size * few,
         checkpoint_steps=None,
+        rollout="hf",  # vLLM's part is known (``_sample_longest``)
     )
     return algo.with_rollouts(accumulation // few), short
 
@@ -350,8 +357,13 @@ def _take_worst_batches(
         replayed.batch = worst
 
 
-def _sample_longest(training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None) -> None:
-    """Rollouts of the longest completions; on fakes their first and last tokens, without reading any."""
+def _sample_longest(
+    training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None, engine: Callable[[], None]
+) -> None:
+    """Rollouts of the longest completions; on fakes their first and last tokens, without reading any.
+
+    ``engine`` takes what vLLM would, where that samples.
+    """
     sampler, trainer = training.sampler, training.trainer
     if sampler is None:
         return
@@ -364,12 +376,16 @@ def _sample_longest(training: Training, setup: Setup, fill: bool, fakes: FakeTen
 
     def sampled(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
         width, rows = max(map(len, prompt_ids)), trainer.at_once(prompt_ids)
+        said = [[width % 7 + 3] * setup.train.max_completion_length for _ in prompt_ids], None
+        if setup.train.rollout == "vllm":
+            engine()
+            return said
         group = 1 if rows is None else min(rows, getattr(setup.algo, "num_generations", 1))
         ids = torch.ones((-(-min(rows or len(prompt_ids), len(prompt_ids)) // group), width), dtype=torch.long)
         with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model, group):
             model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampler.generation_config
             )
-        return [[width % 7 + 3] * setup.train.max_completion_length for _ in prompt_ids], None
+        return said
 
     sampler.complete = sampled

@@ -15,7 +15,7 @@ import numpy as np
 
 OWNERS = (
     "weights", "reference", "reward", "critic",
-    "gradients", "optimizer", "activations", "logits", "kv_cache", "workspaces",
+    "gradients", "optimizer", "activations", "logits", "kv_cache", "engine", "workspaces",
 )  # fmt: skip
 """Whose a storage is: of the first four, their weights alone; the last are a GPU's and come to no tensor."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.base.errors import Mismatch, UserError, UserErrors
 from harness.base.streams import silence
 from harness.config.devices import gpu_visible
+from harness.config.rollout import rollout_problems_here
 from harness.config.theirs import as_theirs, is_own, own_classes
 from harness.models.adapters import Adapter, trainable_in
 from harness.models.loading import FLEX
@@ -75,7 +76,7 @@ def _needs_checking(setup: Any) -> bool:
     """The embedded model at its own size is known to be well, under the package's adapters and the task's prompts."""
     own = any(is_own(part) for part in (setup.algo, setup.adapter, setup.task))
     own = own or setup.adapter.names_modules
-    own = own or (setup.rank or 0) > USUAL_RANK or setup.model.attention is not None
+    own = own or (setup.rank or 0) > USUAL_RANK or setup.model.attention is not None or setup.train.rollout != "hf"
     if setup.prompt or not setup.model.embedded or own or own_rewards(setup.reward) or own_evaluators(setup):
         return True
     standard = type(setup.model)()
@@ -153,7 +154,13 @@ def find_problems(plain: dict[str, Any], digest: str | None = None) -> list[User
         *evaluator_problems(setup, data),
     ]
     found += _head_problems(setup, config)
-    return [*found, *rows, *(_attention_problems(setup, config) or _target_problems(setup, config)), *own]
+    return [
+        *found,
+        *rows,
+        *_sampler_problems(setup),
+        *(_attention_problems(setup, config) or _target_problems(setup, config)),
+        *own,
+    ]
 
 
 def _in_time(ask: Callable[[], T], limit_s: float = TEMPLATE_S) -> T:
@@ -272,6 +279,11 @@ def _attention_problems(setup: Setup, config: Any) -> list[UserError]:
     except UserError as error:
         return [error]
     return []
+
+
+def _sampler_problems(setup: Setup) -> list[UserError]:
+    """Where vLLM is to sample, it must be here."""
+    return rollout_problems_here(setup.train, cpu=_on_cpu(setup)) if setup.algo.family == "online" else []
 
 
 def _on_cpu(setup: Setup) -> bool:

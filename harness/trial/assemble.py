@@ -15,6 +15,7 @@ from harness.base.errors import UserError, UserErrors
 from harness.config import renamed, rules
 from harness.config.compose import build, conf_dir
 from harness.config.parallel import Parallel
+from harness.config.rollout import VLLM, rollout_problems
 from harness.config.theirs import plugin_problems
 from harness.config.train import Train, fill_from_preset, train_problems, with_lengths
 from harness.evaluators.base import Eval
@@ -137,6 +138,8 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     if algo.trains:
         errors += train_problems(built["train"], algo.name, algo.presets, adapter.preset)
         errors += precision_problems(built["model"], adapter, built["train"])
+        built["train"] = _sampled_by(algo, built["train"], unused)
+        errors += rollout_problems(built["train"], adapter, built["model"])
         errors += _keeping_problems(built["train"], built["eval"])
         errors += parallel.problems(built["train"], joint=algo.shares_micro_batch)
         if parallel.processes > 1 and algo.alone is not None:
@@ -236,6 +239,14 @@ def _without_dropout(algo: Algorithm, adapter: Adapter, unused: list[str]) -> Ad
         return adapter
     unused.append("adapter.dropout")
     return replace(adapter, dropout=0.0)  # type: ignore[call-arg]
+
+
+def _sampled_by(algo: Algorithm, train: Train, unused: list[str]) -> Train:
+    """Knobs of training, of which those of rollouts say nothing where there are none."""
+    if algo.family == "online" or train.rollout == "hf":
+        return train
+    unused.append("train.rollout")
+    return replace(train, rollout="hf", vllm=VLLM())
 
 
 def _parallel(node: Mapping[str, Any] | None, errors: list[UserError]) -> Parallel:

@@ -236,6 +236,15 @@ def test_a_reward_model_is_rehearsed_without_its_weights(options):
     assert peaks["rollout"].owners["reward"] > 0
 
 
+def test_what_vllm_may_take_counts_while_it_samples_alone():
+    usual, served = (
+        rehearsed(setup_of("algo=grpo", f"train.rollout={by}", "train.vllm.memory_gb=2")).peaks()
+        for by in ("hf", "vllm")
+    )
+    assert served["rollout"].owners["engine"] == 2e9 and not usual["rollout"].owners["engine"]
+    assert served["train"].owners == usual["train"].owners  # it sleeps
+
+
 def test_shared_references_leave_no_second_model():
     shared, live = (
         rehearsed(setup_of("algo=dpo", "adapter=full", f"algo.share_reference={on}")).peaks()

@@ -215,6 +215,7 @@ class PPOTrainer(OnlineTrainer):
             entropies = entropies.detach()  # else the head's backward pass works on a gradient of zeros
         old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
         losses = math.policy_losses(log_probs, old, advantages, settings.clip)
+        losses = losses * inputs.get("importance_sampling_ratio", 1.0)  # where vLLM sampled
         loss = ((losses - settings.entropy_bonus * entropies) * mask).sum() / tokens
 
         with torch.no_grad():
