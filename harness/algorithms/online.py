@@ -75,6 +75,7 @@ def online_options(job: TrainJob) -> dict[str, Any]:
             precision=job.precision,
             data=job.data,
             cache=job.cache,
+            longest=job.train.max_completion_length,
         ),
         "model": job.model,
         "train_dataset": to_dataset(prompts, ("prompt", "row")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
@@ -12,6 +12,9 @@ from harness.base.errors import UserError
 from harness.evaluators.base import EvalContext, Evaluation, Evaluator
 from harness.judges.base import Judge, Longer, Pair
 from harness.tasks.base import Task, TaskData, prompt_key
+
+if TYPE_CHECKING:
+    from harness.rewards.judged import JudgeReward
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Judged(Evaluator):
     samples: Annotated[int, Gt(0)] = 1
     max_prompts: Annotated[int, Gt(0)] = 100
     labelled: Annotated[int, Ge(0)] = 100
+
+    @property
+    def judge_model(self) -> JudgeReward | None:
+        """Its judge, where that is held on the trial's device."""
+        from harness.rewards.judged import JudgeReward
+
+        return JudgeReward.held(self.judge)
 
     def problems(self) -> list[UserError]:
         """Its judge's."""

@@ -27,6 +27,7 @@ from harness.tasks.reading.messages import Malformed, decoded, message
 if TYPE_CHECKING:
     from harness.evaluators.scoring import Sample
     from harness.judges.asking import Bill
+    from harness.rewards.judged import JudgeReward
 
 NAME = re.compile(r"[\w\-]+", re.ASCII)
 """Names that can stand in a metric's."""
@@ -80,6 +81,13 @@ class Surface(Evaluator):
     def problems(self) -> list[UserError]:
         """Its judge's, where one is asked."""
         return self.judge.problems() if self.by == "judge" else []
+
+    @property
+    def judge_model(self) -> JudgeReward | None:
+        """Its judge, where one is asked that is held on the trial's device."""
+        from harness.rewards.judged import JudgeReward
+
+        return JudgeReward.held(self.judge) if self.by == "judge" else None
 
     @property
     def key(self) -> str:

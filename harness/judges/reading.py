@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +24,9 @@ from harness.models.generation import (
 )
 from harness.tasks.conversation import encode_completions, prompt_ids, shared_length, style_of
 
+if TYPE_CHECKING:
+    from harness.models.hub import HF
+
 MARKS = ("[[A]]", "[[B]]", "[[C]]")
 MOST_TOKENS = 2**14
 """In one forward pass, padding included: questions of 2,000 tokens come eight at a time, and longer ones fewer."""
@@ -34,22 +38,42 @@ class Reader:
 
     Args:
         judge: names the model, and how it is read.
+        shape: a dtype takes a model of the judge's shape in it, for tensors without data.
     """
 
-    def __init__(self, judge: Local):
+    def __init__(self, judge: Local, shape: torch.dtype | None = None):
         """Load both; raises ``UserError`` where that cannot be."""
         self.judge, model = judge, judge.model
-        self.device = _device(judge)
+        self.device = _device(judge) if shape is None else "cpu"
         devices = [self.device] if self.device == "cuda" else []
         with in_our_words(), torch.random.fork_rng(devices=devices):  # whether it is loaded changes nobody's draws
             self.tokenizer: Any = model.tokenizer(None)
-            self.model: Any = model.load(None, dtype=_dtype(judge, self.device), device=self.device).eval()
+            if shape is None:
+                self.model: Any = model.load(None, dtype=_dtype(judge, self.device), device=self.device).eval()
+            else:
+                self.model = _of_shape(model, shape if judge.dtype == "auto" else getattr(torch, judge.dtype))
         self.style = style_of(self.tokenizer, conversational=False, wanted=judge.chat_template == "auto")
         self.longest = context_length(self.model.config)
 
     def forget(self) -> None:
         """Hold the weights no longer."""
         self.model = None
+
+    @torch.no_grad()
+    def rehearse(self, questions: Sequence[str], more: int) -> None:
+        """One forward pass over what takes the most memory; nothing is read of it.
+
+        Args:
+            questions: as they would be asked at once, without what is to be judged.
+            more: tokens of that, in each.
+        """
+        letters = self.judge.read == "letters"
+        most = self.longest or sys.maxsize
+        lengths = [len(self._in_words(q)) + more + (0 if letters else self.judge.max_tokens) for q in questions]
+        batch = next(self._batches(range(len(lengths)), lengths))
+        ids = torch.ones((len(batch), min(most, lengths[batch[0]])), dtype=torch.long, device=self.device)
+        few: dict[str, Any] = {"logits_to_keep": len(batch) if letters else 1} if keeps_logits(self.model) else {}
+        self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=not letters, **few)
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str], told: Told) -> None:
@@ -162,6 +186,15 @@ class Reader:
         ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, fill, strict=True)]
         mask = [[0] * n + [1] * len(r) if left else [1] * len(r) + [0] * n for r, n in zip(rows, fill, strict=True)]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+
+def _of_shape(model: HF, dtype: torch.dtype) -> Any:
+    """The judge's architecture with weights that nobody made."""
+    from transformers import AutoModelForCausalLM
+
+    config = model.configuration(None)
+    made = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+    return made.eval().requires_grad_(False)
 
 
 def _number(question: str) -> int:

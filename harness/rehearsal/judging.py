@@ -111,11 +111,15 @@ def score(setup: Setup, reward: Any, scene: Any, tracker: Any) -> None:
     from dataclasses import replace
 
     from harness.rewards.base import Desk
+    from harness.rewards.learned import LearnedReward
 
     settings = setup.eval
     place = scene.place
-    desk = Desk(None, scene.tokenizer, scene.bare or scene.rows, {}, place.device, place.frozen, place.precision)
-    judge = replace(reward.without_weights() if scene.fake else reward, score_batch_size=settings.batch_size)
+    rows_of, longest = scene.bare or scene.rows, settings.max_completion_length
+    desk = Desk(None, scene.tokenizer, rows_of, {}, place.device, place.frozen, place.precision, longest=longest)
+    judge = reward.without_weights() if scene.fake or not isinstance(reward, LearnedReward) else reward
+    if isinstance(judge, LearnedReward):
+        judge = replace(judge, score_batch_size=settings.batch_size)
     asked = judge.open(desk)
     tracker.own(desk.roles.get("reward", ()), "reward")
     rows = sorted(scene.data.eval_prompts.get(settings.split, ()), key=lambda row: -len(str(row["prompt"])))

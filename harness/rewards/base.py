@@ -63,6 +63,7 @@ class Desk:
         roles: takes the parameters that the reward holds, for the account of memory by role.
         data: the trial's rows.
         cache: folder in which answers that cost something are kept between trials; None: nowhere.
+        longest: tokens that a completion has at most, where that is known.
     """
 
     policy: Any
@@ -75,6 +76,7 @@ class Desk:
     roles: dict[str, list[Any]] = field(default_factory=dict)
     data: TaskData = TaskData()
     cache: Path | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from harness.base.errors import UserError
 from harness.judges.asking import Bill, Interview
 from harness.judges.base import GRADES, QUESTION, Judge, Longer, Pair, shown
+from harness.judges.local import Local, in_our_words
 from harness.rewards.base import Desk, Opened, Reward, ScoreFunction
 from harness.tasks.base import Row, Task, TaskData, Text, prompt_key
 
@@ -36,6 +37,11 @@ class JudgeReward(Reward):
     ask: Literal["pair", "grade"] = "pair"
     against: str = CHOSEN
     unreadable: Annotated[float, Ge(0), Le(1)] = 0.5
+
+    @classmethod
+    def held(cls, judge: Judge) -> JudgeReward | None:
+        """Of a judge that a trial holds on its own device; None of any other."""
+        return cls(judge) if isinstance(judge, Local) and judge.device != "cpu" else None
 
     def problems(self, task: Task) -> list[UserError]:
         """The judge's own, and that it grades where it is asked for a grade."""
@@ -75,8 +81,8 @@ class JudgeReward(Reward):
         return _Asking(self, _others(desk.data), Interview(self.judge, desk.cache))
 
     def without_weights(self) -> Reward:
-        """Nobody is asked about tensors without data."""
-        return _Unasked()
+        """Nobody is asked about tensors without data, but a local judge is held, and reads questions of full length."""
+        return _Unasked(self.judge, self.ask)
 
     def _other(self, row: Row, others: Mapping[str, Text]) -> Text | None:
         """The reply that a row's completion is held against; None where there is none."""
@@ -143,7 +149,33 @@ class _Asking(Opened):
 
 @dataclass(frozen=True)
 class _Unasked(Reward):
-    """Pays the same for all."""
+    """Pays the same for all; a local judge takes its memory."""
+
+    judge: Judge
+    ask: Literal["pair", "grade"]
+
+    def open(self, desk: Desk) -> ScoreFunction:
+        """With a judge of the right shape, where one is held on the trial's device."""
+        if JudgeReward.held(self.judge) is None:
+            return super().open(desk)
+        from harness.judges.reading import Reader
+
+        assert isinstance(self.judge, Local)
+        with in_our_words():
+            reader = Reader(self.judge, shape=desk.dtype)
+        desk.roles.setdefault("reward", []).extend(reader.model.parameters())
+        replies = 2 if self.ask == "pair" else 1
+
+        def asked(rows: Sequence[Row], completions: Sequence[str], _: Sequence[bool]) -> list[float]:
+            questions = [self._empty(shown(row["prompt"])) for row in rows]
+            reader.rehearse(questions * replies, replies * (desk.longest or 0))
+            return self(rows, completions)
+
+        return asked
+
+    def _empty(self, prompt: str) -> str:
+        """A question without what is to be judged."""
+        return self.judge.asks(Pair(prompt, "", "")) if self.ask == "pair" else self.judge.asks_grade(prompt, "")
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         return [0.5] * len(completions)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from harness.config.compose import compose, hydra_config
 from harness.models.loading import character_tokenizer
@@ -25,6 +25,7 @@ from harness.rehearsal.tracker import Tracker, as_cuda_rounds
 from harness.tasks.conversation import Style
 from harness.trial.assemble import Setup, assemble
 from harness.trial.checks import check_data
+from tests.judges.small import save_small
 
 ALGOS = ("ppo", "dpo", "ipo", "kto", "grpo", "orpo", "simpo", "cpo", "rloo", "online_dpo")
 ADAPTERS = ("full", "lora", "qlora")
@@ -234,6 +235,30 @@ def test_evaluation_on_fakes_takes_what_it_takes_on_real_tensors():
 def test_a_reward_model_is_rehearsed_without_its_weights(options):
     peaks = rehearsed(setup_of("algo=grpo", "reward=model", *options)).peaks()
     assert peaks["rollout"].owners["reward"] > 0
+
+
+@pytest.mark.parametrize("read", ["letters", "words"])
+def test_a_local_judge_is_held_while_it_pays_and_while_it_compares(tmp_path, read):
+    folder = save_small(tmp_path)
+    weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) * 4
+    judge = {"path": str(folder), "read": read}
+    pays = [
+        "reward=judge",
+        "reward.against=answer",
+        "task.unanswerable=0",
+        "judge@reward.judge=local",
+        *(f"reward.judge.{k}={v}" for k, v in judge.items()),
+    ]
+    peaks = rehearsed(setup_of("algo=grpo", *pays)).peaks()
+    assert peaks["rollout"].owners["reward"] == peaks["train"].owners["reward"] == pytest.approx(weights, rel=0.02)
+
+    compares = ["+evaluator@eval.evaluators.seen=judged", "judge@eval.evaluators.seen.judge=local"]
+    compares += [f"eval.evaluators.seen.judge.{k}={v}" for k, v in judge.items()]
+    with hydra_config():
+        setup = assemble(compose([*SMALL, "algo=dpo", *compares]))
+    own = OWNERS.index("reward")
+    held = [part[:, own].max() for mark, part in rehearsed(setup).stretches() if mark.phase == "evaluate" and len(part)]
+    assert max(held) == pytest.approx(weights, rel=0.02) and held[0] == 0
 
 
 def test_what_vllm_may_take_counts_while_it_samples_alone():
