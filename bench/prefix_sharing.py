@@ -1,37 +1,86 @@
-"""Prompts read once against prompts read for every completion (as TRL does), on the same real rows, in turn.
+"""Prompts read once against prompts read for every completion, in the harness and in TRL, on the same real rows.
 
-    python bench/prefix_sharing.py pairs.jsonl problems.jsonl [--pairs 3] [--model smollm2]
+    python bench/prefix_sharing.py pairs.jsonl problems.jsonl [--pairs 3] [--model smollm2 | --folder FOLDER]
 
-``pairs.jsonl`` is what ``task=preferences`` reads, ``problems.jsonl`` what ``task=problems`` does.
+``pairs.jsonl`` is what ``task=preferences`` reads, ``problems.jsonl`` what ``task=problems`` does. Each run takes every
+one of a few rows once. With the folder of a model DPO and GRPO are also run by TRL alone (``bare_trl.py``).
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common import harness, metrics, workdir
 
 SIDES = {"shared": "train.share_prefix=true", "apart": "train.share_prefix=false"}
+STEPS, BATCH, GROUP = 2, 16, 8
 COMMON = (
-    "eval=none", "adapter=lora", "train.save=none", "train.epochs=null", "train.steps=2", "train.batch_size=16",
-    "train.logging_steps=1", "train.max_length=512", "runner.predict=false",
+    "eval=none", "adapter=lora", "train.save=none", "train.epochs=null", f"train.steps={STEPS}",
+    f"train.batch_size={BATCH}", "train.logging_steps=1", "train.max_length=512", "runner.predict=false",
 )  # fmt: skip
 ONLINE = ("train.max_completion_length=64", "reward=length", "train.micro_batch_size=8")
 """Completions of 64 tokens; a base that answers nothing right learns as fast from their length."""
+BARE = {"dpo": 4, "grpo": 8}
+"""What TRL runs alone, and its rows of a micro-batch."""
 
 
-def recipes(pairs: Path, problems: Path) -> dict[str, tuple[str, ...]]:
+def recipes(pairs: Path, problems: Path, groups: Path, held_out: tuple[Path, Path]) -> dict[str, tuple[str, ...]]:
     """What is timed, and how."""
-    preferences = ("task=preferences", f"task.path={pairs}", "task.allow_skipped=0.2", "train.micro_batch_size=4")
-    prompts = ("task=problems", f"task.path={problems}", *ONLINE)
+    preferences = (
+        "task=preferences",
+        f"task.path={pairs}",
+        f"task.eval_path={held_out[0]}",
+        "train.micro_batch_size=4",
+    )
+    prompts = ("task=problems", f"task.eval_path={held_out[1]}", *ONLINE)
     return {
         "dpo": ("algo=dpo", "algo.share_reference=false", *preferences),
         "kto": ("algo=kto", "algo.share_reference=false", *preferences),
         "orpo": ("algo=orpo", *preferences),
-        "grpo": ("algo=grpo", "algo.num_generations=8", *prompts),
-        "ppo": ("algo=ppo", *prompts),
+        "grpo": ("algo=grpo", f"algo.num_generations={GROUP}", f"task.path={groups}", *prompts),
+        "ppo": ("algo=ppo", "algo.minibatches=1", "algo.epochs=1", f"task.path={problems}", *prompts),
     }
+
+
+def some(path: Path, count: int, to: Path, formed: Any = dict, start: int = 0) -> Path:
+    """So many rows from all over a file, as a file."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    seen = {json.dumps(row.get("prompt", row.get("question"))): row for row in rows}  # one of each prompt
+    distinct = list(seen.values())
+    chosen = distinct[start :: max(1, len(distinct) // count)][:count]
+    to.write_text("".join(json.dumps(formed(row)) + "\n" for row in chosen), encoding="utf-8")
+    return to
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as messages, as the harness shows text to a model with a chat template."""
+    asked = {"prompt": [{"role": "user", "content": row.get("prompt", row.get("question"))}]}
+    replies = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected") if side in row}
+    return {**asked, **replies}
+
+
+def bare(algo: str, folder: Path, rows: Path) -> dict[str, float]:
+    """TRL alone."""
+    script = str(Path(__file__).with_name("bare_trl.py"))
+    arguments = [str(v) for v in (algo, folder, rows, STEPS, BATCH, BARE[algo])]
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("train_s="))
+    return {name: float(value) for name, value in (part.split("=") for part in line.split())}
+
+
+def compared(name: str, ours: Sequence[float], theirs: Sequence[float], against: str) -> None:
+    """Print medians, and the median of the paired ratios."""
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    medians = statistics.median(ours), statistics.median(theirs)
+    print(
+        f"{name}: {medians[0]:.1f} s, {against} {medians[1]:.1f} s, ratio {ratio:.2f} [{len(ours)} pairs]", flush=True
+    )
 
 
 def main() -> None:
@@ -40,29 +89,48 @@ def main() -> None:
     parser.add_argument("problems", type=Path)
     parser.add_argument("--pairs", type=int, default=3, help="of runs")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--folder", type=Path, help="of a model, for TRL too")
     parser.add_argument("--algos", default="dpo,kto,orpo,grpo,ppo")
     options = parser.parse_args()
     cwd = workdir()
     cache = Path(os.environ.get("HARNESS_CACHE", cwd / "cache"))
-    known = recipes(options.preferences.resolve(), options.problems.resolve())
+    taken = {"dpo": (options.preferences, STEPS * BATCH), "grpo": (options.problems, STEPS * BATCH // GROUP)}
+    files = {name: some(path, count, cwd / f"{name}.jsonl") for name, (path, count) in taken.items()}
+    known = recipes(
+        files["dpo"],
+        some(options.problems, STEPS * BATCH, cwd / "ppo.jsonl"),
+        files["grpo"],
+        (
+            some(options.preferences, 5, cwd / "held.jsonl", start=1),
+            some(options.problems, 5, cwd / "asked.jsonl", start=1),
+        ),
+    )
+    model = (f"model={options.model}",) if options.folder is None else ("model=hf", f"model.path={options.folder}")
     for name in options.algos.split(","):
-        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-        shares = []
+        sides = [*SIDES, *(["TRL"] if options.folder is not None and name in BARE else [])]
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for i in range(options.pairs):
-            for side in list(SIDES)[:: -1 if i % 2 else 1]:
+            for side in sides[:: -1 if i % 2 else 1]:
+                if side == "TRL":
+                    path, count = taken[name]
+                    found[side].append(bare(name, options.folder, some(path, count, cwd / f"{name}-told.jsonl", told)))
+                    continue
                 sweep = f"{name}-{side}-{i}"
-                arguments = [*known[name], *COMMON, f"model={options.model}", SIDES[side], f"sweep={sweep}"]
-                harness(arguments, cwd, cache)
-                found = metrics(cwd / "outputs" / sweep)
-                seconds[side].append(found["time/train_s"])
-                shares += [found["throughput/computed_share"]] if "throughput/computed_share" in found else []
-        ratio = statistics.median(a / b for a, b in zip(seconds["shared"], seconds["apart"], strict=True))
-        shared, apart = (statistics.median(seconds[side]) for side in SIDES)
-        print(
-            f"{name}: shared {shared:.1f} s, apart {apart:.1f} s, ratio {ratio:.2f}; tokens read "
-            f"{statistics.median(shares):.2f} of the batches [{options.pairs} pairs]",
-            flush=True,
-        )
+                harness([*known[name], "task.overlap=drop", *COMMON, *model, SIDES[side], f"sweep={sweep}"], cwd, cache)
+                one = metrics(cwd / "outputs" / sweep)
+                parts = {"train_s": one["time/train_s"], "rollout_s": one.get("time/rollout_s", 0.0)}
+                found[side].append(parts | {"read": one.get("throughput/computed_share", 1.0)})
+        for other in sides[1:]:
+            for part in ("all", "rollout", "update") if found["shared"][0]["rollout_s"] else ("all",):
+                ours, theirs = ([_seconds(run, part) for run in found[side]] for side in ("shared", other))
+                compared(f"{name}, {part}", ours, theirs, other)
+        print(f"{name}: tokens read {statistics.median(run['read'] for run in found['shared']):.2f} of the batches")
+
+
+def _seconds(run: dict[str, float], part: str) -> float:
+    return {
+        "all": run["train_s"], "rollout": run["rollout_s"], "update": run["train_s"] - run["rollout_s"],
+    }[part]  # fmt: skip
 
 
 main()

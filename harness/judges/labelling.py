@@ -27,7 +27,7 @@ from harness.tasks.reading.rows import Layout, Table, layout_of, pair
 LISTS = ("replies", "completions", "responses")
 """Columns that are taken as lists of replies where none is named."""
 ALONE = "it has one reply, or several that are equal"
-JUDGE = "the judge"
+JUDGE, ANOTHER = "the judge", "the judge beside"
 SAMPLES, LONG = 20, 400
 """Rows that a card shows, and characters of a text in it."""
 
@@ -149,19 +149,39 @@ def _replies(raw: Row, layout: Layout, count: int) -> Row:
 
 
 def label(
-    judge: Judge, questions: Sequence[Question], folder: Path | None, progress: Progress | None = None
+    judge: Judge,
+    questions: Sequence[Question],
+    folder: Path | None,
+    progress: Progress | None = None,
+    beside: Judge | None = None,
 ) -> tuple[Labelled, Bill]:
     """Ask about each question in both orders; what was answered before is not asked again.
+
+    Args:
+        judge: whose verdicts make the rows.
+        questions: pairs of replies.
+        folder: in which answers are kept.
+        progress: told of answers.
+        beside: another judge, who stands among the annotators.
 
     Raises:
         UserError: the judge gave no answer; all that it had given are kept.
     """
-    with Interview(judge, folder) as interview:
-        verdicts, bill = interview.verdicts([question.pair for question in questions], progress)
-    return labelled(questions, verdicts), bill
+
+    def asked(one: Judge) -> tuple[list[Verdict], Bill]:
+        with Interview(one, folder) as interview:
+            return interview.verdicts([question.pair for question in questions], progress)
+
+    verdicts, bill = asked(judge)
+    if beside is None:
+        return labelled(questions, verdicts), bill
+    theirs, more = asked(beside)
+    return labelled(questions, verdicts, {ANOTHER: theirs}), bill.with_more(more)
 
 
-def labelled(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> Labelled:
+def labelled(
+    questions: Sequence[Question], verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]] | None = None
+) -> Labelled:
     """Rows of those questions on which both orders name one winner, and what is to be known of the others."""
     rows, dropped = [], Counter[str]()
     for question, verdict in zip(questions, verdicts, strict=True):
@@ -173,7 +193,7 @@ def labelled(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> Labe
         rows.append(
             {"prompt": question.prompt, "chosen": chosen, "rejected": rejected, **question.votes, **question.beside}
         )
-    return Labelled(rows, dropped, facts_of(questions, verdicts))
+    return Labelled(rows, dropped, facts_of(questions, verdicts, others))
 
 
 def _undecided(verdict: Verdict) -> str | None:
@@ -184,7 +204,9 @@ def _undecided(verdict: Verdict) -> str | None:
     return "a tie in both orders" if verdict.straight == "tie" else None
 
 
-def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict[str, str]:
+def facts_of(
+    questions: Sequence[Question], verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]] | None = None
+) -> dict[str, str]:
     """Yield, biases, and agreement with labels and annotators, in words."""
     n, pairs = len(questions), [question.pair for question in questions]
     reasons = Counter(_undecided(verdict) for verdict in verdicts)
@@ -199,11 +221,13 @@ def facts_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict
             "unreadable answers": found.unreadable,
         }
     )
-    return facts | agreement_of(questions, verdicts)
+    return facts | agreement_of(questions, verdicts, others)
 
 
-def agreement_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """Agreement of verdicts with labels and annotators, in words; empty where the questions have none."""
+def agreement_of(
+    questions: Sequence[Question], verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]] | None = None
+) -> dict[str, str]:
+    """Agreement of verdicts with labels, annotators and other judges, in words; empty where the questions have none."""
     pairs, facts = [question.pair for question in questions], dict[str, str]()
     known = [(p, v) for p, q, v in zip(pairs, questions, verdicts, strict=True) if q.labelled]
     if known:
@@ -216,10 +240,10 @@ def agreement_of(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> 
     votes = [{name: vote_of(vote) for name, vote in question.votes.items()} for question in questions]
     words = {word for row in votes for word in row.values() if word is not None}
     if words <= {"0", "1", "2"} and ("2" in words or "0" not in words):
-        votes = [
-            row and {**row, JUDGE: _in_their_words(question, verdict, [w for w in row.values() if w is not None])}
-            for row, question, verdict in zip(votes, questions, verdicts, strict=True)
-        ]
+        people = [[word for word in row.values() if word is not None] for row in votes]
+        for name, said in {JUDGE: verdicts, **(others or {})}.items():
+            told = map(_in_their_words, questions, said, people)
+            votes = [row and {**row, name: word} for row, word in zip(votes, told, strict=True)]
     elif words:
         some = ", ".join(sorted(words)[:5])
         facts[f"agreement with {JUDGE}"] = f"unknown: labels are {some}, and not 1 and 2 for a reply and 0 for a tie"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 
 from harness.base.errors import UserError, UserErrors
 from harness.cli.main import main
-from harness.cli.rows.label import judge_from
+from harness.cli.rows.label import asked_from
 from harness.judges.asking import Verdict
 from harness.judges.base import Answer
-from harness.judges.labelling import JUDGE, Question, card, labelled, questions_of
+from harness.judges.labelling import ANOTHER, JUDGE, Question, card, labelled, questions_of
 from harness.judges.served import Served
 from harness.tasks.preferences import Preferences
 from harness.tasks.reading.files import read_table
@@ -143,6 +144,34 @@ def test_a_file_is_labelled_and_a_task_reads_what_came_of_it(here, capsys):
     assert main(command) == 2 and "is there already" in capsys.readouterr().err
 
 
+def test_a_second_judge_stands_in_the_table_and_makes_no_row(here, capsys):
+    data = written(here, drafts(40))
+    with serving(planted := Planted()) as url:
+        command = [
+            "label",
+            "--data",
+            data,
+            "--replies",
+            "a,b",
+            "--judge",
+            "served",
+            "judge.model=m",
+            f"judge.url={url}",
+        ]
+        assert main([*command, "--to", "alone.jsonl"]) == 0
+        alone = capsys.readouterr().out
+        assert main([*command, "--to", "both.jsonl", "--beside", "longer"]) == 0
+    both = capsys.readouterr().out
+    assert len(planted.asked) == 80
+    assert Path("both.jsonl").read_text() == Path("alone.jsonl").read_text()
+    kappas = [line.split("  ")[0].strip() for line in both.splitlines() if line.startswith("agreement of")]
+    assert kappas == [
+        f"agreement of {one} and {other}"
+        for one, other in itertools.combinations(("annotator1", "annotator2", JUDGE, ANOTHER), 2)
+    ]
+    assert ANOTHER not in alone
+
+
 def test_a_judge_that_dies_loses_no_answer_and_is_asked_nothing_twice(here, capsys):
     data = written(here, [{"prompt": r["prompt"], "chosen": r["a"], "rejected": r["b"]} for r in drafts(20)])
     command = ["label", "--data", data, "--to", "out.jsonl", "judge=served", "judge.model=m", "judge.retries=0"]
@@ -176,11 +205,14 @@ def test_what_a_command_line_names_wrongly_is_told(here, capsys):
         (["--to", "out.jsonl", "--judge", "longer", "algo=dpo"], "not understood"),
         (["--to", "out.jsonl", "--judge", "longer", "--annotators", "x"], "--annotators"),
         (["--to", "out.jsonl", "--judge", "local", "judge.path=./none"], "judge.path=./none"),
+        (["--to", "out.jsonl", "--judge", "longer", "--beside", "local", "beside.path=./none"], "beside.path=./none"),
+        (["--to", "out.jsonl", "--judge", "longer", "beside.path=./none"], "not understood"),
     ):
         assert main(["label", "--data", data, "--replies", "a,b", *more]) == 2
         assert words in capsys.readouterr().err
-    judge, cache = judge_from("served", ["judge.model=m", f"cache.dir={here / 'own'}"], None)
-    assert judge.model == "m" and cache == here / "own"
+    overrides = ["judge.model=m", f"cache.dir={here / 'own'}"]
+    roles, cache = asked_from({"judge": "served"}, overrides, None, command="label")
+    assert roles["judge"].model == "m" and cache == here / "own"
 
 
 def test_a_card_shows_rows_as_data(here):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", metavar="FILE", required=True, help="rows: .jsonl, .json, .parquet, .csv, .tsv")
     parser.add_argument("--to", metavar="OUT.jsonl", required=True, help="the rows; OUT.md beside it says how it went")
     parser.add_argument("--judge", metavar="NAME", help="served, local, longer, or your own; also judge=NAME")
+    parser.add_argument(
+        "--beside", metavar="NAME", help="another judge, in the table of agreement alone; beside.KEY=VALUE"
+    )
     parser.add_argument("--replies", metavar="COLUMNS", default="", help="columns of a reply each, or one of lists")
     parser.add_argument(
         "--annotators", metavar="COLUMNS", help=f"of people's labels; default: those named {ANNOTATOR}…"
@@ -47,9 +51,15 @@ def main(argv: list[str]) -> int:
     if (options := options_of(parser, argv)) is None:
         return 0
     target, page = _targets(options.to)
-    judge, cache = judge_from(options.judge, options.overrides, options.config_dir)
-    if found := judge.problems():
-        raise found[0]
+    names = {"judge": options.judge}
+    if options.beside or any(o.startswith("beside=") for o in options.overrides):
+        names["beside"] = options.beside
+    roles, cache = asked_from(names, options.overrides, options.config_dir, command="label")
+    judge, beside = roles["judge"], roles.get("beside")
+    for name, role in roles.items():
+        for error in role.problems():
+            key = re.sub(r"^judge\b", name, error.key or name)
+            raise UserError(error.rule, key=key, value=error.value, fix=error.fix)
 
     from harness.judges.labelling import card, label, questions_of
     from harness.runner.display import Display, say
@@ -66,7 +76,7 @@ def main(argv: list[str]) -> int:
         UserError("memory ran out where it worked", key="judge", value=type(judge).__name__, fix=fix)
     ):
         found, bill = label(
-            judge, questions, cache, lambda what, done, total: display.update(what, float(done), total, None)
+            judge, questions, cache, lambda what, done, total: display.update(what, float(done), total, None), beside
         )
     notes += [f"{bill.asked:,} answers were asked for, and {bill.kept:,} were there already"]
     page.write_text(card(found, title=Path(options.data).name, notes=notes), encoding="utf-8")
@@ -77,18 +87,6 @@ def main(argv: list[str]) -> int:
         say(note)
     print(target)
     return 0
-
-
-def judge_from(name: str | None, overrides: Sequence[str], config_dir: str | None) -> tuple[Any, Path]:
-    """The judge that a command line names, and the cache in which its answers are kept.
-
-    Args:
-        name: of its YAML; None: an override says it (``judge=served``).
-        overrides: of the judge (``judge.url=…``), ``cache.dir`` and ``plugins``.
-        config_dir: a folder with YAML of the user's own.
-    """
-    found, cache = asked_from({"judge": name}, overrides, config_dir, command="label")
-    return found["judge"], cache
 
 
 def asked_from(
@@ -119,7 +117,7 @@ def asked_from(
 
 def options_of(parser: Parser, argv: Sequence[str]) -> Any | None:
     """The options, with ``--judge.url=…`` as ``judge.url=…``; None where only help was asked for."""
-    ours = ("--judge.", "--writer.", "--cache.dir=")
+    ours = ("--judge.", "--beside.", "--writer.", "--cache.dir=")
     try:
         return parser.parse_intermixed_args([a.removeprefix("--") if a.startswith(ours) else a for a in argv])
     except SystemExit:  # --help
