@@ -72,7 +72,10 @@ def blamed(error: BaseException, plain: Mapping[str, Any]) -> UserError | None:
         if module.split(".")[0] in packages:
             key = next((k for k, target in own.items() if target.rpartition(".")[0] == module), next(iter(own)))
             place = f"{Path(frame.f_code.co_filename).name}:{line}"
-            rule = f"{frame.f_code.co_name}() failed at {place} ({_said(error)})"
+            name = frame.f_code.co_qualname.partition(".<locals>")[0].rpartition(".")[
+                2
+            ]  # no comprehension's or lambda's
+            rule = f"{name}() failed at {place} ({_said(error)})"
             return UserError(rule, key=key, value=own[key].rpartition(".")[2], fix=f"mend it; {CONTRACTS}")
     return None
 
