@@ -38,7 +38,7 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
         job = replace(job, reference=copy.deepcopy(job.model).requires_grad_(False).eval())
     probe = Probe(job) if job.probes and job.adapter.peft_config() is not None else None
     job.model.train()
-    narrow_tiles(job.model.config.get_text_config().vocab_size)
+    narrow_tiles(job.model.config.get_text_config().vocab_size, job.device)
     training: Any = algo.trainer(job)
     if not isinstance(training, Training):
         rule = f"trainer() gives a Training, not {type(training).__name__}"

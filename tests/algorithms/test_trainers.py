@@ -3,15 +3,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from trl.trainer import utils
 
-from harness.algorithms.trl_seam import TILE, narrow_tiles
+from harness.algorithms.trl_seam import IN_TORCH, TILE, as_on_cuda, narrow_tiles
 
 
-def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_trls():
-    for vocabulary, width in ((40, 40), (32_768, 32_768), (128_256, 32_768)):
-        narrow_tiles(vocabulary)
+@pytest.mark.parametrize(("device", "widest"), [("cpu", IN_TORCH), ("cuda", TILE)])
+def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_suits_the_device(monkeypatch, device, widest):
+    for vocabulary, width in ((40, 40), (2048, 2048), (128_256, widest)):
+        narrow_tiles(vocabulary, device)
         assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == width
+    with as_on_cuda():
+        narrow_tiles(128_256, "cpu")
+        assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == TILE  # a rehearsal of a GPU
 
 
 def test_the_width_is_trls_own():
