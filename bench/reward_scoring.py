@@ -45,8 +45,11 @@ def main() -> None:
     asked = [{"prompt": [{"role": "user", "content": p["question"]}]} for p in problems[:PROMPTS] for _ in range(GROUP)]
     said = [tokenizer.decode(tokenizer(p["answer"])["input_ids"][:TOKENS]) for p in problems[-len(asked) :]]
 
+    def told(rows: Any) -> list[dict[str, Any]]:
+        return [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in rows]
+
     def opened(policy: Any) -> Any:
-        desk = Desk(policy, tokenizer, lambda rows: [dict(row) for row in rows], {}, "cpu", torch.float32)
+        desk = Desk(policy, tokenizer, told, {}, "cpu", torch.float32)
         return ModelReward(path=str(folder), score_batch_size=32, normalize=False).open(desk)
 
     apart = AutoModelForCausalLM.from_pretrained(options.folder)  # a policy that shares nothing, so the reward does not

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.models.roomy_cache import with_room
+
 Draw = Callable[[Tensor, Tensor, int], Tensor]
 """Logits (rows, vocabulary), which rows of all they are of, and the token's number -> the tokens (rows)."""
 LEAVE = 8
@@ -83,6 +85,7 @@ def _chunk(
         chosen = torch.tensor(which, device=ids.device)
         cache.batch_select_indices(chosen)
         logits = logits[chosen]
+    with_room(cache)
     stops, place = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device), mask.sum(1)
     open_ = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
     for number in range(found.shape[1]):

@@ -1,0 +1,58 @@
+"""A cache of keys and values that grows by many tokens at a time. Imports torch.
+
+Transformers' puts each token behind the others by copying them all: a fifth of the time in which 16 completions of 64
+tokens are sampled on a CPU, and for a moment two copies of a layer. Here a token is written into room that is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64
+"""Tokens that a layer grows by."""
+
+
+class RoomyLayer(DynamicLayer):
+    """``DynamicLayer`` whose keys and values are the filled part of something larger."""
+
+    def __init__(self, layer: DynamicLayer):
+        """Take over what ``layer`` holds."""
+        super().__init__()
+        self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self._rooms: tuple[Tensor, Tensor] | None = None
+        self._filled: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new tokens (B, heads, T, width) behind those that are there; all of them."""
+        held = self.keys.shape[-2]
+        end = held + key_states.shape[-2]
+        if self._rooms is None or self.keys is not self._filled or end > self._rooms[0].shape[-2]:
+            self._rooms = _larger(self.keys, end + ROOM), _larger(self.values, end + ROOM)
+        keys, values = self._rooms
+        keys[..., held:end, :] = key_states
+        values[..., held:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        self._filled = self.keys  # where rows were taken out, there are other keys than these
+        return self.keys, self.values
+
+
+def _larger(old: Tensor, tokens: int) -> Tensor:
+    made = old.new_empty((*old.shape[:-2], tokens, old.shape[-1]))
+    made[..., : old.shape[-2], :] = old
+    return made
+
+
+def with_room(cache: Any) -> None:
+    """Let those layers of a filled cache grow so that hold every token, and leave others as they are."""
+    cache.layers = [
+        RoomyLayer(layer) if type(layer) is DynamicLayer and _whole(layer) else layer for layer in cache.layers
+    ]
+
+
+def _whole(layer: DynamicLayer) -> bool:
+    return layer.is_initialized and isinstance(layer.keys, torch.Tensor) and layer.keys.dim() == 4
