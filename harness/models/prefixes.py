@@ -89,6 +89,8 @@ class Prefixes:
 
     def _before(self, body: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         self._places = None
+        if len(arguments) == 1 and "input_ids" not in options:  # as transformers' classifiers call their body
+            arguments, options = (), {"input_ids": arguments[0], **options}
         ids, mask = options.get("input_ids"), options.get("attention_mask")
         if not self.on or arguments or not self._plain(body, ids, mask, options):
             return None

@@ -31,6 +31,7 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from harness.algorithms.trainers import without_dropout
 from harness.base.errors import UserError
 from harness.models import prefixes
+from harness.models.classifier import head_name, with_score
 from harness.models.prefixes import Prefixes, laid_out
 
 SIZE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 200}
@@ -103,6 +104,34 @@ def test_log_probabilities_and_gradients_are_those_of_rows_read_apart(name, atte
     assert 0 < found.computed < 0.6 * found.given
     assert torch.allclose(plain, together, atol=1e-4)
     assert (slope - other).norm() <= 1e-3 * slope.norm()
+
+
+@pytest.mark.parametrize("each_token", [False, True], ids=["sequences", "tokens"])
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_of_classifiers_and_their_gradients_are_those_of_rows_read_apart(name, each_token):
+    """Transformers' classifiers hand their tokens to the body by place, and not by name."""
+    causal = model_of(MODELS[name], "eager")
+    causal.config.pad_token_id = 0
+    try:
+        shell = with_score(causal, each_token=each_token).train()
+    except UserError:
+        pytest.skip("transformers has no such classifier")
+    without_dropout(shell)
+    torch.nn.init.normal_(getattr(shell, head_name(shell)).weight)
+    ids, mask = batch()
+
+    def scored() -> tuple[torch.Tensor, torch.Tensor]:
+        shell.zero_grad()
+        logits = shell(input_ids=ids, attention_mask=mask, use_cache=False).logits[..., 0]
+        found = logits * mask if each_token else logits
+        found.sum().backward()
+        return found.detach(), torch.cat([p.grad.flatten() for p in shell.parameters() if p.grad is not None])
+
+    plain, slope = scored()
+    found = Prefixes(causal.base_model)
+    together, other = scored()
+    assert 0 < found.computed < 0.6 * found.given
+    assert torch.allclose(plain, together, atol=1e-3, rtol=1e-4) and (slope - other).norm() <= 1e-3 * slope.norm()
 
 
 @pytest.mark.parametrize("name", WINDOWED)
