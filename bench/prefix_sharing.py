@@ -71,7 +71,8 @@ def bare(algo: str, folder: Path, rows: Path) -> dict[str, float]:
     arguments = [str(v) for v in (algo, folder, rows, STEPS, BATCH, BARE[algo])]
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if line.startswith("train_s="))
-    return {name: float(value) for name, value in (part.split("=") for part in line.split())}
+    found = {name: float(value) for name, value in (part.split("=") for part in line.split())}
+    return {"update_s": found["train_s"] - found["rollout_s"], "rollout_s": found["rollout_s"]}
 
 
 def compared(name: str, ours: Sequence[float], theirs: Sequence[float], against: str) -> None:
@@ -118,19 +119,17 @@ def main() -> None:
                 sweep = f"{name}-{side}-{i}"
                 harness([*known[name], "task.overlap=drop", *COMMON, *model, SIDES[side], f"sweep={sweep}"], cwd, cache)
                 one = metrics(cwd / "outputs" / sweep)
-                parts = {"train_s": one["time/train_s"], "rollout_s": one.get("time/rollout_s", 0.0)}
+                parts = {"update_s": one["time/train_s"], "rollout_s": one.get("time/rollout_s", 0.0)}
                 found[side].append(parts | {"read": one.get("throughput/computed_share", 1.0)})
         for other in sides[1:]:
-            for part in ("all", "rollout", "update") if found["shared"][0]["rollout_s"] else ("all",):
+            for part in ("step", "rollout", "update") if found["shared"][0]["rollout_s"] else ("step",):
                 ours, theirs = ([_seconds(run, part) for run in found[side]] for side in ("shared", other))
                 compared(f"{name}, {part}", ours, theirs, other)
         print(f"{name}: tokens read {statistics.median(run['read'] for run in found['shared']):.2f} of the batches")
 
 
 def _seconds(run: dict[str, float], part: str) -> float:
-    return {
-        "all": run["train_s"], "rollout": run["rollout_s"], "update": run["train_s"] - run["rollout_s"],
-    }[part]  # fmt: skip
+    return run["update_s"] + run["rollout_s"] if part == "step" else run[f"{part}_s"]
 
 
 main()
