@@ -85,7 +85,7 @@ def _chunk(
         chosen = torch.tensor(which, device=ids.device)
         cache.batch_select_indices(chosen)
         logits = logits[chosen]
-    with_room(cache)
+    with_room(cache, found.shape[1] - 1)
     stops, place = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device), mask.sum(1)
     open_ = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
     for number in range(found.shape[1]):

@@ -17,22 +17,29 @@ ROOM = 64
 
 
 class RoomyLayer(DynamicLayer):
-    """``DynamicLayer`` whose keys and values are the filled part of something larger."""
+    """``DynamicLayer`` whose keys and values are the filled part of something larger.
 
-    def __init__(self, layer: DynamicLayer):
-        """Take over what ``layer`` holds."""
+    Args:
+        layer: of a filled cache, whose tokens it takes over.
+        more: tokens to come at most.
+    """
+
+    def __init__(self, layer: DynamicLayer, more: int):
+        """Take over."""
         super().__init__()
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._filled: Tensor | None = None
+        self._most = self.keys.shape[-2] + more
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write new tokens (B, heads, T, width) behind those that are there; all of them."""
         held = self.keys.shape[-2]
         end = held + key_states.shape[-2]
         if self._rooms is None or self.keys is not self._filled or end > self._rooms[0].shape[-2]:
-            self._rooms = _larger(self.keys, end + ROOM), _larger(self.values, end + ROOM)
+            tokens = max(end, min(end + ROOM, self._most))
+            self._rooms = _larger(self.keys, tokens), _larger(self.values, tokens)
         keys, values = self._rooms
         keys[..., held:end, :] = key_states
         values[..., held:end, :] = value_states
@@ -47,10 +54,10 @@ def _larger(old: Tensor, tokens: int) -> Tensor:
     return made
 
 
-def with_room(cache: Any) -> None:
-    """Let those layers of a filled cache grow so that hold every token, and leave others as they are."""
+def with_room(cache: Any, more: int) -> None:
+    """Let those layers of a filled cache that hold every token grow so, by ``more`` in all; others stay as they are."""
     cache.layers = [
-        RoomyLayer(layer) if type(layer) is DynamicLayer and _whole(layer) else layer for layer in cache.layers
+        RoomyLayer(layer, more) if type(layer) is DynamicLayer and _whole(layer) else layer for layer in cache.layers
     ]
 
 

@@ -262,26 +262,32 @@ def _by_path(reward: LearnedReward, desk: Desk, *, weights: bool = True) -> Held
     from transformers import AutoConfig, AutoTokenizer
 
     from harness.models.classifier import in_32_bits
+    from harness.models.loading import unlike
 
     assert reward.path is not None
     name = str(Path(reward.path).expanduser()) if reward.path.startswith("~") else reward.path
     revision = identity.pinned(reward.path, reward.revision, key="reward.path")
     options: dict[str, Any] = {"trust_remote_code": reward.trust_remote_code, "revision": revision}
+    found: Mapping[str, Any] = {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if weights:
-            shell = _auto(reward.each_token).from_pretrained(name, dtype=desk.dtype, **options)
+            report = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            shell, found = _auto(reward.each_token).from_pretrained(name, dtype=desk.dtype, **report, **options)
         else:
             config = AutoConfig.from_pretrained(name, **options)
             code = {"trust_remote_code": reward.trust_remote_code}
             shell = _auto(reward.each_token).from_config(config, dtype=desk.dtype, **code)
         shell = shell.to(desk.device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the reward model cannot be loaded ({first})", key="reward.path", value=reward.path) from error
+    kind = "process reward model" if reward.each_token else "reward model"
+    if (wrong := unlike({name: value for name, value in found.items() if name != "unexpected_keys"})) is not None:
+        rule, fix = f"{wrong}: it would score by chance", f"whole weights of a trained {kind}, its head among them"
+        raise UserError(rule, key="reward.path", value=reward.path, fix=fix)
     if shell.config.num_labels not in reward.labels:
         allowed = " or ".join({1: "one", 2: "two"}[n] for n in reward.labels)
-        kind = "process reward model" if reward.each_token else "reward model"
         raise UserError(
             f"the model has {shell.config.num_labels} labels, and a {kind} has {allowed}",
             key="reward.path",

@@ -31,7 +31,7 @@ def test_it_holds_what_transformers_cache_holds(monkeypatch, room):
     for cache in (usual, roomy):
         for layer in range(2):
             cache.update(*tokens(4, 5, layer), layer)
-    with_room(roomy)
+    with_room(roomy, 12)
     assert all(type(layer) is RoomyLayer for layer in roomy.layers)
     for step in range(9):
         if step in (3, 6):  # rows that have ended leave, and others are repeated
@@ -49,11 +49,21 @@ def test_it_holds_what_transformers_cache_holds(monkeypatch, room):
 def test_what_was_handed_out_before_is_not_written_over():
     cache = DynamicCache(config=CONFIG)
     cache.update(*tokens(2, 3, 0), 0)
-    with_room(cache)
+    with_room(cache, 5)
     first, _ = cache.update(*tokens(2, 1, 1), 0)
     before = first.clone()
     cache.update(*tokens(2, 1, 2), 0)
     assert torch.equal(first, before)
+
+
+def test_no_more_room_is_taken_than_tokens_come():
+    cache = DynamicCache(config=CONFIG)
+    cache.update(*tokens(2, 3, 0), 0)
+    with_room(cache, 2)
+    for _ in range(2):
+        keys, _ = cache.update(*tokens(2, 1, 1), 0)
+    assert keys.untyped_storage().nbytes() == 2 * 5 * 8 * 4
+    assert cache.update(*tokens(2, 1, 2), 0)[0].shape[-2] == 6  # more come than were announced
 
 
 def test_layers_that_forget_are_left_as_they_are():
@@ -68,7 +78,7 @@ def test_layers_that_forget_are_left_as_they_are():
     cache = DynamicCache(config=windowed)
     cache.update(*tokens(2, 3, 0), 0)
     kinds = [type(layer) for layer in cache.layers]
-    with_room(cache)
+    with_room(cache, 5)
     assert [type(layer) for layer in cache.layers] == kinds and RoomyLayer not in kinds
 
 
@@ -82,7 +92,7 @@ def test_a_model_says_the_same_to_the_bit():
         with torch.no_grad():
             logits = [model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]]
             if roomy:
-                with_room(cache)
+                with_room(cache, 5)
             for _ in range(5):
                 token = logits[-1].argmax(-1, keepdim=True)
                 logits.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1])

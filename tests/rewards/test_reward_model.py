@@ -12,6 +12,9 @@ import torch
 
 from harness.base.errors import UserError
 from harness.models.classifier import score_sequences, with_score
+from harness.rewards.base import Desk
+from harness.rewards.model import ModelReward
+from harness.rewards.process import ProcessReward
 from harness.stages.reward_model import contrasting, judged
 from tests.inside import tell
 from tests.toys import build_model, conversational_rows, random_llama, write_jsonl
@@ -116,6 +119,33 @@ def test_a_reward_model_by_path_is_taken_as_it_is(tmp_path, cache):
     told = tell(tmp_path / "t", cache, *FAST[:2], f"reward.path={path}", *FAST[4:], "adapter=lora", "rank=2")
     assert "reward_model" not in told.stages
     assert told.under("memory/role_")["memory/role_reward_mb"] > 0
+
+
+@pytest.mark.parametrize("kind", [ModelReward, ProcessReward])
+def test_a_model_without_a_trained_head_is_refused_and_never_scores_by_chance(tmp_path, kind):
+    from transformers import AutoConfig, AutoTokenizer
+
+    base = build_model(tmp_path / "base", "qwen2")
+    config = AutoConfig.from_pretrained(base)
+    config.num_labels = 1
+    config.save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with pytest.raises(UserError, match="score by chance") as error:
+        kind(path=str(base)).held(Desk(None, tokenizer, list, {}, "cpu", torch.float32))
+    assert error.value.key == "reward.path" and "score" in error.value.rule
+
+
+def test_an_adapter_that_has_another_head_is_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = build_model(tmp_path / "base", "qwen2")
+    shell = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for part in (get_peft_model(shell, LoraConfig(task_type="SEQ_CLS", r=2)), tokenizer):
+        part.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"reward\.path"):
+        ModelReward(path=str(tmp_path / "adapter")).held(Desk(None, tokenizer, list, {}, "cpu", torch.float32))
 
 
 def test_a_reward_model_judges_the_win_rate_where_no_rule_does(tmp_path, cache):
