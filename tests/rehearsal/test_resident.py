@@ -62,5 +62,5 @@ def elsewhere() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_process_grows_by_what_was_counted(elsewhere, algo, adapter):
     counted, resident = elsewhere.submit(growth, (f"algo={algo}", f"adapter={adapter}")).result()
-    assert counted > 400e6, "so little that it shows nothing"
+    assert counted > 200e6, "so little that it shows nothing"
     assert counted == pytest.approx(resident, rel=0.06)
