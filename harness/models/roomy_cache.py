@@ -24,6 +24,9 @@ class RoomyLayer(DynamicLayer):
         more: tokens to come at most.
     """
 
+    keys: Any  # tensors, always: transformers declares them None as long as nothing is held
+    values: Any
+
     def __init__(self, layer: DynamicLayer, more: int):
         """Take over."""
         super().__init__()
