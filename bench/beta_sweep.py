@@ -6,21 +6,14 @@ reads every prompt anew: what each trial would do by itself.
     python bench/beta_sweep.py [OVERRIDE ...]
 """
 
-import json
 import shutil
 import sys
-from pathlib import Path
 
-from common import harness, workdir
+from common import harness, results, workdir
 
 BETAS = (0.05, 0.1, 0.2, 0.5, 1)
 BASE = ("sft", "model")
 """Stages of the cache that make a base."""
-
-
-def results(folder: Path) -> list[dict[str, float]]:
-    """Metrics of the trials of a sweep."""
-    return [json.loads(path.read_text())["metrics"] for path in sorted(folder.glob("*/result.json"))]
 
 
 def main() -> None:

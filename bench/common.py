@@ -60,9 +60,14 @@ def base_model(cache: Path, cwd: Path) -> Path:
     return next(p.parent for p in (cache / "sft").glob("*/config.json"))
 
 
+def results(folder: Path) -> list[dict[str, float]]:
+    """Metrics of the trials below a sweep's folder, by name."""
+    return [json.loads(path.read_text())["metrics"] for path in sorted(folder.glob("*/result.json"))]
+
+
 def metrics(folder: Path) -> dict[str, float]:
     """Metrics of the one trial below a sweep's folder."""
-    return json.loads(next(folder.glob("*/result.json")).read_text())["metrics"]
+    return results(folder)[0]
 
 
 def ratio_line(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float) -> float:

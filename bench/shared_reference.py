@@ -1,13 +1,12 @@
 """Five betas, full fine-tuning, reference log-probabilities shared and not: rows scored, and wall time."""
 
-import json
 import os
 import shutil
 import statistics
 import time
 from pathlib import Path
 
-from common import harness, workdir
+from common import harness, results, workdir
 
 PAIRS = 2
 COMMON = (
@@ -28,7 +27,7 @@ def main() -> None:
             shutil.rmtree(cache / "reference", ignore_errors=True)  # each sweep pays for its own
             sweep = f"{name}-{i}"
             walls[name].append(harness([*COMMON, SIDES[name], f"sweep={sweep}"], cwd, cache))
-            found = [json.loads(p.read_text())["metrics"] for p in (cwd / "outputs" / sweep).glob("*/result.json")]
+            found = results(cwd / "outputs" / sweep)
             rows = sum(m["budget/reference_rows"] for m in found)
             trained[name].append(sum(m["time/train_s"] + m["time/reference_s"] for m in found))
             peak = max(m["memory/peak_mb"] for m in found)

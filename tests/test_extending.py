@@ -44,7 +44,8 @@ BROKEN = {
     "my_conf/reward/short.yaml": ("my_package/short.py", "len(text) for", "len(txt) for", "NameError: name 'txt'"),
     "my_conf/task/echo.yaml": ("my_package/echo.py", '"rejected": str', '"wrong": str', "lacks 'rejected'"),
     "my_conf/evaluator/vocabulary.yaml": (
-        "my_package/vocabulary.py", "s.text.split()", "s.txt.split()", "evaluate() failed at vocabulary.py:",
+        "my_package/vocabulary.py", "s.text.split()", "s.txt.split()",
+        "evaluate() failed at vocabulary.py:20 (AttributeError",
     ),
     "my_conf/algo/slic.yaml": ("my_package/slic.py", '"hinge"', '"hing"', "hing"),
     "my_conf/adapter/biased.yaml": ("my_conf/adapter/biased.yaml", "rank: null", "rang: null", "rang"),

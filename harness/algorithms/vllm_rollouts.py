@@ -7,8 +7,9 @@ copy, since adding and subtracting in 16 bits leaves a base that is another one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from harness.algorithms.base import TrainJob
 from harness.base.errors import UserError
 from harness.base.replacing import replaced
 from harness.config.rollout import GB, rollout_problems_here
+from harness.models.plain_lora import NAME as POLICY
 from harness.tasks.conversation import prompt_ids
 
-POLICY = "default"
-"""Peft's name of the adapter that is trained."""
 KEPT = f"modules_to_save.{POLICY}."
+WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|\.token_adapter|" + re.escape(KEPT))
+"""What peft puts into the names of a base's weights."""
 
 
 class Engine(VLLMGeneration):
@@ -62,7 +64,7 @@ def weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(KEPT, "")
+    return WRAPPERS.sub("", name)
 
 
 def options(job: TrainJob, stops: Sequence[int]) -> dict[str, Any]:
@@ -104,11 +106,9 @@ def _gpu_bytes() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
-@contextmanager
-def made_here() -> Iterator[None]:
+def made_here() -> AbstractContextManager[Any]:
     """Within it trainers that are made sample by ``Engine``."""
-    with replaced(grpo_trainer, "VLLMGeneration", Engine):
-        yield
+    return replaced(grpo_trainer, "VLLMGeneration", Engine)
 
 
 class Apart:
@@ -136,17 +136,10 @@ class Apart:
             sampler_gap_max=found.max() if found.numel() else 0.0,
             sampler_ess=effective_share(whole),
         )
-        if not self.most:
-            return {
-                **batch,
-                "importance_sampling_ratio": torch.ones_like(gap),
-                "sampler_weights": torch.ones_like(whole),
-            }
-        return {
-            **batch,
-            "importance_sampling_ratio": gap.exp().clamp(max=self.most),
-            "sampler_weights": whole.exp().clamp(max=self.most),
-        }
+        return {**batch, "importance_sampling_ratio": self._weight(gap), "sampler_weights": self._weight(whole)}
+
+    def _weight(self, logs: Tensor) -> Tensor:
+        return logs.exp().clamp(max=self.most) if self.most else torch.ones_like(logs)
 
 
 def log_ratios(trained: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:

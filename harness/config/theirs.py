@@ -72,9 +72,8 @@ def blamed(error: BaseException, plain: Mapping[str, Any]) -> UserError | None:
         if module.split(".")[0] in packages:
             key = next((k for k, target in own.items() if target.rpartition(".")[0] == module), next(iter(own)))
             place = f"{Path(frame.f_code.co_filename).name}:{line}"
-            name = frame.f_code.co_qualname.partition(".<locals>")[0].rpartition(".")[
-                2
-            ]  # no comprehension's or lambda's
+            method = frame.f_code.co_qualname.partition(".<locals>")[0]  # and not a comprehension or lambda within it
+            name = method.rpartition(".")[2]
             rule = f"{name}() failed at {place} ({_said(error)})"
             return UserError(rule, key=key, value=own[key].rpartition(".")[2], fix=f"mend it; {CONTRACTS}")
     return None

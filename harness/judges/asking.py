@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -60,10 +60,14 @@ class Bill:
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def with_more(self, other: Bill) -> Bill:
+    def __add__(self, other: Bill) -> Bill:
         """Both together."""
-        parts = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Bill(*(a + b for a, b in parts))
+        return Bill(
+            self.asked + other.asked,
+            self.kept + other.kept,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+        )
 
     def metrics(self, judge: Judge) -> dict[str, float]:
         """The answers that were asked for, what that took in tokens, and in money where the judge has prices."""

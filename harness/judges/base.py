@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from harness.base.errors import UserError
@@ -168,13 +168,13 @@ class Judge(ABC):
     criterion: str = CRITERION
 
     def asks(self, pair: Pair) -> str:
-        """The question about a pair; what replies hold is put in as it is, whatever braces it has."""
-        parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
-        return filled(self.question, parts)
+        """The question about a pair; what replies hold is put in as it is, whatever braces it has.
 
-    def verdict_alone(self) -> Self:
-        """Itself with a question that wants the verdict alone, unless the question is the user's own."""
-        return replace(self, question=_AT_ONCE) if self.question == QUESTION else self
+        The usual one asks for no comparison in words where the verdict is wanted alone.
+        """
+        usual = self.question == QUESTION
+        parts = {"criterion": self.criterion, "prompt": pair.prompt, "first": pair.first, "second": pair.second}
+        return filled(_AT_ONCE if usual and self.verdict_alone else self.question, parts)
 
     def asks_grade(self, prompt: str, reply: str) -> str:
         """The question about one reply alone."""
@@ -188,6 +188,11 @@ class Judge(ABC):
         rule = f"must hold {' and '.join(absent)}, or the judge does not see it"
         fix = "put it in, as QUESTION in harness/judges/base.py has it"
         return [UserError(rule, key="judge.question", value=self.question, fix=fix)]
+
+    @property
+    def verdict_alone(self) -> bool:
+        """Whether it is to say nothing before its verdict."""
+        return False
 
     @property
     def writes(self) -> bool:

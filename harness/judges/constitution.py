@@ -146,9 +146,9 @@ def write(
         facts["verdicts for the revision"] = f"{won:,} of {len(pairs.rows):,}"
     facts |= dict(pairs.facts) | {f"people's pairs: {name}": fact for name, fact in agreement_of(people, held).items()}
     revisions = [_row(draft) for draft in sound if draft.critique is not None]
-    asked, kept = sum(bill.asked for bill in bills), sum(bill.kept for bill in bills)
+    total = sum(bills, Bill())
     written = Written(drafts, revisions, Labelled(pairs.rows, pairs.dropped, facts))
-    return written, f"{asked:,} answers were asked for, and {kept:,} were there already"
+    return written, f"{total.asked:,} answers were asked for, and {total.kept:,} were there already"
 
 
 def check(writer: Judge, judge: Judge, between: Between) -> None:

@@ -176,7 +176,7 @@ def label(
     if beside is None:
         return labelled(questions, verdicts), bill
     theirs, more = asked(beside)
-    return labelled(questions, verdicts, {ANOTHER: theirs}), bill.with_more(more)
+    return labelled(questions, verdicts, {ANOTHER: theirs}), bill + more
 
 
 def labelled(

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from harness.base.errors import UserError
 from harness.base.records import UNTOLD, unless_default
 from harness.config import closure, devices, identity
-from harness.judges.base import Answer, Answering, Judge, Pair
+from harness.judges.base import Answer, Answering, Judge
 
 if TYPE_CHECKING:
     from harness.models.hub import HF
@@ -146,9 +146,10 @@ class Local(Judge):
             return UserError(rule, key="judge.gguf_file", value=self.gguf_file, fix=ANOTHER)
         return None
 
-    def asks(self, pair: Pair) -> str:
-        """Without a comparison in words where letters are read, unless the question is the user's own."""
-        return Judge.asks(self.verdict_alone() if self.read == "letters" else self, pair)
+    @property
+    def verdict_alone(self) -> bool:
+        """Where letters are read."""
+        return self.read == "letters"
 
     def answers(self, questions: Sequence[str], told: Callable[[int, Answer], None]) -> None:
         """Load, answer, and free the memory."""

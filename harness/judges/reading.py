@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -68,10 +67,10 @@ class Reader:
             more: tokens of that, in each.
         """
         letters = self.judge.read == "letters"
-        most = self.longest or sys.maxsize
         lengths = [len(self._in_words(q)) + more + (0 if letters else self.judge.max_tokens) for q in questions]
         batch = next(self._batches(range(len(lengths)), lengths))
-        ids = torch.ones((len(batch), min(most, lengths[batch[0]])), dtype=torch.long, device=self.device)
+        width = min(lengths[batch[0]], self.longest or lengths[batch[0]])
+        ids = torch.ones((len(batch), width), dtype=torch.long, device=self.device)
         few: dict[str, Any] = {"logits_to_keep": len(batch) if letters else 1} if keeps_logits(self.model) else {}
         self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=not letters, **few)
 

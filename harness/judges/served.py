@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError, keep_secret, without_password
 from harness.base.records import UNTOLD, unless_default
-from harness.judges.base import Answer, Judge, Pair
+from harness.judges.base import Answer, Judge
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Status codes after which a request is worth repeating."""
@@ -69,9 +69,10 @@ class Served(Judge):
         seed = {"seed": self.seed} if self.seed else {}
         return {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, **seed}
 
-    def asks(self, pair: Pair) -> str:
-        """Without a comparison in words where the verdict alone is wanted, unless the question is the user's own."""
-        return Judge.asks(self.verdict_alone() if self.read == "letters" else self, pair)
+    @property
+    def verdict_alone(self) -> bool:
+        """Where letters are asked for."""
+        return self.read == "letters"
 
     def again(self, number: int) -> Served | None:
         """With another seed, where it samples."""

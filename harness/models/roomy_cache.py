@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -59,10 +58,6 @@ def _larger(old: Tensor, tokens: int) -> Tensor:
 
 def with_room(cache: Any, more: int) -> None:
     """Let those layers of a filled cache that hold every token grow so, by ``more`` in all; others stay as they are."""
-    cache.layers = [
-        RoomyLayer(layer, more) if type(layer) is DynamicLayer and _whole(layer) else layer for layer in cache.layers
-    ]
-
-
-def _whole(layer: DynamicLayer) -> bool:
-    return layer.is_initialized and isinstance(layer.keys, torch.Tensor) and layer.keys.dim() == 4
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            cache.layers[number] = RoomyLayer(layer, more)

@@ -157,7 +157,7 @@ def find_problems(plain: dict[str, Any], digest: str | None = None) -> list[User
     return [
         *found,
         *rows,
-        *_sampler_problems(setup),
+        *rollout_problems_here(setup.train, cpu=_on_cpu(setup)),
         *(_attention_problems(setup, config) or _target_problems(setup, config)),
         *own,
     ]
@@ -281,11 +281,6 @@ def _attention_problems(setup: Setup, config: Any) -> list[UserError]:
     return []
 
 
-def _sampler_problems(setup: Setup) -> list[UserError]:
-    """Where vLLM is to sample, it must be here."""
-    return rollout_problems_here(setup.train, cpu=_on_cpu(setup)) if setup.algo.family == "online" else []
-
-
 def _on_cpu(setup: Setup) -> bool:
     return setup.plain["runner"].get("device") == "cpu" or not gpu_visible()
 
@@ -335,6 +330,9 @@ def _target_problems(setup: Setup, config: Any) -> list[UserError]:
         rule = "adapts the output head, whose weights every loss here reads past the adapter: it would not be trained"
         fix = "leave the head out of the targets, or train it whole: modules_to_save of an adapter=peft adapter.config"
         return [UserError(rule, key=key, value=value, fix=fix)]
+    if setup.train.rollout == "vllm" and adapts_tied_embedding(wrapped):
+        rule = "adapts the embedding to which the output head is tied: vLLM holds the two as one and would change both"
+        return [UserError(rule, key=key, value=value, fix="leave the embedding out of it, or train.rollout=hf")]
     if adapter.off_is_base and (own := trained_of_base(model, wrapped)):
         rule = f"trains weights of the base itself ({', '.join(own[:2])}{', …' if len(own) > 2 else ''}), which stay "
         rule += "changed when the adapter is off: the reference would move along"
@@ -374,3 +372,11 @@ def adapts_head(wrapped: Any) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(wrapped.get_base_model().get_output_embeddings(), BaseTunerLayer)
+
+
+def adapts_tied_embedding(wrapped: Any) -> bool:
+    """Whether peft changes an embedding, in place or by a copy, whose weights the model's output head has too."""
+    base = wrapped.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    own = [name for name, _ in embedding.named_parameters()]
+    return own != ["weight"] and any(w is getattr(head, "weight", None) for w in embedding.parameters())

@@ -135,10 +135,10 @@ def assemble(plain: Mapping[str, Any]) -> Setup:
     if errors or algo is None or adapter is None:
         raise UserErrors(errors)
 
+    built["train"] = _sampled_by(algo, built["train"], unused)
     if algo.trains:
         errors += train_problems(built["train"], algo.name, algo.presets, adapter.preset)
         errors += precision_problems(built["model"], adapter, built["train"])
-        built["train"] = _sampled_by(algo, built["train"], unused)
         errors += rollout_problems(built["train"], adapter, built["model"])
         errors += _keeping_problems(built["train"], built["eval"])
         errors += parallel.problems(built["train"], joint=algo.shares_micro_batch)

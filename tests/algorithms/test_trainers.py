@@ -12,9 +12,10 @@ def test_tiles_are_as_wide_as_the_vocabulary_and_no_wider_than_suits_the_device(
     for vocabulary, width in ((40, 40), (2048, 2048), (128_256, IN_TORCH)):
         narrow_tiles(vocabulary, "cpu")
         assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == width
-    with as_on_cuda():
-        narrow_tiles(128_256, "cpu")
-        assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == TILE  # a rehearsal of a GPU
+    with as_on_cuda():  # a rehearsal of a GPU
+        for vocabulary, width in ((40, 40), (32_768, 32_768), (128_256, 32_768)):
+            narrow_tiles(vocabulary, "cpu")
+            assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == width
 
 
 def test_the_width_is_trls_own():

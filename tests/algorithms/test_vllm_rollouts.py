@@ -23,6 +23,7 @@ from harness.algorithms.trainers import ready_trainer
 from harness.base.errors import UserError
 from harness.config.rollout import VLLM, rollout_problems, rollout_problems_here
 from harness.models.adapters import Full, LoRA, QLoRA
+from harness.sweep.deep_checks import adapts_tied_embedding, find_problems
 from harness.tasks.base import TaskData
 from tests.algorithms.test_family import REWARDS, SAID, mean_gradient
 from tests.algorithms.world import PROMPTS, TOKENIZER
@@ -223,6 +224,20 @@ def test_a_module_that_is_trained_whole_is_given_by_its_own_name():
     assert torch.equal(given["lm_head.weight"], random_llama(0).lm_head.weight + 1.0)
 
 
+def test_rows_of_an_embedding_that_are_trained_are_given_in_it():
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    policy: Any = get_peft_model(random_llama(0), config)
+    with torch.no_grad():
+        (trained,) = [p for name, p in policy.named_parameters() if "trainable_tokens_delta" in name]
+        trained.copy_(random_llama(0).model.embed_tokens.weight[[1, 2]] + 1.0)
+    given = {name: weight.clone() for name, weight in vllm_rollouts.weights(policy)}
+    assert given.keys() == {name for name, _ in random_llama(0).named_parameters()}
+    moved = given["model.embed_tokens.weight"] - random_llama(0).model.embed_tokens.weight
+    assert moved[[1, 2]].allclose(torch.tensor(1.0)) and moved[3:].eq(0.0).all()
+
+
 # -- refusals --------------------------------------------------------------------------------------------
 
 
@@ -233,6 +248,31 @@ def test_adapters_whose_policy_vllm_cannot_be_given_are_refused(job, adapter):
     assert problem.key == "train.rollout" and "adapter=lora" in str(problem.fix)
     assert not rollout_problems(train, LoRA(rank=4), object()) and not rollout_problems(train, Full(), object())
     assert not rollout_problems(job.train, adapter, object())
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+@pytest.mark.parametrize(
+    "knobs",
+    [{"target_modules": ["embed_tokens"]}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, {}],
+    ids=["in it", "a copy", "elsewhere"],
+)
+def test_an_embedding_that_is_the_head_too_is_known(knobs, tied):
+    from peft import LoraConfig, get_peft_model
+
+    base = random_llama(0)
+    base.config.tie_word_embeddings = tied
+    base.tie_weights()
+    wrapped = get_peft_model(base, LoraConfig(**(knobs or {"target_modules": ["q_proj"]})))
+    assert adapts_tied_embedding(wrapped) is (tied and bool(knobs))
+
+
+def test_a_sweep_with_such_an_embedding_is_refused_before_its_trials(compose, tmp_path):
+    own = "adapter.config={peft_type: LORA, target_modules: [q_proj, embed_tokens]}"
+    knobs = ("algo=grpo", "adapter=peft", own, f"+cache.dir={tmp_path}")
+    rules = [problem.rule for problem in find_problems(compose(*knobs, "train.rollout=vllm"))]
+    assert any("output head is tied" in rule for rule in rules)
+    assert not find_problems(compose(*knobs))
 
 
 def test_a_machine_without_vllm_or_a_gpu_refuses(job, monkeypatch):

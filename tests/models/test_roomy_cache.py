@@ -9,14 +9,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralCon
 from harness.models import roomy_cache
 from harness.models.roomy_cache import RoomyLayer, with_room
 
-CONFIG = LlamaConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-)
+SIZE = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+CONFIG = LlamaConfig(**SIZE)
 
 
 def tokens(rows: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,14 +64,7 @@ def test_no_more_room_is_taken_than_tokens_come():
 
 
 def test_layers_that_forget_are_left_as_they_are():
-    windowed = MistralConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        sliding_window=4,
-    )
+    windowed = MistralConfig(**SIZE, sliding_window=4)
     cache = DynamicCache(config=windowed)
     cache.update(*tokens(2, 3, 0), 0)
     kinds = [type(layer) for layer in cache.layers]

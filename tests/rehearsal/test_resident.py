@@ -18,10 +18,9 @@ from tests.rehearsal.growing import from_the_first_step, grown, start
 
 ALGOS, ADAPTERS = ("ppo", "dpo", "ipo", "kto", "grpo"), ("full", "lora", "qlora")
 STEP = (
-    "model=shape/llama-10m", "eval=none", "task.pairs=80", "train.batch_size=32", "train.micro_batch_size=32",
+    "model=shape/llama-10m", "eval=none", "task.pairs=96", "train.batch_size=96", "train.micro_batch_size=96",
     "train.max_length=96", "train.max_completion_length=48",
 )  # fmt: skip
-
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="glibc only")
 
 
@@ -62,5 +61,5 @@ def elsewhere() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_process_grows_by_what_was_counted(elsewhere, algo, adapter):
     counted, resident = elsewhere.submit(growth, (f"algo={algo}", f"adapter={adapter}")).result()
-    assert counted > 200e6, "so little that it shows nothing"
+    assert counted > 300e6, "so little that it shows nothing"
     assert counted == pytest.approx(resident, rel=0.06)

@@ -52,9 +52,6 @@ def main(argv: list[str]) -> int:
     names = {"writer": options.writer, "judge": options.judge}
     roles, cache = asked_from(names, options.overrides, options.config_dir, command="constitution")
     writer, judge = roles["writer"], roles["judge"]
-    for role in (writer, judge):
-        if found := role.problems():
-            raise found[0]
 
     from harness.judges.principles import Constitution
     from harness.runner.display import Display, say

@@ -56,10 +56,6 @@ def main(argv: list[str]) -> int:
         names["beside"] = options.beside
     roles, cache = asked_from(names, options.overrides, options.config_dir, command="label")
     judge, beside = roles["judge"], roles.get("beside")
-    for name, role in roles.items():
-        for error in role.problems():
-            key = re.sub(r"^judge\b", name, error.key or name)
-            raise UserError(error.rule, key=key, value=error.value, fix=error.fix)
 
     from harness.judges.labelling import card, label, questions_of
     from harness.runner.display import Display, say
@@ -92,7 +88,11 @@ def main(argv: list[str]) -> int:
 def asked_from(
     names: Mapping[str, str | None], overrides: Sequence[str], config_dir: str | None, *, command: str
 ) -> tuple[dict[str, Any], Path]:
-    """Judges by the roles that they have in a command, each with overrides of its own (``judge.url=…``)."""
+    """Judges by the roles that they have in a command, each with overrides of its own (``judge.url=…``).
+
+    Raises:
+        UserError: one is not named, or something is wrong with it before it is asked.
+    """
     from harness.config.compose import build, compose, hydra_config
     from harness.judges.base import Judge
     from harness.store.cache import cache_dir
@@ -112,6 +112,10 @@ def asked_from(
         plain = compose([*(f"+judge@{role}={name}" for role, name in chosen.items()), *rest])
     plugins = tuple(plain.get("plugins") or ())
     found = {role: build(plain[role], path=role, plugins=plugins, base=Judge) for role in names}
+    for role, judge in found.items():
+        for error in judge.problems():
+            key = re.sub(r"^judge\b", role, error.key or role)
+            raise UserError(error.rule, key=key, value=error.value, fix=error.fix)
     return found, cache_dir(plain)
 
 
