@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.algorithms.base import Algorithm, Training, TrainJob
 from harness.algorithms.starting_point import Probe, checked
-from harness.algorithms.trl_seam import narrow_tiles
+from harness.algorithms.trl_head import narrow_tiles, only_scored
 from harness.base.errors import UserError
 from harness.models import prefixes
 from harness.models.plain_lora import matrices
@@ -44,6 +44,7 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
         rule = f"trainer() gives a Training, not {type(training).__name__}"
         fix = "return Training(trainer=..., reference=job.holds)"
         raise UserError(rule, key="algo", value=algo.name, fix=fix)
+    only_scored(training.trainer)
     if job.adapter.peft_config() is not None:
         for parameter in training.trainer.model.parameters():
             # TRL holds a QLoRA adapter in bf16, which rounds small updates away and is not what loading gives back.

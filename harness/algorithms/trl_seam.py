@@ -8,28 +8,23 @@ TRL's: where TRL changes, this file does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
-from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer import dpo_trainer, kto_trainer, utils
+from trl.trainer import dpo_trainer, kto_trainer
 
 from harness.algorithms.losses import Said
 from harness.algorithms.regrouped import groups_together
 from harness.algorithms.replay import Replayed
-from harness.base.replacing import replaced
 from harness.models import prefixes
 from harness.models.loading import attention_of
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
-TILE, IN_TORCH = 32_768, 2_048
-"""Columns of the tiles in which TRL's output head works through the vocabulary: TRL's, and ours where no kernel does
-(a CPU): what takes several passes over a tile is quicker where the tile stays in the caches."""
 
 
 class PairTrainer:
@@ -211,17 +206,6 @@ def without_hashing() -> None:
     dpo_trainer.hash_module = kto_trainer.hash_module = lambda _: "not used"  # type: ignore[assignment]
 
 
-def narrow_tiles(vocabulary: int, device: str) -> None:
-    """Make tiles no wider than the vocabulary: TRL reserves 4,096 whole rows, half a GB where 40 columns are used."""
-    widest = TILE if utils._use_triton(torch.device(device)) else IN_TORCH
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(widest, vocabulary)
-
-
-def tile() -> int:
-    """Columns of a tile."""
-    return utils._CHUNKED_LOGPROB_CHUNK_SIZE
-
-
 class RolloutTrainer(GRPOTrainer):
     """TRL's GRPO trainer; each step that an algorithm may want as its own has a name that stays."""
 
@@ -343,37 +327,6 @@ def follow(trainer: Any, scheduler: Any) -> Any:
     return scheduler
 
 
-# -- for tensors without data ----------------------------------------------------------------------------
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Within it TRL's output head takes its course on CUDA: Triton kernels, which make no tensors of their own."""
-
-    def nothing(*_: Any, **__: Any) -> None:
-        """A kernel that works in place."""
-
-    def add_product(acc: Tensor, a: Tensor, b: Tensor) -> None:
-        acc.add_(1)
-
-    with ExitStack() as stack:
-        stack.enter_context(replaced(chunked_logprob, "_forward_tile", nothing))
-        stack.enter_context(replaced(chunked_logprob, "_backward_tile", nothing))
-        stack.enter_context(replaced(chunked_logprob, "_addmm_fp32", add_product))
-        stack.enter_context(replaced(utils, "_use_triton", lambda _: True))
-        yield
-
-
-@contextmanager
-def head_within(context: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within it what TRL's output head does, forward and backward, is wrapped by ``context``."""
-    head: Any = chunked_logprob.ChunkedLogProbFunction
-    with ExitStack() as stack:
-        for part in ("forward", "backward"):
-            stack.enter_context(replaced(head, part, staticmethod(context(getattr(head, part)))))
-        yield
-
-
 def sampling_model(trainer: Any) -> Any:
     """A context whose value is the policy as TRL samples from it."""
     from trl.models.utils import unwrap_model_for_generation
@@ -383,6 +336,5 @@ def sampling_model(trainer: Any) -> Any:
 
 
 __all__ = [
-    "FreePairTrainer", "PairTrainer", "RolloutTrainer", "as_on_cuda", "follow", "head_within", "narrow_tiles",
-    "imitation", "sampling_model", "tile", "without_hashing",
+    "FreePairTrainer", "PairTrainer", "RolloutTrainer", "follow", "imitation", "sampling_model", "without_hashing",
 ]  # fmt: skip

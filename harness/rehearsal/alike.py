@@ -1,4 +1,4 @@
-"""Which rows begin alike, in a world where tensors have no data. Imports torch."""
+"""Which rows begin alike, and how much of them is scored, in a world where tensors have no data. Imports torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from harness.algorithms.sft import IGNORED
 from harness.base.replacing import replaced
 from harness.models.prefixes import Prefixes
 from harness.trial.assemble import Setup
@@ -28,20 +29,34 @@ class Foreseen:
 
     def __init__(self, setup: Setup, *, fill: bool):
         """Nothing is known yet."""
+        self._filled, fill = fill, fill or setup.algo.packs
+        self._scored: dict[tuple[int, ...], int] = {}
         self._online = setup.algo.family == "online"
         self._group = getattr(setup.algo, "num_generations", 1)
         self._completion, self._fill = setup.train.max_completion_length, fill
         self._known: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def remember(self, batch: Any) -> None:
-        """Of a real batch, the rows of token ids by their shape."""
-        if self._fill or self._online or not isinstance(batch, Mapping):
+        """Of a real batch, the rows of token ids and the number of scored tokens, by their shapes."""
+        if self._filled or self._online or not isinstance(batch, Mapping):
             return
         for kind in ("", "KL_"):
+            scored = _scored(batch, kind)
+            if scored is not None:
+                shape = tuple(scored.shape)
+                self._scored[shape] = max(self._scored.get(shape, 0), int(scored.sum()))  # any micro-batch may have it
+            if self._fill:
+                continue
             ids, mask = batch.get(f"{kind}input_ids"), batch.get(f"{kind}attention_mask")
             if isinstance(ids, Tensor) and isinstance(mask, Tensor):
                 pairs = zip(ids.numpy(), mask.bool().numpy(), strict=True)
                 self._known[tuple(ids.shape)] = [row[kept] for row, kept in pairs]
+
+    def scored(self, shape: tuple[int, ...]) -> int | None:
+        """How many positions a mask of this shape lets through to the output head; None where that is not known."""
+        if not self._online:
+            return self._scored.get(shape)
+        return shape[0] * min(shape[1], self._completion) if len(shape) == 2 else None
 
     def __call__(self, shape: tuple[int, ...]) -> list[np.ndarray] | None:
         """The rows of a batch of this shape; None where they are not known."""
@@ -52,6 +67,14 @@ class Foreseen:
             np.concatenate([np.full(prompt, i // self._group), np.full(self._completion, shape[0] + i)])
             for i in range(shape[0])
         ]
+
+
+def _scored(batch: Mapping[str, Any], kind: str) -> Tensor | None:
+    """Of each token whether it is scored as the next one, (rows, tokens - 1)."""
+    if isinstance(mask := batch.get(f"{kind}completion_mask"), Tensor):
+        return mask[:, 1:] != 0
+    labels = batch.get(f"{kind}labels")
+    return labels[:, 1:] != IGNORED if isinstance(labels, Tensor) else None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A world of fake tensors: shapes, dtypes and storages without data. Imports torch.
 
 The fakes stand on the CPU also where a GPU is planned for, since a build of torch without CUDA has no other. What
-differs on CUDA is set right by ``trl_seam.as_on_cuda`` or by the stand-ins.
+differs on CUDA is set right by ``trl_head.as_on_cuda`` or by the stand-ins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.algorithms.trl_seam import as_on_cuda
+from harness.algorithms.trl_head import as_on_cuda
 from harness.base.replacing import replaced
 
 

@@ -117,7 +117,8 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             stack.enter_context(pieces.one_of(setup.parallel.processes))
             stack.enter_context(pieces.seen_by(tracker))
         fakes = stack.enter_context(fake_tensors(cuda=scene.cuda)) if scene.fake else None
-        foreseen = Foreseen(setup, fill=scene.fill or setup.algo.packs)
+        foreseen = Foreseen(setup, fill=scene.fill)
+        tracker.lets_through = foreseen.scored
         stack.enter_context(alike_by(foreseen))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))

@@ -51,6 +51,9 @@ class Tracker(TorchDispatchMode):
     Args:
         rounded: bytes booked for a request of so many.
         vocabulary: a new tensor whose last dimension has this size is ``logits``; 0 for none.
+
+    Attributes:
+        lets_through: shape of a mask without data -> how many positions it selects; None: all of them.
     """
 
     def __init__(self, rounded: Callable[[int], int] = exact, vocabulary: int = 0):
@@ -65,6 +68,7 @@ class Tracker(TorchDispatchMode):
         self._marks: list[Mark] = []
         self._looks = True
         self.phase = "load"
+        self.lets_through: Callable[[tuple[int, ...]], int | None] = lambda _: None
 
     def timeline(self) -> Timeline:
         """All that was recorded."""
@@ -119,7 +123,7 @@ class Tracker(TorchDispatchMode):
         try:
             out = func(*args, **(kwargs or {}))
         except (DataDependentOutputException, DynamicOutputShapeException):
-            out = worst_case(func, args)
+            out = worst_case(func, args, self.lets_through)
         if not self._looks or func is torch.ops.prim.device.default:
             return out
         for tensor in out if isinstance(out, tuple | list) else (out,):
@@ -194,10 +198,11 @@ def _of_the_engine_alone() -> tuple[int, int]:
     return seen[0]
 
 
-def worst_case(func: Any, args: Any) -> Any:
+def worst_case(func: Any, args: Any, lets_through: Callable[[tuple[int, ...]], int | None]) -> Any:
     """The answer that takes the most memory, where it depends on values that fake tensors do not have.
 
-    A mask selects everything; a condition does not hold (so padding is never ruled out); a number is 1.
+    A mask selects everything, or what ``lets_through`` says of its shape; a condition does not hold (so padding is
+    never ruled out); a number is 1.
     """
     kind, tensor = func.overloadpacket, args[0]
     if kind is aten._local_scalar_dense:
@@ -208,7 +213,8 @@ def worst_case(func: Any, args: Any) -> Any:
         return tensor.new_empty((tensor.numel(),))
     if kind is aten.index and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
         mask = args[1][0]
-        return tensor.new_empty((mask.numel(), *tensor.shape[mask.ndim :]))
+        count = lets_through(tuple(mask.shape))
+        return tensor.new_empty((mask.numel() if count is None else count, *tensor.shape[mask.ndim :]))
     if kind is aten.equal:
         return True
     raise NotImplementedError(f"the memory plan has no worst case for {func}, whose result depends on values")

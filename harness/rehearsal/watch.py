@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from harness.algorithms.base import Training
 from harness.algorithms.roles import ORDER
-from harness.algorithms.trl_seam import head_within
+from harness.algorithms.trl_head import head_within
 from harness.base.replacing import replaced
 from harness.models.meta_model import layers_of
 from harness.rehearsal.tracker import Tracker
