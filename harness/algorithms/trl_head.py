@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -43,15 +44,15 @@ def only_scored(trainer: Any) -> None:
         if model is None or model.device.type != "cpu":
             continue
         base = model.get_base_model() if hasattr(model, "peft_config") else model
-        if "forward" in vars(base):  # TRL's, over the model's own
-            base.forward = _compact(base.forward)
+        if isinstance(forward := vars(base).get("forward"), MethodType):  # TRL's, over the model's own
+            base.forward = MethodType(_compact(forward.__func__), base)
 
 
 def _compact(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
-    def scored(*arguments: Any, **options: Any) -> Any:
+    def scored(model: Any, *arguments: Any, **options: Any) -> Any:
         with replaced(utils, "_use_triton", lambda _: True):
-            return forward(*arguments, **options)
+            return forward(model, *arguments, **options)
 
     return scored
 
