@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from harness.store.past import trial_folders
 EXAMPLES = "RUN: a trial's folder, its id (the sweep's name before it: monday/dpo-lora-...), or an MLflow run id"
 SPELLED = {"tracking.uri": "--tracking-uri", "sweep": "--sweep", "outputs": "--outputs"}
 """Hydra's spelling of options."""
+CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes")
+"""Loggers of libraries that tell at import what of them this machine has no use for."""
 FILES = ("trial.json", "runner.jsonl", "result.json")
 
 
@@ -57,10 +60,12 @@ def main(argv: list[str]) -> int:
 
 def quiet_libraries() -> None:
     """Libraries' bars and warnings would stand between the lines that matter."""
-    from transformers.utils import logging
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as theirs
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
 
 
 def _spelled(argument: str) -> str:

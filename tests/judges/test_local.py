@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -133,3 +136,15 @@ def test_samples_are_those_of_the_question_whatever_is_sampled_beside_it(judge):
     assert [a.text for a in read(cold, questions)] == [a.text for a in read(greedy, questions)]
     assert judge.again(1) is None and greedy.again(1) is None, "they say the same each time"
     assert judge.key == replace(judge, seed=3).key, "of what draws nothing"
+
+
+def test_a_command_with_a_local_judge_shows_its_own_lines_alone(folder, tmp_path):
+    rows = [{"prompt": p.prompt, "chosen": p.first, "rejected": p.second} for p in PAIRS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("judge=local", f"judge.path={folder}", "judge.device=cpu", f"cache.dir={tmp_path / 'cache'}")
+    command = ("label", "--data", "rows.jsonl", "--to", "out.jsonl", *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert lines and all(line.startswith("label rows.jsonl") or "answers were asked for" in line for line in lines)

@@ -53,10 +53,12 @@ def main(argv: list[str]) -> int:
     roles, cache = asked_from(names, options.overrides, options.config_dir, command="constitution")
     writer, judge = roles["writer"], roles["judge"]
 
+    from harness.cli.export import quiet_libraries
     from harness.judges.principles import Constitution
     from harness.runner.display import Display, say
     from harness.telemetry.waiting import PRESENT
 
+    quiet_libraries()
     PRESENT.settle()
     display = Display(f"constitution {Path(options.prompts).name}")
     new = not target.exists()

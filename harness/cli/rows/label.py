@@ -57,11 +57,13 @@ def main(argv: list[str]) -> int:
     roles, cache = asked_from(names, options.overrides, options.config_dir, command="label")
     judge, beside = roles["judge"], roles.get("beside")
 
+    from harness.cli.export import quiet_libraries
     from harness.judges.labelling import card, label, questions_of
     from harness.runner.display import Display, say
     from harness.tasks.reading.files import read_table
     from harness.telemetry.waiting import PRESENT
 
+    quiet_libraries()
     PRESENT.settle()
     table = read_table(options.data, key="--data", max_rows=options.rows)
     annotators = _annotators(options.annotators, table.columns)
