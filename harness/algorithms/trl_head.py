@@ -21,6 +21,7 @@ from harness.base.replacing import replaced
 TILE, IN_TORCH = 32_768, 2_048
 """Columns of the tiles in which TRL's output head works through the vocabulary: TRL's, and ours where no kernel does
 (a CPU): what takes several passes over a tile is quicker where the tile stays in the caches."""
+OURS = "of_scored"
 
 
 def narrow_tiles(vocabulary: int, device: str) -> None:
@@ -44,17 +45,19 @@ def only_scored(trainer: Any) -> None:
         if model is None or model.device.type != "cpu":
             continue
         base = model.get_base_model() if hasattr(model, "peft_config") else model
-        if isinstance(forward := vars(base).get("forward"), MethodType):  # TRL's, over the model's own
+        forward = vars(base).get("forward")  # TRL's, over the model's own
+        if isinstance(forward, MethodType) and forward.__func__.__name__ != OURS:
             base.forward = MethodType(_compact(forward.__func__), base)
 
 
 def _compact(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
-    def scored(model: Any, *arguments: Any, **options: Any) -> Any:
+    def of_scored(model: Any, *arguments: Any, **options: Any) -> Any:
         with replaced(utils, "_use_triton", lambda _: True):
             return forward(model, *arguments, **options)
 
-    return scored
+    of_scored.__name__ = OURS
+    return of_scored
 
 
 # -- for tensors without data ----------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from trl.trainer import dpo_trainer, kto_trainer
 from harness.algorithms.losses import Said
 from harness.algorithms.regrouped import groups_together
 from harness.algorithms.replay import Replayed
+from harness.algorithms.trl_head import only_scored
 from harness.models import prefixes
 from harness.models.loading import attention_of
 
@@ -81,6 +82,7 @@ class PairTrainer:
         return self.rows(dataset, args)
 
     def _precompute_ref_logps(self, dataset: Any, _: str, batch_size: int) -> Any:
+        only_scored(self)  # TRL comes here while it makes the trainer
         for name, values in type(self).reference_scores(self, dataset, batch_size).items():
             dataset = dataset.add_column(name, values)
         return dataset

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from harness.algorithms.sft import IGNORED
 from harness.base.replacing import replaced
 from harness.models.prefixes import Prefixes
+from harness.rehearsal.rows import KINDS, scored
 from harness.trial.assemble import Setup
 
 
@@ -40,11 +40,10 @@ class Foreseen:
         """Of a real batch, the rows of token ids and the number of scored tokens, by their shapes."""
         if self._filled or self._online or not isinstance(batch, Mapping):
             return
-        for kind in ("", "KL_"):
-            scored = _scored(batch, kind)
-            if scored is not None:
-                shape = tuple(scored.shape)
-                self._scored[shape] = max(self._scored.get(shape, 0), int(scored.sum()))  # any micro-batch may have it
+        for kind in KINDS:
+            if (found := scored(batch, kind)) is not None:
+                shape = tuple(found.shape)
+                self._scored[shape] = max(self._scored.get(shape, 0), int(found.sum()))  # any micro-batch may have it
             if self._fill:
                 continue
             ids, mask = batch.get(f"{kind}input_ids"), batch.get(f"{kind}attention_mask")
@@ -67,14 +66,6 @@ class Foreseen:
             np.concatenate([np.full(prompt, i // self._group), np.full(self._completion, shape[0] + i)])
             for i in range(shape[0])
         ]
-
-
-def _scored(batch: Mapping[str, Any], kind: str) -> Tensor | None:
-    """Of each token whether it is scored as the next one, (rows, tokens - 1)."""
-    if isinstance(mask := batch.get(f"{kind}completion_mask"), Tensor):
-        return mask[:, 1:] != 0
-    labels = batch.get(f"{kind}labels")
-    return labels[:, 1:] != IGNORED if isinstance(labels, Tensor) else None
 
 
 @contextmanager

@@ -32,13 +32,16 @@ from harness.models.precision import Place
 from harness.rehearsal import judging, pieces, standins, watch
 from harness.rehearsal.alike import Foreseen, alike_by
 from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
-from harness.rehearsal.rows import as_packed, lengthened, longest, longest_replayed
+from harness.rehearsal.rows import as_packed, heaviest_batch, lengthened, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
-from harness.stages.reference import column_names, longest_first
+from harness.stages.reference import column_names
 from harness.tasks.base import TaskData
 from harness.trial.assemble import Setup
 from harness.trial.curve.undisturbed import undisturbed
+
+SCORED_IN = ("train", "reference")
+"""Phases in which a mask of a batch's shape is that of its scored tokens."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             stack.enter_context(pieces.seen_by(tracker))
         fakes = stack.enter_context(fake_tensors(cuda=scene.cuda)) if scene.fake else None
         foreseen = Foreseen(setup, fill=scene.fill)
-        tracker.lets_through = foreseen.scored
+        tracker.lets_through = lambda shape: foreseen.scored(shape) if tracker.phase in SCORED_IN else None
         stack.enter_context(alike_by(foreseen))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(watch.booked(tracker))
@@ -143,7 +146,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             watch.watch_owners(training, tracker)
             packs = setup.algo.packs
             fill = setup.train.max_length if scene.fill or packs else None
-            formed = as_packed if packs else lambda batch: batch
+            formed = as_packed if packs else None if setup.algo.family == "offline" else lambda batch: batch
             _take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
             _sample_longest(training, setup, scene.fill, fakes, engine)
             training.trainer.train()
@@ -319,8 +322,7 @@ class _References:
         """As ``stages.reference``."""
         self.tracker.enter("reference")
         with outside():
-            rows = [dataset[i] for i in longest_first(dataset)[:batch_size]]
-            batch = lengthened(trainer.data_collator(rows), self.fill)
+            batch = heaviest_batch(dataset, trainer.data_collator, batch_size, self.fill)
             self.foreseen.remember(batch)
         batch = trainer.on_device(batch) if self.fakes is None else self.fakes.take_in(batch)
         trainer.compute_ref_log_probs(trainer.model.eval(), batch)
@@ -330,15 +332,19 @@ class _References:
 
 
 def _take_worst_batches(
-    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any], foreseen: Foreseen
+    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any] | None, foreseen: Foreseen
 ) -> None:
     """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
     load = trainer.get_train_dataloader
 
     def batches() -> list[Any]:
         with outside():
-            count = trainer.args.gradient_accumulation_steps
-            real = [formed(lengthened(batch, fill)) for batch in itertools.islice(load(), count)]
+            args, count = trainer.args, trainer.args.gradient_accumulation_steps
+            if formed is None:
+                size = args.per_device_train_batch_size
+                real = [heaviest_batch(trainer.train_dataset, trainer.data_collator, size, fill)] * count
+            else:
+                real = [formed(lengthened(batch, fill)) for batch in itertools.islice(load(), count)]
             for batch in real:
                 foreseen.remember(batch)
         if not real:
@@ -353,6 +359,7 @@ def _take_worst_batches(
         def worst(number: int) -> Any:
             with outside():
                 real = lengthened(draw(number), fill)
+                foreseen.remember(real)
             return real if fakes is None else fakes.take_in(real)
 
         replayed.batch = worst

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from harness.config.compose import compose, hydra_config
@@ -18,7 +19,7 @@ from harness.models.meta_model import alike, layers_of, skeleton, with_layers
 from harness.models.precision import place_on
 from harness.rehearsal import standins
 from harness.rehearsal.judging import heaviest
-from harness.rehearsal.rows import lengthened, longest
+from harness.rehearsal.rows import heaviest_batch, lengthened, longest
 from harness.rehearsal.step import Scene, rehearse, shortened
 from harness.rehearsal.timeline import OWNERS, Mark, Timeline, Uneven, extended
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds
@@ -26,6 +27,7 @@ from harness.tasks.conversation import Style
 from harness.trial.assemble import Setup, assemble
 from harness.trial.checks import check_data
 from tests.judges.small import save_small
+from tests.toys import write_jsonl
 
 ALGOS = ("ppo", "dpo", "ipo", "kto", "grpo", "orpo", "simpo", "cpo", "rloo", "online_dpo")
 ADAPTERS = ("full", "lora", "qlora")
@@ -197,6 +199,43 @@ def test_packed_sequences_are_as_long_as_the_limit_and_agree_on_both():
     packed, plain = (setup_of("algo=sft", "adapter=lora", size, f"algo.packing={on}") for on in ("true", "false"))
     assert_agree(packed)
     assert rehearsed(packed).peaks()["train"].total > 1.1 * rehearsed(plain).peaks()["train"].total, "rows are short"
+
+
+@pytest.mark.parametrize("algo", ["dpo", pytest.param("kto", marks=pytest.mark.slow), "sft"])
+def test_rows_that_score_most_count_though_others_are_longer(algo, tmp_path):
+    long = [{"prompt": f"{i}" + "1" * 219, "chosen": f"{i}", "rejected": "x"} for i in range(8)]
+    said = [{"prompt": f"{i}", "chosen": "2" * 205, "rejected": "3" * 205} for i in range(8)]
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}] * 8)
+
+    def setup(name: str, rows: list[dict[str, str]]) -> Setup:
+        file = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        files = (f"task.path={file}", f"task.eval_path={held_out}")
+        small = [option for option in SMALL if not option.startswith("task.")]
+        with hydra_config():
+            own = compose([*small, f"algo={algo}", "task=preferences", *files, "adapter=lora", "train.max_length=240"])
+        return assemble(own)
+
+    both = rehearsed(setup("both", long + said)).peaks()
+    alone = rehearsed(setup("said", said), fake=False).peaks()
+    assert_agree(setup("both", long + said))
+    for phase in both.keys() & {"train", "reference"}:
+        assert alone[phase].total <= both[phase].total * 1.02, phase
+
+
+def test_a_batch_has_as_many_scored_tokens_as_the_rows_with_most(tmp_path):
+    long, short = [7] * 30, [8] * 4
+    rows = [{"input_ids": [*long, 1], "completion_mask": [0] * 30 + [1]}] * 3
+    rows += [{"input_ids": [*short, 1, 1, 1], "completion_mask": [0] * 4 + [1] * 3}] * 3
+    dataset = Dataset.from_list(rows)
+
+    def collate(found: list[Any]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in found)
+        padded = {k: torch.tensor([row[k] + [0] * (width - len(row[k])) for row in found]) for k in found[0]}
+        return padded | {"attention_mask": torch.ones_like(padded["input_ids"])}
+
+    batch = heaviest_batch(dataset, collate, 2, None)
+    assert batch["input_ids"].shape == (2, 31) and int(batch["completion_mask"].sum()) == 2 * 3
+    assert heaviest_batch(dataset, collate, 2, 40)["input_ids"].shape == (2, 40)
 
 
 def matrix() -> list[Any]:
@@ -392,10 +431,15 @@ def test_the_longest_rows_are_chosen_and_repeated():
     data = check_data(setup)
     tokenizer = setup.model.tokenizer(None)
     chosen = longest(setup, data, tokenizer, lambda rows: [dict(r) for r in rows]).train_pairs
-    size = [len(r["prompt"]) + max(len(r["chosen"]), len(r["rejected"])) for r in data.train_pairs]
-    assert len(chosen) == 8 and len(chosen[0]["prompt"]) + max(
-        map(len, (chosen[0]["chosen"], chosen[0]["rejected"]))
-    ) == max(size)
+
+    def size(row: Any) -> int:
+        return len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"]))
+
+    def said(row: Any) -> int:
+        return len(row["chosen"]) + len(row["rejected"])
+
+    assert len(chosen) == 2 * 8 and chosen[:4] == chosen[4:8] and chosen[8:12] == chosen[12:]
+    assert size(chosen[0]) == max(map(size, data.train_pairs)) and said(chosen[8]) == max(map(said, data.train_pairs))
 
 
 def test_a_long_accumulation_becomes_a_short_one_and_a_rollout_keeps_its_size():
