@@ -201,7 +201,8 @@ def test_packed_sequences_are_as_long_as_the_limit_and_agree_on_both():
     assert rehearsed(packed).peaks()["train"].total > 1.1 * rehearsed(plain).peaks()["train"].total, "rows are short"
 
 
-@pytest.mark.parametrize("algo", ["dpo", pytest.param("kto", marks=pytest.mark.slow), "sft"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["dpo", "kto", "sft"])
 def test_rows_that_score_most_count_though_others_are_longer(algo, tmp_path):
     long = [{"prompt": f"{i}" + "1" * 219, "chosen": f"{i}", "rejected": "x"} for i in range(8)]
     said = [{"prompt": f"{i}", "chosen": "2" * 205, "rejected": "3" * 205} for i in range(8)]
@@ -277,7 +278,7 @@ def test_a_reward_model_is_rehearsed_without_its_weights(options):
     assert peaks["rollout"].owners["reward"] > 0
 
 
-@pytest.mark.parametrize("read", ["letters", "words"])
+@pytest.mark.parametrize("read", ["letters", pytest.param("words", marks=pytest.mark.slow)])
 def test_a_local_judge_is_held_while_it_pays_and_while_it_compares(tmp_path, read):
     folder = save_small(tmp_path)
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) * 4
@@ -301,6 +302,7 @@ def test_a_local_judge_is_held_while_it_pays_and_while_it_compares(tmp_path, rea
     assert max(held) == pytest.approx(weights, rel=0.02) and held[0] == 0
 
 
+@pytest.mark.slow
 def test_what_vllm_may_take_counts_while_it_samples_alone():
     usual, served = (
         rehearsed(setup_of("algo=grpo", f"train.rollout={by}", "train.vllm.memory_gb=2")).peaks()
