@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.base.errors import UserError
-from harness.config.compose import build, compose, hydra_config
+from harness.config.building import build
+from harness.config.compose import compose, hydra_config
 from harness.store.cache import Cache, default_dir
 from harness.store.mlflow_store import SweepRun, Tracking, in_one_line, whole_uri
 from harness.store.past import trial_folders

@@ -26,7 +26,7 @@ SERVER_BACK_S = 60.0
 
 def conclude(sweep: Sweep, run: SweepRun | None, started: float) -> int:
     """Table, report and the way to the UI; the exit code from the folders."""
-    from harness.report.leaderboard import render_terminal
+    from harness.report.table import render_terminal
     from harness.store import results
 
     known = [p.trial.trial_id for p in sweep.points] if sweep.expanded else _trials_on_disk(sweep.folder)

@@ -150,7 +150,7 @@ def job(config: Any) -> None:
 def _trial_of(config: Any) -> None:
     from omegaconf import OmegaConf
 
-    from harness.config.compose import build
+    from harness.config.building import build
     from harness.runner.run_trial import Runner, run_trial
     from harness.store.memory_metrics import Expected
     from harness.trial.assemble import assemble, with_baseline

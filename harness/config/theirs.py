@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import UserError
-from harness.config.compose import OWN_PACKAGE
+from harness.config.building import OWN_PACKAGE
 
 DOCS = "docs/extending.md"
 CONTRACTS = f"{DOCS} says what each method takes and gives"

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 
 from harness.base.errors import UserError
-from harness.config.compose import build, conf_dir
+from harness.config.building import build
+from harness.config.compose import conf_dir
 
 SEEN = 0.05
 """Five points: the loss that a gate is there to find, where its rule does not say."""

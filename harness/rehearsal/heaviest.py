@@ -14,7 +14,8 @@ from harness.trial.assemble import assemble
 from harness.trial.checks import check_data
 from harness.trial.context import prepare_ground
 from harness.trial.job import Job
-from harness.trial.worker import report_clock, seed_everything
+from harness.trial.records import report_clock
+from harness.trial.worker import seed_everything
 
 
 def run(job: Job, journal: Journal) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,18 +23,17 @@ from harness.algorithms.arguments import optimizer_name
 from harness.algorithms.base import Training, TrainJob
 from harness.algorithms.sharding import shard
 from harness.algorithms.trainers import ready_trainer, released
-from harness.algorithms.trl_seam import PairTrainer, sampling_model
 from harness.base.world import World
 from harness.config.train import Budget, Train
 from harness.models import prefixes
 from harness.models.precision import Place
 from harness.rehearsal import judging, pieces, standins, watch
 from harness.rehearsal.alike import Foreseen, alike_by
-from harness.rehearsal.fakes import FakeTensors, fake_tensors, outside
-from harness.rehearsal.rows import as_packed, heaviest_batch, lengthened, longest, longest_replayed
+from harness.rehearsal.fakes import FakeTensors, fake_tensors
+from harness.rehearsal.rows import as_packed, longest, longest_replayed
 from harness.rehearsal.timeline import Timeline
 from harness.rehearsal.tracker import Tracker, as_cuda_rounds, exact
-from harness.stages.reference import column_names
+from harness.rehearsal.worst import References, sample_longest, take_worst_batches
 from harness.tasks.base import TaskData
 from harness.trial.assemble import Setup
 from harness.trial.curve.undisturbed import undisturbed
@@ -147,8 +145,8 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             packs = setup.algo.packs
             fill = setup.train.max_length if scene.fill or packs else None
             formed = as_packed if packs else None if setup.algo.family == "offline" else lambda batch: batch
-            _take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
-            _sample_longest(training, setup, scene.fill, fakes, engine)
+            take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
+            sample_longest(training, setup, scene.fill, fakes, engine)
             training.trainer.train()
             if setup.eval.at:  # a point of the curve: what training holds is there beside it
                 with undisturbed(training.trainer.model):
@@ -252,7 +250,7 @@ def shortened(setup: Setup, data: TaskData) -> tuple[Any, Train]:
         budget=Budget(),
         batch_size=train.micro_batch_size * few,
         checkpoint_steps=None,
-        rollout="hf",  # vLLM's part is known (``_sample_longest``)
+        rollout="hf",  # vLLM's part is known (``sample_longest``)
     )
     return algo.with_rollouts(accumulation // few), short
 
@@ -284,7 +282,7 @@ def _training(
         precision=place.precision,
         clock=clock,
         frozen=place.frozen,
-        references=_References(tracker, fakes, setup.train.max_length if scene.fill else None, foreseen),
+        references=References(tracker, fakes, setup.train.max_length if scene.fill else None, foreseen),
         folders=scene.folders,
         callbacks=[*([by_name] if sharded else []), watch.Steady(tracker)],
         replay=longest_replayed(setup),
@@ -307,93 +305,3 @@ def _training(
 
         trainer.create_optimizer = stand_in
     return training
-
-
-@dataclass(frozen=True)
-class _References:
-    """In place of the stage: scores the longest batch, and has a value of 0 for every row."""
-
-    tracker: Tracker
-    fakes: FakeTensors | None
-    fill: int | None
-    foreseen: Foreseen
-
-    def columns(self, trainer: Any, dataset: Any, batch_size: int) -> dict[str, list[float]]:
-        """As ``stages.reference``."""
-        self.tracker.enter("reference")
-        with outside():
-            batch = heaviest_batch(dataset, trainer.data_collator, batch_size, self.fill)
-            self.foreseen.remember(batch)
-        batch = trainer.on_device(batch) if self.fakes is None else self.fakes.take_in(batch)
-        trainer.compute_ref_log_probs(trainer.model.eval(), batch)
-        trainer.model.train()
-        self.tracker.enter("load")
-        return {name: [0.0] * len(dataset) for name in column_names(dataset)}
-
-
-def _take_worst_batches(
-    trainer: Any, fill: int | None, fakes: FakeTensors | None, formed: Callable[[Any], Any] | None, foreseen: Foreseen
-) -> None:
-    """Batches are made of real tensors, lengthened where asked, and taken into the world of fakes."""
-    load = trainer.get_train_dataloader
-
-    def batches() -> list[Any]:
-        with outside():
-            args, count = trainer.args, trainer.args.gradient_accumulation_steps
-            if formed is None:
-                size = args.per_device_train_batch_size
-                real = [heaviest_batch(trainer.train_dataset, trainer.data_collator, size, fill)] * count
-            else:
-                real = [formed(lengthened(batch, fill)) for batch in itertools.islice(load(), count)]
-            for batch in real:
-                foreseen.remember(batch)
-        if not real:
-            raise RuntimeError("the trainer drew no batch from the longest rows")
-        return [fakes.take_in(batch) if fakes is not None else batch for batch in real]
-
-    trainer.get_train_dataloader = batches
-    replayed = trainer.replayed if isinstance(trainer, PairTrainer) else None
-    if replayed is not None:
-        draw = replayed.batch
-
-        def worst(number: int) -> Any:
-            with outside():
-                real = lengthened(draw(number), fill)
-                foreseen.remember(real)
-            return real if fakes is None else fakes.take_in(real)
-
-        replayed.batch = worst
-
-
-def _sample_longest(
-    training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None, engine: Callable[[], None]
-) -> None:
-    """Rollouts of the longest completions; on fakes their first and last tokens, without reading any.
-
-    ``engine`` takes what vLLM would, where that samples.
-    """
-    sampler, trainer = training.sampler, training.trainer
-    if sampler is None:
-        return
-    tokenize, room = sampler.prompts, setup.train.max_length - setup.train.max_completion_length
-    if fill:
-        sampler.prompts = lambda rows: [(list(ids) * room)[:room] for ids in tokenize(rows)]
-    if fakes is None:
-        sampler.generation_config.min_new_tokens = setup.train.max_completion_length
-        return
-
-    def sampled(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        width, rows = max(map(len, prompt_ids)), trainer.at_once(prompt_ids)
-        said = [[width % 7 + 3] * setup.train.max_completion_length for _ in prompt_ids], None
-        if setup.train.rollout == "vllm":
-            engine()
-            return said
-        group = 1 if rows is None else min(rows, getattr(setup.algo, "num_generations", 1))
-        ids = torch.ones((-(-min(rows or len(prompt_ids), len(prompt_ids)) // group), width), dtype=torch.long)
-        with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model, group):
-            model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampler.generation_config
-            )
-        return said
-
-    sampler.complete = sampled

@@ -5,6 +5,7 @@ Works on real tensors as on fake ones, so that a prediction can be held against 
 
 from __future__ import annotations
 
+import math
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -129,6 +130,11 @@ class Tracker(TorchDispatchMode):
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
+        if (inside := scratch(func, args)) > 0:
+            owner, before = self._creating, self._bytes[self._creating]
+            self._bytes[owner] += self._rounded(inside)
+            self._ops.extend(self._bytes)
+            self._bytes[owner] = before
         self._ops.extend(self._bytes)
         return out
 
@@ -163,6 +169,17 @@ class Tracker(TorchDispatchMode):
     def _gone(self, key: int, _: Any) -> None:
         held = self._held.pop(key)
         self._bytes[held.owner] -= held.size
+
+
+def scratch(func: Any, args: Any) -> int:
+    """Bytes that an operation of a library holds while it runs, and that the mode does not see.
+
+    bitsandbytes multiplies by a 4-bit weight in one operation, in which the whole weight is unpacked where no kernel of
+    its own does the work (on CPUs, and on GPUs from some number of rows on).
+    """
+    if func.namespace != "bitsandbytes" or func.name() != "bitsandbytes::gemm_4bit" or args[0].device.type != "cpu":
+        return 0
+    return math.prod(args[2]) * args[0].element_size()
 
 
 def accumulates(old: Any, new: Any) -> bool:

@@ -24,12 +24,12 @@ from harness.report.leaderboard import (
     hours_heading,
     hours_of,
     predicted,
-    render_markdown,
     succeeded,
 )
 from harness.report.sections import forgetting, lenses, merging, peaks, provenance, uses
 from harness.report.sections.evaluation import evaluations
 from harness.report.standings import Standings, find
+from harness.report.table import render_markdown
 
 SHOWN = 100
 """Trials that the tables show, the best first."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.base.errors import UserError, UserErrors
 from harness.base.records import Trial
-from harness.config.compose import as_user_error, build, compose, hydra_config
+from harness.config.building import build
+from harness.config.compose import as_user_error, compose, hydra_config
 from harness.config.listed import LISTED, listed
 from harness.config.theirs import as_theirs
 from harness.runner.run_trial import Runner

@@ -13,7 +13,8 @@ from typing import Any
 from harness.algorithms.base import Algorithm
 from harness.base.errors import UserError, UserErrors
 from harness.config import renamed, rules
-from harness.config.compose import build, conf_dir
+from harness.config.building import build
+from harness.config.compose import conf_dir
 from harness.config.parallel import Parallel
 from harness.config.rollout import VLLM, rollout_problems
 from harness.config.theirs import plugin_problems
@@ -305,7 +306,7 @@ def _prompt_problems(prompt: Prompt, task: Task) -> list[UserError]:
 
 def _class_default(node: dict[str, Any] | None, field: str, plugins: tuple[str, ...]) -> Any:
     """Default of a field of the class that a node names; None where it has none or may not be imported."""
-    from harness.config.compose import import_component
+    from harness.config.building import import_component
 
     try:
         target = import_component((node or {}).get("_target_", ""), key="", plugins=plugins)

@@ -16,7 +16,7 @@ import yaml
 from harness.base.errors import UserError
 from harness.base.records import TrialResult
 from harness.config import renamed
-from harness.config.compose import build
+from harness.config.building import build
 from harness.store import journal, modelcard
 from harness.store.past import past_of, result_of
 from harness.trial.artifacts import MODEL, cannot_write, save_whole

@@ -6,8 +6,7 @@ Runs in a process of its own and knows nothing of MLflow: it appends events to i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from harness.base.world import leader_first, sharing_cores, total
 from harness.config import closure, identity
 from harness.evaluators.base import Evaluation, sound
 from harness.models import coverage, prefixes
-from harness.models.adapters import trainable_in
 from harness.models.generation import own_distribution
 from harness.models.loading import let_go
 from harness.models.plain_lora import change_of, on_base
@@ -31,8 +29,8 @@ from harness.store.journal import Journal
 from harness.tasks.curating.applying import by_margin, rules_of
 from harness.tasks.curating.base import MarginRule
 from harness.telemetry.clock import PhaseClock
-from harness.trial.artifacts import keep, keep_data_card, keep_examples, last_checkpoint, load_trained, settle
-from harness.trial.assemble import Setup, assemble
+from harness.trial.artifacts import keep, keep_data_card, last_checkpoint, load_trained, settle
+from harness.trial.assemble import assemble
 from harness.trial.behaviour import tell_fingerprints
 from harness.trial.checks import check_data, same_rows
 from harness.trial.context import Ground, note_stage, prepare_ground
@@ -42,11 +40,10 @@ from harness.trial.data import load_replay
 from harness.trial.heap import give_back
 from harness.trial.job import Job
 from harness.trial.keys import baseline_code
+from harness.trial.records import account_for_roles, count_parameters, record, recorded, report_clock
 
 NOT_THE_BASES = ("evaluators", "baseline", "at", "curve_pairs", "curve_prompts", "best_of")
 """Settings of evaluation that are keyed on their own, or say which base and not how it is judged."""
-SNAPSHOT_ENTRIES = 200_000
-"""Allocations and frees that a memory snapshot holds, the latest; some hundred bytes each."""
 
 
 def run(job: Job, journal: Journal) -> None:
@@ -305,44 +302,6 @@ def take_steps(trainer: Any, checkpoint: Path | None) -> None:
         raise RuntimeError("training ended before its first step: the trainer found no batch of rows")
 
 
-@contextmanager
-def recorded(ground: Ground, journal: Journal) -> Iterator[None]:
-    """Where it was asked for, record CUDA's allocations and keep them as an artifact, also when memory runs out."""
-    if ground.snapshot and ground.device != "cuda":
-        journal.write("note", message="runner.memory_snapshot: only CUDA's allocator keeps a history; there is none")
-    if not ground.snapshot or ground.device != "cuda":
-        yield
-        return
-    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
-    try:
-        yield
-    finally:
-        target = ground.folder / "artifacts" / "memory_snapshot.pickle"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.cuda.memory._dump_snapshot(str(target))
-        torch.cuda.memory._record_memory_history(enabled=None)
-        journal.write("artifact", path=target.name)
-
-
-def count_parameters(policy: Any, expected: int, journal: Journal) -> None:
-    """Log the counts; the trainable one must be what was expected of the adapter."""
-    trainable = trainable_in(policy)
-    total = sum(coverage.values_in(p) for p in policy.parameters())
-    journal.write("metrics", values={"params/trainable": trainable, "params/total": total})
-    if trainable != expected:
-        raise RuntimeError(f"{trainable:,} parameters are trainable, and {expected:,} were expected of the adapter")
-
-
-def account_for_roles(training: Training, setup: Setup, journal: Journal) -> None:
-    """Log what each resident role weighs; with an adapter no role but the policy may hold a base of its own."""
-    from harness.algorithms.roles import role_bytes
-
-    weights = role_bytes(training.resident)
-    journal.write("metrics", values={f"memory/role_{role}_mb": size / 1e6 for role, size in weights.items()})
-    if setup.adapter.off_is_base and setup.adapter.peft_config() is not None and weights.get("reference"):
-        raise RuntimeError(f"an adapter trial holds {weights['reference']:,} bytes of a second model as its reference")
-
-
 def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) -> None:
     """Run every evaluator on the trained model; what one of them computed serves the others."""
     context = ground.eval_context(model, reference)
@@ -353,34 +312,6 @@ def judge_trained(ground: Ground, model: Any, reference: Any, journal: Journal) 
         found = sound(name, evaluator.evaluate(context), taken)
         taken |= dict.fromkeys(found.metrics, name)
         record(ground, journal, "eval", found)
-
-
-def record(ground: Ground, journal: Journal, prefix: str, found: Evaluation) -> None:
-    """Metrics, tables, results per example and reasons of an evaluation, under ``baseline/`` or ``eval/``."""
-    journal.write("metrics", values={f"{prefix}/{k}": v for k, v in found.metrics.items()})
-    for name, rows in found.tables.items():
-        journal.write("table", name=f"{prefix}_{name}", rows=list(rows))
-    for unit, columns in found.examples.items():
-        keep_examples(ground, f"{prefix}_{unit}", columns, journal)
-    for name, reason in found.absent.items():
-        journal.write("note", message=f"{prefix}/{name}: {reason}", absent=f"{prefix}/{name}")
-    for line in found.notes:
-        journal.write("note", message=f"{prefix}: {line}")
-
-
-def report_clock(clock: PhaseClock, journal: Journal) -> None:
-    """Seconds and torch's own peaks per phase."""
-    seconds = clock.seconds()
-    values: dict[str, float] = {f"time/{phase}_s": s for phase, s in seconds.items()}
-    values["time/total_s"] = sum(seconds.values())
-    peaks = clock.peaks()
-    for lens in ("allocated", "reserved"):
-        found = {phase: mb for phase, p in peaks.items() if (mb := getattr(p, f"{lens}_peak_mb")) is not None}
-        values |= {f"memory/{phase}_{lens}_peak_mb": mb for phase, mb in found.items()}
-        if found:
-            values[f"memory/{lens}_peak_mb"] = max(found.values())
-    journal.write("metrics", values=values)
-    journal.write("done")
 
 
 def seed_everything(seed: int) -> None:

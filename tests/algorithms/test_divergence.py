@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from harness.algorithms.journal_callback import JournalCallback
 from harness.base.errors import Diverged, UserErrors
 from harness.base.records import Event, Outcome
-from harness.config.compose import build
+from harness.config.building import build
 from harness.config.train import UNKNOWN_STEPS
 from harness.store.result import decide
 from tests.conftest import QUICK

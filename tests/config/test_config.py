@@ -13,7 +13,8 @@ from annotated_types import Gt
 
 from harness.base.errors import UserError, UserErrors
 from harness.cli import validate
-from harness.config.compose import OWN_PACKAGE, build, compose, conf_dir, hydra_config, import_component
+from harness.config.building import OWN_PACKAGE, build, import_component
+from harness.config.compose import compose, conf_dir, hydra_config
 from harness.trial.assemble import assemble
 
 PLUGIN = __name__.split(".")[0]
@@ -151,7 +152,7 @@ def test_a_package_whose_name_only_begins_like_ours_is_outside():
 
 
 @pytest.mark.parametrize(
-    "target", ["harness.nowhere.DPO", "harness.algorithms.dpo.Nothing", "harness", "harness.config.compose.build"]
+    "target", ["harness.nowhere.DPO", "harness.algorithms.dpo.Nothing", "harness", "harness.config.building.build"]
 )
 def test_a_target_that_is_no_importable_class_is_refused(target):
     (error,) = errors_of({"_target_": target})

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from harness.config import identity, renamed
-from harness.config.compose import import_component
+from harness.config.building import import_component
 from harness.models.adapters import LoRA
 from harness.trial.checks import check_data
 from harness.trial.identify import NOT_IN_TRAIN_KEY, identify, training_config

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.compose import build, compose, hydra_config
+from harness.config.building import build
+from harness.config.compose import compose, hydra_config
 from harness.judges.base import Judge, Pair
 from harness.judges.local import Local
 from harness.judges.reading import Reader

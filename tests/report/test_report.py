@@ -18,13 +18,14 @@ from harness.cli.report import main, price_of
 from harness.report.gather import write_report
 from harness.report.html import page
 from harness.report.intervals import gap_of, interval, measured, short_interval
-from harness.report.leaderboard import Price, labels, leaderboard, ranked, render_markdown, render_terminal
+from harness.report.leaderboard import Price, labels, leaderboard, ranked
 from harness.report.markdown import SHOWN, Material, compose, summary
 from harness.report.sections import uses
 from harness.report.sections.evaluation import evaluations
 from harness.report.sections.provenance import shown_command
 from harness.report.sources import Folder, Stored
 from harness.report.standings import find
+from harness.report.table import render_markdown, render_terminal
 from harness.store import results
 from tests.store.test_results import INJECTION, STUDY, study_root
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError, UserErrors
-from harness.config.compose import build, compose, hydra_config
+from harness.config.building import build
+from harness.config.compose import compose, hydra_config
 from harness.models.adapters import Full, LoRA
 from harness.rewards.base import Reward, Verifier
 from harness.rewards.model import ModelReward

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from harness.base.errors import UserError, UserErrors
-from harness.config.compose import import_component
+from harness.config.building import import_component
 from harness.tasks.base import Task
 from harness.tasks.hub import Hub
 from harness.tasks.hub_verifiable import HubVerifiable

@@ -9,7 +9,7 @@ import pytest
 
 from harness.base.errors import UserError, UserErrors
 from harness.config import identity
-from harness.config.compose import build
+from harness.config.building import build
 from harness.plan import predict
 from harness.sweep import deep_checks
 from harness.tasks.base import TaskData

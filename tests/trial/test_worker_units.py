@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from harness.algorithms.base import Training
 from harness.models.adapters import Full, LoRA
 from harness.store.journal import Journal, read
-from harness.trial import artifacts, worker
+from harness.trial import artifacts, records, worker
 from harness.trial.job import Job
 from tests.inside import plain_config, tell
 from tests.toys import random_llama
@@ -212,12 +212,12 @@ def test_a_memory_snapshot_is_kept_also_when_memory_runs_out(tmp_path, monkeypat
     monkeypatch.setattr(torch.cuda, "memory", memory)
     journal = Journal(tmp_path / "journal.jsonl")
     ground: Any = SimpleNamespace(snapshot=True, device="cuda", folder=tmp_path)
-    with pytest.raises(MemoryError), worker.recorded(ground, journal):
+    with pytest.raises(MemoryError), records.recorded(ground, journal):
         raise MemoryError
     target = str(tmp_path / "artifacts" / "memory_snapshot.pickle")
-    assert calls == [{"max_entries": worker.SNAPSHOT_ENTRIES}, target, {"enabled": None}]
+    assert calls == [{"max_entries": records.SNAPSHOT_ENTRIES}, target, {"enabled": None}]
     ground.device = "cpu"
-    with worker.recorded(ground, journal):
+    with records.recorded(ground, journal):
         pass
     journal.close()
     artifact, note = read(tmp_path / "journal.jsonl")

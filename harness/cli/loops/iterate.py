@@ -26,7 +26,7 @@ from harness.base import formatting
 from harness.base.errors import UserError
 from harness.base.formatting import count
 from harness.base.records import Outcome
-from harness.config.compose import build
+from harness.config.building import build
 from harness.runner.display import say
 
 if TYPE_CHECKING:

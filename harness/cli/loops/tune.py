@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt
 
 from harness.base.errors import UserError
 from harness.base.formatting import count
-from harness.config.compose import build
+from harness.config.building import build
 from harness.runner.display import say
 from harness.sweep.search import Sampler, Search, overrides_of, space_of
 

@@ -95,7 +95,8 @@ def asked_from(
     Raises:
         UserError: one is not named, or something is wrong with it before it is asked.
     """
-    from harness.config.compose import build, compose, hydra_config
+    from harness.config.building import build
+    from harness.config.compose import compose, hydra_config
     from harness.judges.base import Judge
     from harness.store.cache import cache_dir
 
