@@ -19,7 +19,7 @@ NO_REFERENCE = "the model before training is not resident: full fine-tuning that
 UNPAID = "the algorithm learns from given rows and is paid nothing"
 
 
-def measured(context: EvalContext, paid: Paid | None) -> Evaluation:
+def measured(context: EvalContext, paid: Paid | None, *, trained: bool = True) -> Evaluation:
     """Preference accuracy on the context's pairs, and the rest on one completion of each of its prompts.
 
     KL is in nats per completion: the mean of log pi(y|x) - log ref(y|x) over the policy's own samples.
@@ -27,11 +27,12 @@ def measured(context: EvalContext, paid: Paid | None) -> Evaluation:
     Args:
         context: its data holds the rows of a point alone; ``before_training`` is None where no reference is resident.
         paid: the reward that training pays; None where it pays none.
+        trained: whether the policy may differ from the model before training; if not, its KL is 0 and not measured.
 
     Raises:
         Diverged: the policy's probabilities are not finite.
     """
-    pairs, prompts = _on_pairs(context), _on_prompts(context, paid)
+    pairs, prompts = _on_pairs(context), _on_prompts(context, paid, trained)
     return Evaluation({**pairs.metrics, **prompts.metrics}, absent={**pairs.absent, **prompts.absent})
 
 
@@ -48,7 +49,7 @@ def _on_pairs(context: EvalContext) -> Evaluation:
     return Evaluation(with_stderr(name, ranked, [prompt_key(row["prompt"]) for row in rows]))
 
 
-def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
+def _on_prompts(context: EvalContext, paid: Paid | None, trained: bool) -> Evaluation:
     from harness.evaluators.scoring import held_out_samples, sample_log_probs, task_scores, with_stderr
 
     if not context.data.eval_prompts.get(context.split):
@@ -68,7 +69,9 @@ def _on_prompts(context: EvalContext, paid: Paid | None) -> Evaluation:
         )
     else:
         absent["proxy_reward"] = UNPAID
-    if context.before_training is not None:
+    if context.before_training is not None and not trained:
+        columns["kl_per_sequence"] = [0.0] * len(drawn)
+    elif context.before_training is not None:
         own, _ = sample_log_probs(context, rows, drawn)
         with context.before_training() as before:
             theirs, _ = sample_log_probs(before, rows, drawn)

@@ -39,7 +39,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Any:
     def by(*rewards: float) -> list[dict[str, torch.Tensor]]:
         left, seen = list(rewards), []
 
-        def measured(context: Any, paid: Any) -> Evaluation:
+        def measured(context: Any, paid: Any, **_: Any) -> Evaluation:
             weights = {n: p.detach().clone() for n, p in context.model.named_parameters() if p.requires_grad}
             seen.append(weights)
             return Evaluation({"true_reward": left.pop(0)})

@@ -52,6 +52,24 @@ def shares(told: Told) -> list[float]:
     return [point["share"] for point in points(told)]
 
 
+def test_the_start_is_sampled_once_for_all_trials_of_a_base_and_is_what_sampling_it_gives(tmp_path, monkeypatch):
+    from harness.evaluators import scoring
+
+    sampled: list[int] = []
+    sample = scoring.sample
+    monkeypatch.setattr(scoring, "sample", lambda *a, **k: sampled.append(1) or sample(*a, **k))
+    cache, starts, counts = tmp_path / "cache", [], []
+    for name, algo in (("first", "algo=grpo"), ("second", "algo=dpo"), ("apart", "algo=grpo")):
+        if name == "apart":
+            monkeypatch.setattr(curve.Curve, "_starts_at_base", False)
+        sampled.clear()
+        told = tell(tmp_path / name, cache, algo, "adapter=lora", "eval=none", *AT)
+        starts.append({k: v for k, v in points(told)[0]["values"].items() if "proxy" not in k})
+        counts.append(len(sampled))
+    assert counts == [5, 4, 5], "one of five points is the base's"
+    assert starts[0] == starts[1] == starts[2] and starts[0]["curve/kl_per_sequence"] == 0.0
+
+
 # -- nothing is changed --------------------------------------------------------------------------------
 
 
@@ -211,7 +229,9 @@ def test_a_step_that_passes_several_shares_has_one_point_and_the_last_step_the_l
 def test_points_are_on_validation_rows_whatever_split_the_final_figures_are_of(tmp_path, cache, monkeypatch):
     seen = []
     whole = curve.measured
-    monkeypatch.setattr(curve, "measured", lambda context, paid: seen.append(context) or whole(context, paid))
+    monkeypatch.setattr(
+        curve, "measured", lambda context, *more, **options: seen.append(context) or whole(context, *more, **options)
+    )
     tell(tmp_path, cache, "algo=sft", "adapter=lora", "eval=none", *AT)
     assert {c.split for c in seen} == {"validation"}
     assert {(len(c.data.eval_pairs["validation"]), len(c.data.eval_prompts["validation"])) for c in seen} == {(6, 5)}
@@ -241,7 +261,7 @@ def test_seconds_in_points_are_of_evaluation_and_no_budget_counts_them(monkeypat
 
 def test_every_point_is_in_the_phase_of_evaluation_and_costs_no_training_time(tmp_path, cache, monkeypatch):
     whole = curve.measured
-    monkeypatch.setattr(curve, "measured", lambda *arguments: time.sleep(0.5) or whole(*arguments))
+    monkeypatch.setattr(curve, "measured", lambda *given, **options: time.sleep(0.5) or whole(*given, **options))
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "eval=none", *AT)
     changes = [(e.data["previous"], e.data["name"]) for e in told.events if e.kind == "phase"]
     assert changes.count(("train", "evaluate")) == changes.count(("evaluate", "train")) == 5
@@ -272,11 +292,11 @@ def test_a_trial_diverges_with_the_same_words_with_a_curve_and_without(tmp_path,
 def test_a_point_without_finite_figures_is_absent_with_the_reason_and_training_goes_on(tmp_path, cache, monkeypatch):
     whole, calls = curve.measured, []
 
-    def at_times(context: Any, paid: Any) -> Any:
+    def at_times(context: Any, paid: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise Diverged("2 of 12 judged sequences have no finite log-probability")
-        return whole(context, paid)
+        return whole(context, paid, **options)
 
     monkeypatch.setattr(curve, "measured", at_times)
     told = tell(tmp_path, cache, "algo=dpo", "adapter=lora", "eval=none", *AT)

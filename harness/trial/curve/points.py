@@ -136,7 +136,8 @@ class Curve(TrainerCallback):
         policy, absent = self._training.trainer.model, {}
         with self._meter.paused(), self.clock.phase("evaluate"), undisturbed(policy):
             try:
-                found = measured(self._looked_at(policy, share), self._training.paid)
+                trained = share > START or not self._starts_at_base
+                found = measured(self._looked_at(policy, share), self._training.paid, trained=trained)
             except Diverged as error:  # training itself says whether the trial has diverged
                 found, absent = Evaluation({}), {"point": str(error)}
             values = {f"{PREFIX}share": share, f"{PREFIX}spent": spent}
@@ -176,7 +177,23 @@ class Curve(TrainerCallback):
     def _looked_at(self, policy: Any, share: float) -> EvalContext:
         """The rows of a point under ``policy``; at the start there is no preference yet."""
         reference = None if share == START else self._reference
-        return replace(self._context(policy), reference=reference, before_training=self._before(policy))
+        context = replace(self._context(policy), reference=reference, before_training=self._before(policy))
+        if share == START and self._starts_at_base:
+            context.memo.kept = self._known_of_the_base
+        return context
+
+    @property
+    def _starts_at_base(self) -> bool:
+        adapter = self.ground.setup.adapter
+        return adapter.peft_config() is None or adapter.starts_at_base
+
+    def _known_of_the_base(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Samples of the base are those of every trial whose curve starts there."""
+        from harness.evaluators.scoring import SAMPLES
+
+        if key[0] != SAMPLES:
+            return compute()
+        return self.ground.of_the_base()((*key, "curve", self.split), compute)
 
     def _context(self, model: Any) -> EvalContext:
         return replace(self.ground.eval_context(model, None), data=self.data, split=self.split)
