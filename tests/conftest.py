@@ -113,12 +113,31 @@ NIGHTLY = (
 """Slow tests beside one of the same kind, or that take two minutes: with them all, CI would need more than it has."""
 
 
+SLOW = (
+    "is_held_while_it_pays_and_while_it_compares[letters",
+    "goes_on_from_a_checkpoint_has_no_point_twice[dpo",
+    "holds_its_share_and_judges_the_whole[8",
+    "takes_what_the_same_step_takes_on_real_tensors[kto-qlora",
+    "training_rows_alone_are_judged_against_one_base[+curate",
+    "weights_move_as_they_do_in_32_bits[dpo-full",
+    "best_of_n_stands_beside_the_curve_and_changes_no_bit_either[grpo",
+    "the_policy_at_the_best_point_is_saved_and_judged[dpo-lora",
+    "judging_that_failed_goes_on_with_the_trained_policy_and_says_what_an_undisturbed_trial_says[lora-none",
+    "drift_is_measured_against_the_model_that_training_started_from[qlora",
+    "test_a_reward_model_judges_the_win_rate_where_no_rule_does",
+    "test_a_base_in_four_bits_is_another_one",
+)
+"""Likewise of the default suite, which has eight minutes on two cores; CI runs them with the slow ones."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest begin first, so that no worker is left with one of them at the end."""
     for item in items:
         if any(name in item.nodeid for name in NIGHTLY):
             item.add_marker(pytest.mark.nightly)
+        elif any(name in item.nodeid for name in SLOW):
+            item.add_marker(pytest.mark.slow)
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
