@@ -126,6 +126,9 @@ SLOW = (
     "drift_is_measured_against_the_model_that_training_started_from[qlora",
     "test_a_reward_model_judges_the_win_rate_where_no_rule_does",
     "test_a_base_in_four_bits_is_another_one",
+    "test_bases_of_the_cache_are_kept_once_for_a_sweep",
+    "a_few_layers_tell_the_peaks_of_all[dpo-lora-False",
+    "takes_what_the_same_step_takes_on_real_tensors[dpo-full",
 )
 """Likewise of the default suite, which has eight minutes on two cores; CI runs them with the slow ones."""
 
