@@ -114,8 +114,6 @@ NIGHTLY = (
 
 
 SLOW = (
-    "is_held_while_it_pays_and_while_it_compares[letters",
-    "goes_on_from_a_checkpoint_has_no_point_twice[dpo",
     "holds_its_share_and_judges_the_whole[8",
     "takes_what_the_same_step_takes_on_real_tensors[kto-qlora",
     "training_rows_alone_are_judged_against_one_base[+curate",

@@ -50,7 +50,7 @@ def longest(setup: Setup, data: TaskData, tokenizer: Any, prepared: Rows) -> Tas
     unpaired: list[Mapping[str, Any]] = []
     for label in (True, False):
         unpaired += top([row for row in data.train_unpaired if row["label"] is label])
-    prompts, rollout = top(data.train_prompts), setup.algo.rollout(setup.train)
+    prompts, rollout = first(data.train_prompts, TEXTS, 0), setup.algo.rollout(setup.train)
     if rollout is not None:
         prompts *= math.ceil(rollout.prompts / len(prompts))
     return TaskData(train_pairs=top(data.train_pairs), train_unpaired=unpaired, train_prompts=prompts)

@@ -223,7 +223,7 @@ def test_rows_that_score_most_count_though_others_are_longer(algo, tmp_path):
         assert alone[phase].total <= both[phase].total * 1.02, phase
 
 
-def test_a_batch_has_as_many_scored_tokens_as_the_rows_with_most(tmp_path):
+def test_a_batch_has_as_many_scored_tokens_as_the_rows_with_most():
     long, short = [7] * 30, [8] * 4
     rows = [{"input_ids": [*long, 1], "completion_mask": [0] * 30 + [1]}] * 3
     rows += [{"input_ids": [*short, 1, 1, 1], "completion_mask": [0] * 4 + [1] * 3}] * 3
@@ -278,7 +278,8 @@ def test_a_reward_model_is_rehearsed_without_its_weights(options):
     assert peaks["rollout"].owners["reward"] > 0
 
 
-@pytest.mark.parametrize("read", ["letters", pytest.param("words", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("read", ["letters", "words"])
 def test_a_local_judge_is_held_while_it_pays_and_while_it_compares(tmp_path, read):
     folder = save_small(tmp_path)
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) * 4

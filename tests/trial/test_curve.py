@@ -309,7 +309,8 @@ class Killed(BaseException):
     """Stands for a kill: nothing is written of it."""
 
 
-@pytest.mark.parametrize("algo", ["dpo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["dpo", "grpo"])
 def test_a_trial_that_goes_on_from_a_checkpoint_has_no_point_twice(tmp_path, cache, monkeypatch, algo):
     """Killed after the point at three quarters; its last checkpoint is from the half."""
     options = (f"algo={algo}", "adapter=lora", "train.checkpoint_steps=2", *AT)
