@@ -21,7 +21,7 @@ from harness.telemetry import cores
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The user's, where one of them is set."""
-SHORT, ASLEEP = {"GOMP_SPINCOUNT": "3000"}, {"OMP_WAIT_POLICY": "passive"}
+SHORT, ASLEEP = {"GOMP_SPINCOUNT": "10000"}, {"OMP_WAIT_POLICY": "passive"}
 HELD = 0.5
 """Cores of others from which on they count."""
 CALM = 2
