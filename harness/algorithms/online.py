@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from harness.algorithms.base import Reference, Training, TrainJob
 from harness.algorithms.ppo import mathematics as math
 from harness.algorithms.trl_seam import RolloutTrainer
 from harness.models import prefixes
+from harness.models.added import added
 from harness.models.draws import drawing, uniforms
 from harness.models.generation import own_distribution, rows_within_cache, sampling_config, stop_ids, text_of
 from harness.rewards.base import Desk
@@ -224,9 +226,16 @@ class OnlineTrainer(RolloutTrainer):
         with (
             own_distribution(self.model, self.processing_class),
             drawing(self.model, numbers, self.temperature, self.at_once(prompts)),
-            self.accelerator.autocast(),  # of an adapter's model, generate calls what autocast is not wrapped around
+            self.to_sample(),
         ):
             return super().sampled(prompts, *arguments, **options)
+
+    @contextmanager
+    def to_sample(self) -> Iterator[None]:
+        """Within it the policy computes as it does where it is sampled, with what is in memory for that alone."""
+        # Of an adapter's model, generate calls what autocast is not wrapped around.
+        with self.accelerator.autocast(), added(self.model):
+            yield
 
     def at_once(self, prompts: list[list[int]]) -> int | None:
         """Rows to sample at once; None where TRL's own way is taken, which samples all."""

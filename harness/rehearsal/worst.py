@@ -101,7 +101,12 @@ def sample_longest(
             return said
         group = 1 if rows is None else min(rows, getattr(setup.algo, "num_generations", 1))
         ids = torch.ones((-(-min(rows or len(prompt_ids), len(prompt_ids)) // group), width), dtype=torch.long)
-        with sampling_model(trainer) as model, torch.no_grad(), standins.ends_of_sampling(model, group):
+        with (
+            sampling_model(trainer) as model,
+            torch.no_grad(),
+            trainer.to_sample(),
+            standins.ends_of_sampling(model, group),
+        ):
             model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampler.generation_config
             )
