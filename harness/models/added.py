@@ -60,7 +60,7 @@ def _plain(layer: Any) -> bool:
         return False
     if any(layer.lora_bias.values()) or any(_drops(one) for one in layer.lora_dropout.values()):
         return False
-    weight: Tensor = layer.base_layer.weight
+    weight: Any = layer.base_layer.weight
     own = [weight, *(matrix.weight for held in (layer.lora_A, layer.lora_B) for matrix in held.values())]
     wide = all(one.dtype == torch.float32 and not isinstance(one, DTensor) for one in own)
     return wide and not torch.is_autocast_enabled(weight.device.type)
