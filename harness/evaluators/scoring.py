@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from harness.base.calibration import clustered_error, share
 from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext
 from harness.models import prefixes
-from harness.models.draws import NO_PROBABILITIES
+from harness.models.added import added
+from harness.models.draws import EVALUATION, NO_PROBABILITIES, drawing, uniforms
 from harness.models.generation import (
     keeps_logits,
     own_distribution,
     rows_within_cache,
-    sampling_options,
+    sampling_config,
     stop_ids,
     text_of,
 )
@@ -236,33 +236,35 @@ def sample_log_probs(
 
 @torch.no_grad()
 def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, temperature: float) -> list[Sample]:
-    """Completions of ``prompts``, in their order; the same seed gives the same draws for every model.
+    """Completions of ``prompts``, in their order, by draws that belong to each of them (``models.draws``).
 
-    They come from the model's own distribution, whatever its generation configuration asks for (``generation``).
-    Temperature 0 is greedy. Random state is saved and restored.
+    So the same seed gives the same draws for every model, whatever is sampled beside them. They come from the model's
+    own distribution, whatever its generation configuration asks for (``generation``). Temperature 0 is greedy. A prompt
+    is read once for its samples where the model shares prefixes, and a plain LoRA is added to its base meanwhile.
     """
     encoded = prompt_ids(context.tokenizer, prompts)
     jobs = [i for i in range(len(prompts)) for _ in range(per_prompt)]
     order = sorted(range(len(jobs)), key=lambda j: (len(encoded[jobs[j]]), j))
     found: dict[int, Sample] = {}
-    tokenizer, pad = context.tokenizer, context.tokenizer.pad_token_id
-    ends = set(stop_ids(tokenizer, context.model))
-    devices = [context.device] if context.device == "cuda" else []
-    options = sampling_options(max_new_tokens=context.max_completion_length, temperature=temperature)
-    with torch.random.fork_rng(devices=devices), own_distribution(context.model, tokenizer):
-        torch.manual_seed(context.seed)
+    tokenizer, pad, room = context.tokenizer, context.tokenizer.pad_token_id, context.max_completion_length
+    ends, together = set(stop_ids(tokenizer, context.model)), prefixes.can(context.model)
+    how = sampling_config(tokenizer, context.model, max_new_tokens=room, temperature=temperature)
+    with own_distribution(context.model, tokenizer):
         for chosen in _sampled_at_once(context, order, [len(encoded[i]) for i in jobs]):
             rows = [encoded[jobs[j]] for j in chosen]
             width = max(len(r) for r in rows)
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
             generator: Any = context.model
-            ticks = StoppingCriteriaList([_Ticks(context, len(found), len(chosen), len(jobs))])
+            numbers = uniforms(context.seed, [EVALUATION + j for j in chosen], room)
+            at_once = len(chosen) if together else None
             with (
                 context.computing(),
+                added(generator),
+                drawing(generator, numbers, temperature, at_once, _ticks(context, len(found), len(chosen), len(jobs))),
                 sampling_from_numbers(lambda: f"the probabilities to sample from are not finite{_whose(context)}"),
             ):
-                out = generator.generate(input_ids=ids, attention_mask=mask, stopping_criteria=ticks, **options)
+                out = generator.generate(input_ids=ids, attention_mask=mask, generation_config=how)
             out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)
@@ -273,17 +275,14 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     return [found[j] for j in range(len(jobs))]
 
 
-class _Ticks(StoppingCriteria):
-    """Told by ``generate`` of every token of a batch of ``size``; ends nothing."""
+def _ticks(context: EvalContext, done: int, size: int, total: int) -> Callable[[int], None]:
+    """Tells the context of every token of a batch of ``size``."""
 
-    def __init__(self, context: EvalContext, done: int, size: int, total: int):
-        self._context, self._done, self._size, self._total, self._tokens = context, done, size, total, 0
+    def told(number: int) -> None:
+        share = min(1.0, (number + 1) / context.max_completion_length)
+        context.tell("sampling", min(total - 1, done + int(size * share)), total)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
-        self._tokens += 1
-        share = min(1.0, self._tokens / self._context.max_completion_length)
-        self._context.tell("sampling", min(self._total - 1, self._done + int(self._size * share)), self._total)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+    return told
 
 
 @contextmanager

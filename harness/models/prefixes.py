@@ -178,6 +178,11 @@ def ready(model: Any, asked: Literal["auto"] | bool, *, longest: int, device: st
     return found
 
 
+def can(model: Any) -> bool:
+    """Whether ``model`` was seen to read rows that begin alike as one, at present or not."""
+    return (found := of(model)) is not None and not found.why
+
+
 def stop(model: Any) -> None:
     """Read every row by itself from now on."""
     if (found := of(model)) is not None:

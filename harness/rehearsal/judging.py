@@ -11,6 +11,7 @@ import torch
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import batches, completion_log_probs
 from harness.evaluators.surfaces import prompts_at_once
+from harness.models.added import added
 from harness.models.generation import own_distribution, rows_within_cache, sampling_config
 from harness.models.precision import Place, computing
 from harness.rehearsal import standins
@@ -95,7 +96,7 @@ def judge(
         how = sampling_config(tokenizer, model, temperature=1.0, **length)
         ends = standins.ends_of_sampling(model) if fake else nullcontext()
         arithmetic = computing(place.device, place.precision)
-        with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), ends:
+        with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), added(model), ends:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.trial.context import Ground
 
 SETTINGS = ("split", "batch_size", "max_length", "max_completion_length", "seed")
-"""Of evaluation, what can change a score or a sample; draws follow one another within a batch."""
+"""Of evaluation, what can change a score or a sample; a batch changes how they are rounded."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from harness.base.calibration import clustered_error, t_quantile, wilson
+from harness.base.errors import Diverged
 from harness.evaluators.base import EvalContext, Evaluator
 from harness.evaluators.lm_eval import EMBEDDED, LmEval, embedded_rows, plain_metrics
 from harness.evaluators.preference import Preference, wins
@@ -23,6 +24,7 @@ from harness.evaluators.scoring import (
     with_stderr,
 )
 from harness.evaluators.true_reward import TrueReward
+from harness.models import prefixes
 from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
@@ -244,6 +246,51 @@ def test_greedy_samples_of_one_prompt_are_equal_and_do_not_depend_on_the_batch(c
     assert sample(replace(context, batch_size=1), prompts, per_prompt=2, temperature=0) == drawn
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_sample_is_its_own_whatever_is_sampled_beside_it_and_however_prompts_are_read(context, together):
+    prompts = ["12+7=", "1+1=", "30-4=", "i dont know="]
+    plain = sample(context, prompts, per_prompt=3, temperature=1.0)
+    if together:
+        assert prefixes.ready(context.model, True, longest=96, device="cpu", precision="fp32") is not None
+    told: list[int] = []
+    for size in (1, 2, 5, 64):
+        own = replace(context, batch_size=size, progress=lambda _, done, total: told.append(done))
+        assert sample(own, prompts, per_prompt=3, temperature=1.0) == plain
+        assert told == sorted(told) and told[-1] == 12 and len(told) > 12
+        told.clear()
+    assert sample(context, prompts[:2], per_prompt=3, temperature=1.0) == plain[:6]
+    assert len({s.ids for s in plain}) > 6
+
+
+def test_a_prompt_is_read_once_for_its_samples_and_an_adapter_is_added_meanwhile(context):
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(context.model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    learned = replace(context, model=policy)
+    plain = sample(replace(learned, batch_size=1), ["12+7=", "30-4="], per_prompt=4, temperature=1.0)
+    assert prefixes.ready(policy, True, longest=96, device="cpu", precision="fp32") is not None
+    read, adapted = [], []
+    body = policy.get_base_model().model
+    body.register_forward_pre_hook(lambda _, a, o: read.append(tuple(o["input_ids"].shape)), with_kwargs=True)
+    policy.base_model.model.model.layers[0].mlp.up_proj.lora_A.default.register_forward_hook(
+        lambda *_: adapted.append(1)
+    )
+    assert sample(learned, ["12+7=", "30-4="], per_prompt=4, temperature=1.0) == plain
+    assert read[0] == (2, 5) and all(width == 1 for _, width in read[1:]) and not adapted
+    assert read[-1][0] <= 8
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_is_no_longer_one_is_said_to_have_diverged(context, temperature):
+    with torch.no_grad():
+        context.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(Diverged, match="not finite"):
+        sample(context, ["1+1="], per_prompt=2, temperature=temperature)
+
+
 def test_samples_follow_the_models_own_distribution(context):
     """2,000 draws of one token: frequencies within four standard errors of the model's probabilities."""
     drawn = sample(
@@ -268,6 +315,9 @@ class Parrot:
     def __init__(self, *continuations: list[int], eos: Any = EOS):
         self.continuations = list(continuations)
         self.generation_config = SimpleNamespace(eos_token_id=eos)
+
+    def modules(self) -> list[Any]:
+        return []
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
         assert (input_ids[attention_mask == 0] == PAD).all()  # padding on the left
