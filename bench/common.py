@@ -24,13 +24,13 @@ def workdir() -> Path:
     return Path(tempfile.mkdtemp(prefix="harness-bench-"))
 
 
-def harness(arguments: Sequence[str], cwd: Path, cache: Path) -> float:
-    """Run a harness command line; wall seconds."""
+def harness(arguments: Sequence[str], cwd: Path, cache: Path, code: Path | None = None) -> float:
+    """Run a harness command line, by the code of another checkout where one is given; wall seconds."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "harness", *arguments],
         cwd=cwd,
-        env={**os.environ, "HARNESS_CACHE": str(cache)},
+        env={**os.environ, "HARNESS_CACHE": str(cache), **({} if code is None else {"PYTHONPATH": str(code)})},
         capture_output=True,
         text=True,
         check=False,
