@@ -60,7 +60,7 @@ class Says:
         for token, weight in weights.items():
             logits[token] = math.log(weight)
         self.logits, self.generation_config = logits, type("Config", (), {"eos_token_id": TOKENIZER.eos_token_id})()
-        self.config = LlamaConfig(vocab_size=len(TOKENIZER))
+        self.config, self.draws = LlamaConfig(vocab_size=len(TOKENIZER)), torch.Generator().manual_seed(0)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, -1)})()
@@ -70,8 +70,9 @@ class Says:
     def modules(self) -> tuple[()]:
         return ()
 
-    def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
-        drawn = torch.multinomial(self.logits.softmax(0), input_ids.shape[0] * max_new_tokens, replacement=True)
+    def generate(self, input_ids: torch.Tensor, generation_config: Any, **_: Any) -> torch.Tensor:
+        count = input_ids.shape[0] * generation_config.max_new_tokens
+        drawn = torch.multinomial(self.logits.softmax(0), count, replacement=True, generator=self.draws)
         return torch.cat([input_ids, drawn.view(input_ids.shape[0], -1)], 1)
 
 
