@@ -85,7 +85,7 @@ class LmEval(Evaluator):
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
 
-        from harness.evaluators.lm_eval_model import CountingModel, length_for
+        from harness.evaluators.lm_eval_model import CountingModel, economical, length_for
         from harness.models.generation import own_distribution
 
         names: list[Any] = [n for t in self.tasks for n in (EMBEDDED if t == "embedded" else (t,))]
@@ -111,6 +111,7 @@ class LmEval(Evaluator):
         with (
             torch.random.fork_rng(devices=[context.device] if context.device == "cuda" else []),
             own_distribution(context.model, context.tokenizer, top_k=0),
+            economical(),
         ):
             try:
                 found: Any = simple_evaluate(

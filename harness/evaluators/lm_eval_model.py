@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from lm_eval import evaluator, utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from harness.base.errors import UserError
+from harness.base.replacing import replaced
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import rows_at_once
 from harness.models import context_length
@@ -17,6 +21,18 @@ from harness.models.virtual_tokens import has_virtual_tokens
 
 LONGEST = 8192
 """Tokens, where the model allows more and nobody asked for them: benchmarks' prompts are shorter, and memory is not."""
+
+
+@contextmanager
+def economical() -> Iterator[None]:
+    """Within it lm-eval compiles a template once and not for every document, and asks nothing about the machine.
+
+    That was half of its time on the embedded task: pip and other programs are started for a description that nobody
+    reads here, since a trial has one of its own.
+    """
+    compiled = functools.lru_cache(1024)(utils.env.from_string)
+    with replaced(utils.env, "from_string", compiled), replaced(evaluator, "add_env_info", lambda _: None):
+        yield
 
 
 def length_for(context: EvalContext, asked: int | None) -> int:

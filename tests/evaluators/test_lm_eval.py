@@ -240,6 +240,24 @@ CHOOSING = {
 }
 
 
+def test_a_template_is_compiled_once_and_nobody_is_asked_about_the_machine(own_tasks, monkeypatch):
+    from jinja2 import Environment
+
+    compiled: list[str] = []
+    whole = Environment.compile
+
+    def counted(self: Environment, source: Any, *arguments: Any, **options: Any) -> Any:
+        compiled.append(source)
+        return whole(self, source, *arguments, **options)
+
+    monkeypatch.setattr(Environment, "compile", counted)
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: pytest.fail("asked"))
+    prompts = [f"a{number}" for number in range(30)]
+    told = own_tasks("many", prompts, **CHOOSING).evaluate(toy())
+    assert compiled.count("{{prompt}}") == 1 and len(compiled) < 10
+    assert len(told.examples["lm_eval_many"]["document"]) == 30 and "many/acc" in told.metrics
+
+
 def test_documents_whose_prompt_is_cut_are_counted(own_tasks):
     prompts = ["a" * 50, "a" * 51, "b" * 58, "c" * 59, "d" * 5]
     told = own_tasks("wordy", prompts, **generating()).evaluate(toy())
