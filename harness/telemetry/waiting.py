@@ -2,12 +2,13 @@
 
 A thread that spins while it waits keeps its core from the one that it waits for, as soon as there are more that want to
 run than cores. Measured on 2 cores, steps of the embedded model a second (``bench/neighbours.py``), as libgomp has it,
-with a spin of at most 3,000 rounds, of 1,000, and asleep at once:
+with a spin of at most 10,000 rounds, of 3,000, and asleep at once; below, seconds in which 135 M weights sample:
 
-    alone                  23.4    21.8    15.3    11.2
-    beside one process      6.5     7.1     9.1    11.1
+    alone                  21.6    21.6    19.2    10.6
+    beside one process      6.4     5.8     7.2    10.6
+    135 M, alone            6.4     6.8     8.1
 
-So a spin is short, whatever comes later, and where others are at work when a trial starts there is none. No number
+So a spin is no longer than it takes to lose nothing alone, and where others are at work when a trial starts there is none. No number
 depends on it. OpenMP reads these variables when torch is imported: that is in the server that trials are forked from,
 and in each process that computes by itself (``settle``).
 """
