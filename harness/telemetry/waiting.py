@@ -8,9 +8,9 @@ with a spin of at most 10,000 rounds, of 3,000, and asleep at once; below, secon
     beside one process      6.4     5.8     7.2    10.6
     135 M, alone            6.4     6.8     8.1
 
-So a spin is no longer than it takes to lose nothing alone, and where others are at work when a trial starts there is none. No number
-depends on it. OpenMP reads these variables when torch is imported: that is in the server that trials are forked from,
-and in each process that computes by itself (``settle``).
+So a spin is no longer than it takes to lose nothing alone, and where others are at work when a trial starts there is
+none. No number depends on it. OpenMP reads these variables when torch is imported: in the server that trials are forked
+from, and in each process that computes by itself (``settle``).
 """
 
 from __future__ import annotations
