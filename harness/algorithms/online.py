@@ -164,6 +164,7 @@ class OnlineTrainer(RolloutTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.sampling = Sampling(self)
+        self.layers: int | None = None  # of the whole model, where a part of it is rehearsed
         self.drawn = 0  # samples of all processes so far
         self._noted: set[str] = set()
         self._times = {"rollout": 0.0, "update": 0.0}
@@ -234,7 +235,7 @@ class OnlineTrainer(RolloutTrainer):
     def to_sample(self) -> Iterator[None]:
         """Within it the policy computes as it does where it is sampled, with what is in memory for that alone."""
         # Of an adapter's model, generate calls what autocast is not wrapped around.
-        with self.accelerator.autocast(), added(self.model):
+        with self.accelerator.autocast(), added(self.model, layers=self.layers):
             yield
 
     def at_once(self, prompts: list[list[int]]) -> int | None:
@@ -245,7 +246,9 @@ class OnlineTrainer(RolloutTrainer):
             return None
         longest = max(map(len, prompts), default=0) + self.generation_config.max_new_tokens
         wide = self.accelerator.mixed_precision == "no"
-        return self._rollout_batch or rows_within_cache(policy.config, longest, len(prompts), wide=wide)
+        return self._rollout_batch or rows_within_cache(
+            policy.config, longest, len(prompts), wide=wide, layers=self.layers
+        )
 
     def saved(self, folder: Path) -> None:
         """How many samples were drawn: those of a resumed training are the next ones."""

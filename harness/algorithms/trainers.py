@@ -31,7 +31,11 @@ def ready_trainer(algo: Algorithm, job: TrainJob) -> Training:
         shared = prefixes.ready(job.model, asked, longest=longest, device=job.device, precision=job.precision)
     else:
         shared = prefixes.of(job.model) or prefixes.share(job.model, job.train.share_prefix)
+    adapter = job.adapter.peft_config()
     if shared is not None:
+        if adapter is not None and not shared.why and prefixes.by_place({POLICY: adapter}):
+            shared.why = "its adapter counts tokens from the start of a row"
+            shared.refuse(job.train.share_prefix)
         shared.on = not shared.why
         shared.given = shared.computed = 0
     if job.holds == "own":

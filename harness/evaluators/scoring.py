@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +249,10 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     tokenizer, pad, room = context.tokenizer, context.tokenizer.pad_token_id, context.max_completion_length
     ends, together = set(stop_ids(tokenizer, context.model)), prefixes.can(context.model)
     how = sampling_config(tokenizer, context.model, max_new_tokens=room, temperature=temperature)
-    with own_distribution(context.model, tokenizer):
+    with ExitStack() as held:
+        held.enter_context(own_distribution(context.model, tokenizer))
+        with context.computing():
+            held.enter_context(added(context.model))
         for chosen in _sampled_at_once(context, order, [len(encoded[i]) for i in jobs]):
             rows = [encoded[jobs[j]] for j in chosen]
             width = max(len(r) for r in rows)
@@ -260,7 +263,6 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
             at_once = len(chosen) if together else None
             with (
                 context.computing(),
-                added(generator),
                 drawing(generator, numbers, temperature, at_once, _ticks(context, len(found), len(chosen), len(jobs))),
                 sampling_from_numbers(lambda: f"the probabilities to sample from are not finite{_whose(context)}"),
             ):

@@ -23,7 +23,7 @@ MOST = 2**30
 
 
 @contextmanager
-def added(model: Any) -> Iterator[int]:
+def added(model: Any, *, layers: int | None = None) -> Iterator[int]:
     """Within it a policy's plain LoRA layers are linear layers with the sums for weights; afterwards as they were.
 
     The base's own weights stay where they are, so that they come back to the bit. Nothing is added where not all
@@ -32,31 +32,34 @@ def added(model: Any) -> Iterator[int]:
 
     Args:
         model: a policy, wrapped by peft or not; it must not train, nor lose its adapter, within.
+        layers: of the whole model, where ``model`` is a part of it.
 
     Yields:
-        Layers with a sum.
+        Adapted layers with a sum.
     """
-    layers = _layers(model)
-    if any(not _plain(layer) for layer in layers) or sum(_bytes(layer) for layer in layers) > MOST:
-        layers = []
+    adapted = _adapted(model)
+    if any(not _plain(layer) for layer in adapted) or _bytes(model, adapted, layers) > MOST:
+        adapted = []
     with ExitStack() as stack:
-        for layer in layers:
+        for layer in adapted:
             names = [name for name in layer.active_adapters if name in layer.lora_A]
             stack.enter_context(_weights(layer.base_layer, _sum(layer, names)))
             stack.enter_context(replaced(layer, "merged_adapters", names))
-        yield len(layers)
+        yield len(adapted)
 
 
-def _layers(model: Any) -> list[Any]:
+def _adapted(model: Any) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [part for part in model.modules() if isinstance(part, LoraLayer)] if hasattr(model, "modules") else []
 
 
 def _plain(layer: Any) -> bool:
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is not Linear or layer.merged or layer.disable_adapters or layer.lora_variant:
+        return False
+    if "forward" in vars(layer):  # X-LoRA's, which weighs its experts token by token
         return False
     if any(layer.lora_bias.values()) or any(_drops(one) for one in layer.lora_dropout.values()):
         return False
@@ -70,8 +73,10 @@ def _drops(dropout: Any) -> bool:
     return dropout.training and getattr(dropout, "p", 0) > 0
 
 
-def _bytes(layer: Any) -> int:
-    return layer.base_layer.weight.numel() * 4
+def _bytes(model: Any, adapted: list[Any], layers: int | None) -> float:
+    """Of the sums; of a whole model as many times as it has more layers."""
+    there = sum(layer.base_layer.weight.numel() * 4 for layer in adapted)
+    return there if layers is None else there * layers / model.config.get_text_config().num_hidden_layers
 
 
 @torch.no_grad()

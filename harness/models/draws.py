@@ -18,18 +18,24 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness.base.replacing import replaced
-from harness.models.rollouts import sampled
+from harness.models.rollouts import plainly_prepared, sampled
 
 EVALUATION = 2**62
 """What evaluators add to the numbers of their samples: no rollout of the same seed comes so far."""
+MOST_SUMS = 2**22
+"""Of probabilities at once, in 64 bits: 32 MiB, whatever batch and vocabulary."""
 NO_PROBABILITIES = "probability tensor contains"
 """Torch's words where it samples from what is no distribution begin so; ``evaluators.scoring`` knows them."""
 
 
 def uniforms(seed: int, numbers: Sequence[int], tokens: int) -> Tensor:
     """Numbers in [0, 1) for each sample and token, (len(numbers), tokens), 64 bits: a Philox stream for each sample."""
-    streams = (np.random.Generator(np.random.Philox(key=[seed, number])) for number in numbers)
+    streams = (np.random.Generator(np.random.Philox(key=_key(seed, number))) for number in numbers)
     return torch.as_tensor(np.stack([stream.random(tokens) for stream in streams]))
+
+
+def _key(seed: int, number: int) -> np.ndarray:
+    return np.array([seed % 2**64, number], dtype=np.uint64)  # a plain list above 2**63 would become floats
 
 
 class Draws(LogitsProcessor):
@@ -60,8 +66,14 @@ def drawn(scores: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     Raises:
         RuntimeError: the logits are no numbers, in torch's words.
     """
+    rows = max(1, MOST_SUMS // max(1, scores.shape[-1]))
+    parts = zip(scores.split(rows), numbers.split(rows), strict=True)
+    return torch.cat([_drawn(part, own, temperature) for part, own in parts])
+
+
+def _drawn(scores: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     greedy = temperature == 0
-    sums = scores if greedy else (scores.float() / temperature).softmax(-1).double().cumsum(-1)
+    sums = scores if greedy else (scores.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     if bool(sums.isnan().any() if greedy else not sums[:, -1].isfinite().all()):
         raise RuntimeError(f"{NO_PROBABILITIES} what is no number")
     if greedy:
@@ -80,12 +92,15 @@ def drawing(
     """Within it ``model.generate`` samples the rows of one batch by ``numbers``, in their order.
 
     With a ``chunk`` they are sampled so many at a time, by ``rollouts.sampled``, which reads a prompt once. ``told`` is
-    called with the number of each token.
+    called with the number of each token. A model that goes on from a cache in a way of its own goes it, so many rows at
+    once.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     whole = base.generate
 
-    def in_chunks(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **_: Any) -> Tensor:
+    def in_chunks(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **more: Any) -> Tensor:
+        if unknown := sorted(name for name, value in more.items() if value is not None):
+            raise TypeError(f"sampling in chunks knows nothing of {', '.join(unknown)}")
         held = numbers.to(input_ids.device)
         ends = generation_config.eos_token_id
 
@@ -106,12 +121,22 @@ def drawing(
         )
         return torch.cat([input_ids, found], dim=1)
 
-    def one_by_one(input_ids: Tensor, generation_config: Any, **options: Any) -> Any:
+    def in_its_own_way(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **options: Any) -> Any:
         greedy = copy.deepcopy(generation_config)
         greedy.do_sample = False
         greedy.temperature = greedy.top_k = greedy.top_p = None
-        draws = LogitsProcessorList([Draws(numbers, temperature, input_ids.shape[1], told)])
-        return whole(input_ids=input_ids, generation_config=greedy, logits_processor=draws, **options)
+        options["generation_config"] = greedy
+        parts = []
+        for rows in torch.arange(len(input_ids)).split(chunk or max(1, len(input_ids))):
+            draws = LogitsProcessorList([Draws(numbers[rows], temperature, input_ids.shape[1], told)])
+            ids, mask = input_ids[rows], attention_mask[rows]
+            parts.append(whole(input_ids=ids, attention_mask=mask, logits_processor=draws, **options))
+        return parts[0] if len(parts) == 1 else _level(parts, generation_config.pad_token_id)
 
-    with replaced(base, "generate", one_by_one if chunk is None else in_chunks):
+    with replaced(base, "generate", in_chunks if chunk is not None and plainly_prepared(base) else in_its_own_way):
         yield
+
+
+def _level(parts: Sequence[Tensor], pad: int) -> Tensor:
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])

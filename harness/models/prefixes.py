@@ -9,7 +9,7 @@ sharing have it (arXiv 2402.05099, 2410.20305).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -162,7 +162,8 @@ def share(model: Any, asked: Literal["auto"] | bool) -> Prefixes | None:
 
 def of(model: Any) -> Prefixes | None:
     """The hooks that a model was given, also where it is wrapped."""
-    return next((found for m in model.modules() if (found := m.__dict__.get("prefixes")) is not None), None)
+    parts = model.modules() if hasattr(model, "modules") else ()
+    return next((found for m in parts if (found := m.__dict__.get("prefixes")) is not None), None)
 
 
 def ready(model: Any, asked: Literal["auto"] | bool, *, longest: int, device: str, precision: str) -> Prefixes | None:
@@ -179,8 +180,13 @@ def ready(model: Any, asked: Literal["auto"] | bool, *, longest: int, device: st
 
 
 def can(model: Any) -> bool:
-    """Whether ``model`` was seen to read rows that begin alike as one, at present or not."""
-    return (found := of(model)) is not None and not found.why
+    """Whether ``model`` was seen to read rows that begin alike as one, at present or not, and its adapter lets it."""
+    return (found := of(model)) is not None and not found.why and not by_place(getattr(model, "peft_config", {}))
+
+
+def by_place(adapters: Mapping[str, Any]) -> bool:
+    """Whether an adapter counts tokens from a row's start: learned ones before it, or from where aLoRA is called."""
+    return any(a.is_prompt_learning or getattr(a, "alora_invocation_tokens", None) for a in adapters.values())
 
 
 def stop(model: Any) -> None:
@@ -196,8 +202,7 @@ def apart(model: Any) -> AbstractContextManager[None]:
 
 def together(model: Any) -> AbstractContextManager[None]:
     """Within it ``model`` reads rows that begin alike as one, where it can."""
-    found = of(model)
-    return _switched(None if found is None or found.why else found, on=True)
+    return _switched(of(model) if can(model) else None, on=True)
 
 
 @contextmanager

@@ -20,6 +20,18 @@ LEAVE = 8
 """One row in so many must have ended before the cache is copied without those that have."""
 
 
+def plainly_prepared(model: Any) -> bool:
+    """Whether ``generate`` prepares each token of this architecture as it does for most.
+
+    Phi-3 reads everything anew where a text outgrows the first of its two kinds of positions: what is in its cache by
+    then has the other kind.
+    """
+    from transformers import GenerationMixin
+
+    usual: Any = GenerationMixin
+    return getattr(type(model), "prepare_inputs_for_generation", None) is usual.prepare_inputs_for_generation
+
+
 @torch.no_grad()
 def sampled(
     model: Any,

@@ -96,7 +96,7 @@ def judge(
         how = sampling_config(tokenizer, model, temperature=1.0, **length)
         ends = standins.ends_of_sampling(model) if fake else nullcontext()
         arithmetic = computing(place.device, place.precision)
-        with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), added(model), ends:
+        with torch.no_grad(), arithmetic, own_distribution(model, tokenizer), added(model, layers=layers), ends:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
 
 

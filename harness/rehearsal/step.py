@@ -146,7 +146,7 @@ def rehearse(scene: Scene, config: Any, *, evaluation: bool = True) -> Timeline:
             fill = setup.train.max_length if scene.fill or packs else None
             formed = as_packed if packs else None if setup.algo.family == "offline" else lambda batch: batch
             take_worst_batches(training.trainer, fill, fakes, formed, foreseen)
-            sample_longest(training, setup, scene.fill, fakes, engine)
+            sample_longest(training, setup, scene.fill, fakes, engine, scene.layers)
             training.trainer.train()
             if setup.eval.at:  # a point of the curve: what training holds is there beside it
                 with undisturbed(training.trainer.model):

@@ -77,15 +77,21 @@ def take_worst_batches(
 
 
 def sample_longest(
-    training: Training, setup: Setup, fill: bool, fakes: FakeTensors | None, engine: Callable[[], None]
+    training: Training,
+    setup: Setup,
+    fill: bool,
+    fakes: FakeTensors | None,
+    engine: Callable[[], None],
+    layers: int | None,
 ) -> None:
     """Rollouts of the longest completions; on fakes their first and last tokens, without reading any.
 
-    ``engine`` takes what vLLM would, where that samples.
+    ``engine`` takes what vLLM would, where that samples; ``layers`` are the whole model's.
     """
     sampler, trainer = training.sampler, training.trainer
     if sampler is None:
         return
+    trainer.layers = layers
     tokenize, room = sampler.prompts, setup.train.max_length - setup.train.max_completion_length
     if fill:
         sampler.prompts = lambda rows: [(list(ids) * room)[:room] for ids in tokenize(rows)]

@@ -591,9 +591,16 @@ def test_a_completion_after_virtual_tokens_does_not_depend_on_its_neighbours(con
 
     torch.manual_seed(3)
     config = get_peft_config({"peft_type": kind, "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"})
-    learned = replace(context, model=get_peft_model(random_llama(0), config).eval())
+    base = random_llama(0)
+    assert prefixes.ready(base, True, longest=96, device="cpu", precision="fp32") is not None  # before it is wrapped
+    learned = replace(context, model=get_peft_model(base, config).eval())
     prompts = ["1+1=", "12+7=", "30-4=", "what is 12+7=", "?+5="]
     together = sample(learned, prompts, per_prompt=1, temperature=0.0)
     alone = [sample(learned, [p], per_prompt=1, temperature=0.0)[0] for p in prompts]
     assert [s.text for s in together] == [s.text for s in alone]
     assert len({s.text for s in together}) > 2
+    ids = ids_of(prompts[1])
+    for token in together[1].ids:  # as a forward pass of the whole text has it
+        with torch.no_grad():
+            assert int(learned.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)

@@ -121,7 +121,17 @@ def as_disabled(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("other", [as_dora, as_half, as_base_in_half, as_dropout, as_plain, as_biased, as_disabled])
+def as_gated(model: Any) -> Any:
+    """As X-LoRA has it: a forward pass of the layer's own object."""
+    for part in model.modules():
+        if hasattr(part, "lora_A"):
+            part.forward = part.forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "other", [as_gated, as_dora, as_half, as_base_in_half, as_dropout, as_plain, as_biased, as_disabled]
+)
 def test_what_is_no_sum_in_32_bits_is_left_alone(other):
     model = other(policy())
     weights = {name: parameter for name, parameter in model.named_parameters()}
@@ -134,9 +144,18 @@ def test_autocast_and_a_large_model_are_left_alone(monkeypatch):
     model = policy()
     with torch.autocast("cpu", torch.bfloat16), added(model) as layers:
         assert layers == 0
-    monkeypatch.setattr(module, "MOST", 1000)
-    with added(model) as layers:
-        assert layers == 0
+    with added(model) as all_of_them:
+        pass
+    there = sum(part.base_layer.weight.numel() * 4 for part in model.modules() if hasattr(part, "lora_A"))
+    for most, layers, found in (
+        (there, None, all_of_them), (there - 1, None, 0), (there, 2, all_of_them), (there, 3, 0),
+        (2 * there, 4, all_of_them),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "MOST", most)
+        with added(model, layers=layers) as made:  # a part of the whole decides as the whole does
+            assert made == found
+    with added(object()) as made:  # somebody else's, which has no parts
+        assert made == 0
 
 
 def test_two_adapters_are_both_in_the_sum():

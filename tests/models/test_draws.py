@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from harness.base.errors import Diverged
 from harness.evaluators.scoring import sampling_from_numbers
-from harness.models.draws import Draws, drawing, uniforms
+from harness.models import draws
+from harness.models.draws import EVALUATION, Draws, drawing, drawn, uniforms
+from harness.models.rollouts import plainly_prepared
 
 PROMPTS = torch.tensor([[0, 0, 5, 6], [0, 7, 8, 9], [4, 5, 6, 7], [0, 0, 0, 11]])
 TOKENS = 12
@@ -107,3 +110,57 @@ def test_a_prompt_is_read_once_and_rows_that_have_ended_leave(model, monkeypatch
     assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
     ended = torch.isin(found[:, 4:], torch.tensor([3, 9, 12, 17])).any(1)
     assert ended.any() and not ended.all()
+
+
+def test_a_seed_of_any_size_gives_each_sample_its_own_draws():
+    for seed in (0, 2**62, 2**63, 2**63 + 5, 2**64 - 1):
+        found = uniforms(seed, [EVALUATION, EVALUATION + 1], 8)
+        assert not torch.equal(found[0], found[1])
+    assert not torch.equal(uniforms(2**63, [EVALUATION], 8), uniforms(2**63 + 5, [EVALUATION], 8))
+
+
+def test_tokens_do_not_depend_on_how_many_probabilities_are_summed_at_once(monkeypatch):
+    torch.manual_seed(0)
+    logits, numbers = torch.randn(7, 50), uniforms(0, range(7), 1)[:, 0]
+    whole = drawn(logits, numbers, 1.0)
+    monkeypatch.setattr(draws, "MOST_SUMS", 100)
+    assert torch.equal(drawn(logits, numbers, 1.0), whole)
+
+
+def test_greedy_tokens_are_the_likeliest_and_what_is_no_number_is_said():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -math.inf, 1.0]])
+    assert drawn(logits, torch.zeros(2), 0).tolist() == [1, 0]
+    for temperature in (0, 1.0):
+        with pytest.raises(RuntimeError, match=draws.NO_PROBABILITIES):
+            drawn(torch.full((2, 3), math.nan), torch.zeros(2), temperature)
+
+
+def test_a_model_with_two_kinds_of_positions_is_sampled_in_its_own_way():
+    """Phi-3 changes its positions where a text grows beyond the original length; the cache is read anew there."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [4.0] * 8, "short_factor": [1.0] * 8}
+    config = Phi3Config(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=16, pad_token_id=0,
+        bos_token_id=None, eos_token_id=None, initializer_range=0.5,
+        rope_parameters=rope | {"original_max_position_embeddings": 16},
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config).eval()
+    assert not plainly_prepared(model)
+    ids = torch.randint(3, 40, (3, 10))
+    how = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    numbers = uniforms(0, range(3), 12)
+    with torch.no_grad():
+        plain = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+        for chunk in (None, 1, 2, 3):
+            with drawing(model, numbers, 0.0, chunk):
+                found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+            assert torch.equal(found, plain)
+
+
+def test_what_a_chunk_knows_nothing_of_is_an_error(model):
+    how = GenerationConfig(max_new_tokens=2, pad_token_id=0)
+    with drawing(model, uniforms(0, range(4), 2), 1.0, 2), pytest.raises(TypeError, match="past_key_values"):
+        model.generate(input_ids=PROMPTS, attention_mask=PROMPTS, generation_config=how, past_key_values=object())

@@ -316,3 +316,24 @@ def test_models_share_unless_told_otherwise():
     model = model_of(MODELS["llama"], "sdpa")
     assert prefixes.share(model, False) is None and prefixes.of(model) is None
     assert prefixes.share(model, "auto") is prefixes.of(model) is not None
+
+
+@pytest.mark.parametrize("placed", ["aLoRA", "prefix"])
+def test_an_adapter_that_counts_tokens_from_the_start_of_a_row_reads_rows_as_they_come(placed):
+    """Rows that are put together start elsewhere; aLoRA had ended in an error, and learned tokens would be lost."""
+    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+
+    model = model_of(MODELS["llama"], "sdpa")
+    found = prefixes.ready(model, "auto", longest=64, device="cpu", precision="fp32")
+    assert found is not None and prefixes.can(model)
+    plain = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert prefixes.can(get_peft_model(copy.deepcopy(model), plain))
+    config: Any = PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    if placed == "aLoRA":
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[5])
+    policy = get_peft_model(model, config)
+    assert not prefixes.can(policy)
+    ids, mask = batch()
+    with prefixes.together(policy), torch.no_grad():
+        assert not found.on
+        policy(input_ids=ids, attention_mask=mask)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from harness.config.compose import compose, hydra_config
+from harness.models import added, generation
 from harness.models.loading import character_tokenizer
 from harness.models.meta_model import alike, layers_of, skeleton, with_layers
 from harness.models.precision import place_on
@@ -49,6 +50,7 @@ def rehearsed(setup: Setup, *, fake: bool = True, gpu: bool = CPU, layers: int |
     """One step on a CPU as its data comes, or as planned for a GPU, rows as long as they may be."""
     place = place_on(setup.model, setup.adapter, setup.train, "cpu", trains=setup.algo.trains, bf16=gpu)
     config = setup.model.configuration()
+    whole = None if layers is None else config.num_hidden_layers
     if layers is not None:
         config = with_layers(config, layers)
 
@@ -57,7 +59,7 @@ def rehearsed(setup: Setup, *, fake: bool = True, gpu: bool = CPU, layers: int |
 
     rows = Style().rows
     tokenizer = setup.model.tokenizer(None)
-    scene = Scene(setup, check_data(setup), tokenizer, rows, place, gpu, gpu, load=None if fake else load)
+    scene = Scene(setup, check_data(setup), tokenizer, rows, place, gpu, gpu, load=None if fake else load, layers=whole)
     return rehearse(scene, config)
 
 
@@ -416,6 +418,25 @@ def test_a_few_layers_tell_the_peaks_of_all(algo, adapter, gpu):
     for phase, level in rehearsed(setup, gpu=gpu).peaks().items():
         assert few[phase].total == pytest.approx(level.total, rel=1e-3), phase
         assert few[phase].owners == pytest.approx(level.owners, rel=1e-2, abs=level.total * 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sums", [pytest.param(True, id="sums"), pytest.param(False, id="cache")])
+def test_what_the_whole_model_has_no_room_for_is_not_in_a_few_layers(monkeypatch, sums):
+    """LoRA is added to 8 layers' weights, or a rollout's cache held whole, only where 8 layers' bytes are allowed."""
+    setup = setup_of("algo=grpo", "adapter=lora")
+    free = rehearsed(setup).peaks()["rollout"].total
+    if sums:
+        model = setup.model.load(None, dtype=torch.float32, device="cpu", quantization=None)
+        heads = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+        matrices = sum(p.numel() * 4 for p in set(model.parameters()) - heads if p.dim() == 2)
+        monkeypatch.setattr(added, "MOST", int(0.9 * matrices))
+    else:
+        monkeypatch.setattr(generation, "MOST_CACHE", 300_000)
+    few = extended(*(rehearsed(setup, layers=n) for n in (3, 4)), 3, 8)
+    whole = rehearsed(setup).peaks()["rollout"]
+    assert whole.total < 0.99 * free
+    assert few["rollout"].total == pytest.approx(whole.total, rel=1e-2)
 
 
 def test_layers_that_differ_are_not_taken_for_each_other():
