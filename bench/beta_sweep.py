@@ -62,11 +62,8 @@ def main() -> None:
     if options.before is None:
         name, other = "each alone", each_alone(common, cwd, cache)
     else:
-        older, code = workdir(), options.before.resolve()
-        name, other = (
-            "before",
-            sweep("before", common, older, with_base_alone(common, older, older / "cache", code), code),
-        )
+        name, older, code = "before", workdir(), options.before.resolve()
+        other = sweep(name, common, older, with_base_alone(common, older, older / "cache", code), code)
     together = sweep("together", common, cwd, cache)
     assert len(other) == len(together) == len(BETAS)
     for what, parts in PARTS.items():

@@ -246,27 +246,27 @@ def sample(context: EvalContext, prompts: Sequence[Any], *, per_prompt: int, tem
     jobs = [i for i in range(len(prompts)) for _ in range(per_prompt)]
     order = sorted(range(len(jobs)), key=lambda j: (len(encoded[jobs[j]]), j))
     found: dict[int, Sample] = {}
+    model: Any = context.model
     tokenizer, pad, room = context.tokenizer, context.tokenizer.pad_token_id, context.max_completion_length
-    ends, together = set(stop_ids(tokenizer, context.model)), prefixes.can(context.model)
-    how = sampling_config(tokenizer, context.model, max_new_tokens=room, temperature=temperature)
+    ends, together = set(stop_ids(tokenizer, model)), prefixes.can(model)
+    how = sampling_config(tokenizer, model, max_new_tokens=room, temperature=temperature)
     with ExitStack() as held:
-        held.enter_context(own_distribution(context.model, tokenizer))
+        held.enter_context(own_distribution(model, tokenizer))
         with context.computing():
-            held.enter_context(added(context.model))
+            held.enter_context(added(model))
         for chosen in _sampled_at_once(context, order, [len(encoded[i]) for i in jobs]):
             rows = [encoded[jobs[j]] for j in chosen]
             width = max(len(r) for r in rows)
             ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=context.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=context.device)
-            generator: Any = context.model
             numbers = uniforms(context.seed, [EVALUATION + j for j in chosen], room)
             at_once = len(chosen) if together else None
             with (
                 context.computing(),
-                drawing(generator, numbers, temperature, at_once, _ticks(context, len(found), len(chosen), len(jobs))),
+                drawing(model, numbers, temperature, at_once, _ticks(context, len(found), len(chosen), len(jobs))),
                 sampling_from_numbers(lambda: f"the probabilities to sample from are not finite{_whose(context)}"),
             ):
-                out = generator.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+                out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
             out = out[:, width:].tolist()
             for j, tokens in zip(chosen, out, strict=True):
                 end = next((k for k, t in enumerate(tokens) if t in ends), None)

@@ -21,7 +21,6 @@ STEP = (
     "model=shape/llama-10m", "eval=none", "task.pairs=96", "train.batch_size=96", "train.micro_batch_size=96",
     "train.max_length=96", "train.max_completion_length=48",
 )  # fmt: skip
-
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="glibc only")
 
 
