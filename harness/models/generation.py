@@ -58,13 +58,19 @@ def rows_within_cache(config: Any, width: int, most: int, *, wide: bool, layers:
     if config is None:
         return most
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
     depth = layers or getattr(text, "num_hidden_layers", None)
-    if not heads or not depth:
+    if not depth or not getattr(text, "num_attention_heads", None):
         return most
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_row = 2 * depth * heads * size * (4 if wide else 2) * max(1, width)
-    return max(1, min(most, MOST_CACHE // per_row))
+    per_row = 2 * depth * _cached(text) * (4 if wide else 2) * max(1, width)
+    return max(1, min(most, int(MOST_CACHE / per_row)))
+
+
+def _cached(text: Any) -> float:
+    """Keys of one token in a layer, numbers; the mean over the layers where they differ (Gemma 4)."""
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    heads = [getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads for layer in layers]
+    sizes = [getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads for layer in layers]
+    return sum(n * size for n, size in zip(heads, sizes, strict=True)) / len(heads)
 
 
 def sampling_options(*, max_new_tokens: int, temperature: float) -> dict[str, Any]:

@@ -167,8 +167,9 @@ def agreements(rows: Sequence[Row]) -> dict[str, str]:
     for first, second in itertools.combinations(labels[0], 2):
         both = [(a, b) for row in labels if (a := row[first]) is not None and (b := row[second]) is not None]
         kappa = cohens_kappa(*map(list, zip(*both, strict=True))) if both else None
+        silent = [name for name in (first, second) if all(row[name] is None for row in labels)]
         facts[f"agreement of {first} and {second}"] = (
-            "no row has labels of both"
+            "no row has labels of both" + (f" ({' and '.join(silent)} gave none)" if silent else "")
             if not both
             else f"{'always, and by chance too' if kappa is None else f'Cohen κ {kappa:.2f}'} over {len(both):,} rows"
         )

@@ -77,7 +77,10 @@ def test_in_labelled_rows_the_label_of_most_annotators_means_the_chosen_reply():
     facts = labelled(many, [A, A, A, A]).facts  # the judge says 2, 1, 2, 1
     assert facts[f"agreement of ann and {JUDGE}"] == "Cohen κ 1.00 over 4 rows"
     unclear = Question("q", "one", "two", labelled=True, votes={"ann": 2, "bo": 1})
-    assert labelled([unclear], [A]).facts[f"agreement of ann and {JUDGE}"] == "no row has labels of both"
+    assert (
+        labelled([unclear], [A]).facts[f"agreement of ann and {JUDGE}"]
+        == "no row has labels of both (the judge gave none)"
+    )
 
 
 @pytest.mark.parametrize("said", [{1: 1.0, 2: 2.0}, {1: "1", 2: " 2 "}, {1: 1, 2: 2}])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, Gemma4TextConfig, GenerationConfig, LlamaConfig
 
 from harness.algorithms.base import TrainJob
 from harness.algorithms.grpo import GRPO
@@ -19,7 +19,7 @@ from harness.config.train import Train
 from harness.evaluators.base import EvalContext
 from harness.evaluators.scoring import sample
 from harness.models.adapters import Full, LoRA
-from harness.models.generation import own_distribution, sampling_config, stop_ids
+from harness.models.generation import MOST_CACHE, own_distribution, rows_within_cache, sampling_config, stop_ids
 from harness.models.loading import character_tokenizer
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
@@ -327,3 +327,20 @@ def test_a_model_loaded_from_such_a_folder_samples_as_one_without(tmp_path):
             for m in (plain, served, copy.deepcopy(served))
         ]
         assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_the_room_of_a_cache_is_that_of_the_layers_also_where_they_differ():
+    plain = LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    each = 2 * 2 * (2 * 16) * 2 * 100  # keys and values, two layers, two heads of 16, two bytes, 100 tokens
+    assert rows_within_cache(plain, 100, 10**9, wide=False) == MOST_CACHE // each
+    mixed = Gemma4TextConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=48,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    assert rows_within_cache(mixed, 100, 10**9, wide=False) == MOST_CACHE // (2 * each)
+    assert rows_within_cache(mixed, 100, 3, wide=True) == 3

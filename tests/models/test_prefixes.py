@@ -14,6 +14,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
@@ -46,13 +47,22 @@ MODELS = {
     "mixtral": MixtralConfig(**LIKE_LLAMA, sliding_window=None, num_local_experts=4),
     "gemma2": Gemma2Config(**LIKE_LLAMA, head_dim=16, sliding_window=WINDOW),
     "gemma3": Gemma3TextConfig(**LIKE_LLAMA, head_dim=16, sliding_window=WINDOW, sliding_window_pattern=2),
+    "gemma4": Gemma4TextConfig(
+        **LIKE_LLAMA,
+        head_dim=16,
+        global_head_dim=32,  # layers differ
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=200,
+    ),
     "phi3": Phi3Config(**LIKE_LLAMA, sliding_window=WINDOW, pad_token_id=0),
     "gpt2": GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=200, n_positions=256),
     "neox": GPTNeoXConfig(**SIZE, intermediate_size=128, max_position_embeddings=256),
     "falcon": FalconConfig(**SIZE),
     "opt": OPTConfig(**SIZE, ffn_dim=128, max_position_embeddings=256, word_embed_proj_dim=64),
 }
-WINDOWED = ("qwen2-window", "mistral", "gemma2", "gemma3", "phi3")
+WINDOWED = ("qwen2-window", "mistral", "gemma2", "gemma3", "gemma4", "phi3")
 
 
 def model_of(config: Any, attention: str) -> Any:

@@ -171,7 +171,9 @@ def test_the_card_gives_cohens_kappa_of_annotators(tmp_path):
     constant = audit(labelled(tmp_path, [("a", "a")] * 20)).facts["agreement of ann and bob"]
     assert "by chance too" in constant
     absent = audit(labelled(tmp_path, [("a", None)] * 20)).facts["agreement of ann and bob"]
-    assert absent == "no row has labels of both"
+    assert absent == "no row has labels of both (bob gave none)"
+    apart = audit(labelled(tmp_path, [("a", None), (None, "a")] * 20)).facts["agreement of ann and bob"]
+    assert apart == "no row has labels of both"
 
 
 def test_labels_of_annotators_do_not_reach_the_model_and_change_nothing_else(tmp_path):
