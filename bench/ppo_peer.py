@@ -3,8 +3,8 @@
     pip install --no-deps --target FOLDER trl==1.12.0
     python bench/ppo_peer.py FOLDER
 
-Three seeds of the embedded task, full fine-tuning: true reward and wall time. Then peak memory, full and LoRA, on
-random weights at a shape where weights dominate.
+Three seeds of the embedded task, full fine-tuning: true reward and wall time, of the whole training and of its
+updates alone. Then peak memory, full and LoRA, on random weights at a shape where weights dominate.
 """
 
 import json
@@ -55,7 +55,7 @@ def main() -> None:
             )
             found[which].append(result)
             print(f"  seed {seed} {which}: " + ", ".join(f"{k} {v:.3f}" for k, v in result.items()), flush=True)
-    for name in ("true_reward", "correct", "train_s"):
+    for name in ("true_reward", "correct", "train_s", "update_s"):
         a, b = ([r[name] for r in found[which]] for which in ("ours", "theirs"))
         print(
             f"{name}: ours {statistics.fmean(a):.3f}, TRL 1.12 {statistics.fmean(b):.3f}, "

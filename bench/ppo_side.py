@@ -1,8 +1,9 @@
 """One side of ``bench/ppo_peer.py``: PPO by us or by TRL 1.12, in a process of its own, around the same loop.
 
-Arguments: ours|theirs, a JSON object. Prints one JSON object: ``train_s``, ``peak_mb`` (highest resident memory since
-just before the models were loaded, less the level then), ``true_reward`` and ``correct`` of completions sampled for the
-held-out prompts.
+Arguments: ours|theirs, a JSON object. Prints one JSON object: ``train_s``, ``update_s`` (of it, without what comes
+before the first epoch of a batch: sampling, reference, critic's first look, rewards), ``peak_mb`` (highest resident
+memory since just before the models were loaded, less the level then), ``true_reward`` and ``correct`` of completions
+sampled for the held-out prompts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,13 @@ def base(options: dict[str, Any]) -> tuple[Any, Any]:
     return model.load(None, dtype=torch.float32, device="cpu"), model.tokenizer(None)
 
 
-def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
+def timed(started: float, rollout_s: float) -> dict[str, float]:
+    """Seconds since ``started``, and those of them that were no rollout."""
+    train_s = time.perf_counter() - started
+    return {"train_s": train_s, "update_s": train_s - rollout_s}
+
+
+def ours(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from harness.algorithms.base import TrainJob
     from harness.algorithms.ppo.algorithm import PPO
     from harness.config.train import Train
@@ -54,6 +62,7 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
     hold_freed_memory()  # as in a trial's process
     adapter = LoRA(rank=16) if options["adapter"] == "lora" else Full()
     model, tokenizer = base(options)
+    clock = PhaseClock(lambda *_: None)
     trainer = (
         PPO(beta=options["beta"], epochs=EPOCHS)
         .trainer(
@@ -80,7 +89,7 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
                 output_dir=Path(options["scratch"]),
                 device="cpu",
                 precision="fp32",
-                clock=PhaseClock(lambda *_: None),
+                clock=clock,
                 frozen=torch.float32,
             )
         )
@@ -88,31 +97,24 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, float]:
     )
     started = time.perf_counter()
     trainer.train()
-    return trainer.model, tokenizer, time.perf_counter() - started
+    return trainer.model, tokenizer, timed(started, clock.seconds()["rollout"])
 
 
-def theirs(options: dict[str, Any]) -> tuple[Any, Any, float]:
+def theirs(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     import trl
     from datasets import Dataset
     from peft import LoraConfig
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+    from trl_ppo import Rule, pay_by_rule, rollouts_clocked
 
     assert trl.__version__ == "1.12.0", trl.__version__
     model, tokenizer = base(options)
     answers = {row["prompt"]: row for row in TASK.load().train_prompts}
 
-    class Rule(torch.nn.Module):
-        """Stands where a reward model is expected; scored by the rule below."""
+    def by_rule(prompts: Sequence[str], said: Sequence[str]) -> list[float]:
+        return [TASK.score(answers[p], s).reward for p, s in zip(prompts, said, strict=True)]
 
-    def rule_or_model(module: Any, ids: torch.Tensor, pad: int, start: int) -> Any:
-        if not isinstance(module, Rule):
-            return network(module, ids, pad, start)
-        prompts = tokenizer.batch_decode(ids[:, :start], skip_special_tokens=True)
-        said = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-        scores = [TASK.score(answers[p], s).reward for p, s in zip(prompts, said, strict=True)]
-        return None, torch.tensor(scores), None
-
-    network, ppo_trainer.get_reward = ppo_trainer.get_reward, rule_or_model
+    pay_by_rule(ppo_trainer, tokenizer, by_rule)
     critic_base = options["base"]
     with tempfile.TemporaryDirectory() as folder:
         if critic_base is None:
@@ -156,9 +158,10 @@ def theirs(options: dict[str, Any]) -> tuple[Any, Any, float]:
         train_dataset=Dataset.from_list(rows),
         peft_config=lora if options["adapter"] == "lora" else None,
     )
+    rollouts = rollouts_clocked(ppo_trainer)
     started = time.perf_counter()
     trainer.train()
-    return trainer.model.policy, tokenizer, time.perf_counter() - started
+    return trainer.model.policy, tokenizer, timed(started, sum(rollouts))
 
 
 def judge(model: Any, tokenizer: Any) -> dict[str, float]:
@@ -181,8 +184,8 @@ def main() -> None:
     options["scratch"] = tempfile.mkdtemp()
     set_seed(options["seed"])
     before = resident_mb()
-    model, tokenizer, seconds = (ours if side == "ours" else theirs)(options)
-    found = {"train_s": seconds, "peak_mb": (peak_resident_bytes() or 0) / 1e6 - before}
+    model, tokenizer, times = (ours if side == "ours" else theirs)(options)
+    found = times | {"peak_mb": (peak_resident_bytes() or 0) / 1e6 - before}
     if options["judge"]:
         found |= judge(model, tokenizer)
     print("RESULT " + json.dumps(found))

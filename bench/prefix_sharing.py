@@ -1,9 +1,12 @@
 """Prompts read once against prompts read for every completion, in the harness and in TRL, on the same real rows.
 
-    python bench/prefix_sharing.py pairs.jsonl problems.jsonl [--pairs 3] [--model smollm2 | --folder FOLDER]
+    python bench/prefix_sharing.py pairs.jsonl problems.jsonl [--pairs 3] [--model smollm2]
+    python bench/prefix_sharing.py pairs.jsonl problems.jsonl --folder FOLDER [--trl112 FOLDER]
 
 ``pairs.jsonl`` is what ``task=preferences`` reads, ``problems.jsonl`` what ``task=problems`` does. Each run takes every
-one of a few rows once. With the folder of a model DPO and GRPO are also run by TRL alone (``bare_trl.py``).
+one of a few rows once. With the folder of a model DPO and GRPO are also run by TRL alone (``bare_trl.py``), and PPO
+by the last TRL that had it, where its folder is given (``bare_ppo.py``; ``pip install --no-deps --target FOLDER
+trl==1.12.0``).
 """
 
 import argparse
@@ -26,7 +29,7 @@ COMMON = (
 )  # fmt: skip
 ONLINE = ("train.max_completion_length=64", "reward=length", "train.micro_batch_size=8")
 """Completions of 64 tokens; a base that answers nothing right learns as fast from their length."""
-BARE = {"dpo": 4, "grpo": 8}
+BARE = {"dpo": 4, "grpo": 8, "ppo": 8}
 """What TRL runs alone, and its rows of a micro-batch."""
 
 
@@ -65,11 +68,17 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
     return {**asked, **replies}
 
 
-def bare(algo: str, folder: Path, rows: Path) -> dict[str, float]:
+def bare(algo: str, folder: Path, rows: Path, trl112: Path | None) -> dict[str, float]:
     """TRL alone."""
-    script = str(Path(__file__).with_name("bare_trl.py"))
-    arguments = [str(v) for v in (algo, folder, rows, STEPS, BATCH, BARE[algo])]
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    script, which, env = "bare_trl.py", [algo], dict(os.environ)
+    if algo == "ppo":
+        script, which = "bare_ppo.py", []
+        env |= {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": f"{trl112}{os.pathsep}{env.get('PYTHONPATH', '')}"}
+    arguments = [*which, *(str(v) for v in (folder, rows, STEPS, BATCH, BARE[algo]))]
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"TRL's {algo}: {done.stdout[-500:]}{done.stderr[-2000:]}")
     line = next(line for line in done.stdout.splitlines() if line.startswith("train_s="))
     found = {name: float(value) for name, value in (part.split("=") for part in line.split())}
     return {"update_s": found["train_s"] - found["rollout_s"], "rollout_s": found["rollout_s"]}
@@ -91,15 +100,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="of runs")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--folder", type=Path, help="of a model, for TRL too")
+    parser.add_argument("--trl112", type=Path, help="a folder with TRL 1.12, for its PPO")
     parser.add_argument("--algos", default="dpo,kto,orpo,grpo,ppo")
     options = parser.parse_args()
     cwd = workdir()
     cache = Path(os.environ.get("HARNESS_CACHE", cwd / "cache"))
-    taken = {"dpo": (options.preferences, STEPS * BATCH), "grpo": (options.problems, STEPS * BATCH // GROUP)}
+    taken = {"dpo": (options.preferences, STEPS * BATCH), "grpo": (options.problems, STEPS * BATCH // GROUP),
+             "ppo": (options.problems, STEPS * BATCH)}  # fmt: skip
     files = {name: some(path, count, cwd / f"{name}.jsonl") for name, (path, count) in taken.items()}
     known = recipes(
         files["dpo"],
-        some(options.problems, STEPS * BATCH, cwd / "ppo.jsonl"),
+        files["ppo"],
         files["grpo"],
         (
             some(options.preferences, 5, cwd / "held.jsonl", start=1),
@@ -108,13 +119,15 @@ def main() -> None:
     )
     model = (f"model={options.model}",) if options.folder is None else ("model=hf", f"model.path={options.folder}")
     for name in options.algos.split(","):
-        sides = [*SIDES, *(["TRL"] if options.folder is not None and name in BARE else [])]
+        alone = options.folder is not None and name in BARE and (name != "ppo" or options.trl112 is not None)
+        sides = [*SIDES, *(["TRL"] if alone else [])]
         found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for i in range(options.pairs):
             for side in sides[:: -1 if i % 2 else 1]:
                 if side == "TRL":
                     path, count = taken[name]
-                    found[side].append(bare(name, options.folder, some(path, count, cwd / f"{name}-told.jsonl", told)))
+                    rows = some(path, count, cwd / f"{name}-told.jsonl", told)
+                    found[side].append(bare(name, options.folder, rows, options.trl112))
                     continue
                 sweep = f"{name}-{side}-{i}"
                 harness([*known[name], "task.overlap=drop", *COMMON, *model, SIDES[side], f"sweep={sweep}"], cwd, cache)
