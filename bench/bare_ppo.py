@@ -52,7 +52,7 @@ def main() -> None:
             disable_tqdm=True,
             bf16=False,
             use_cpu=True,
-            gradient_checkpointing=True,
+            gradient_checkpointing=False,  # which TRL does not heed here: its loop never asks for it
             logging_steps=1,
             seed=0,
             optim="adamw_torch_fused",

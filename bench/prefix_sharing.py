@@ -29,6 +29,8 @@ COMMON = (
 )  # fmt: skip
 ONLINE = ("train.max_completion_length=64", "reward=length", "train.micro_batch_size=8")
 """Completions of 64 tokens; a base that answers nothing right learns as fast from their length."""
+NOT_AGAIN = "train.gradient_checkpointing=false"
+"""TRL's PPO keeps all activations, whatever it is told."""
 BARE = {"dpo": 4, "grpo": 8, "ppo": 8}
 """What TRL runs alone, and its rows of a micro-batch."""
 
@@ -47,7 +49,7 @@ def recipes(pairs: Path, problems: Path, groups: Path, held_out: tuple[Path, Pat
         "kto": ("algo=kto", "algo.share_reference=false", *preferences),
         "orpo": ("algo=orpo", *preferences),
         "grpo": ("algo=grpo", f"algo.num_generations={GROUP}", f"task.path={groups}", *prompts),
-        "ppo": ("algo=ppo", "algo.minibatches=1", "algo.epochs=1", f"task.path={problems}", *prompts),
+        "ppo": ("algo=ppo", "algo.minibatches=1", "algo.epochs=1", NOT_AGAIN, f"task.path={problems}", *prompts),
     }
 
 
