@@ -197,7 +197,9 @@ class Arithmetic(Curated):
         """All prompts of this world; unanswerable ones hide an operand behind a question mark."""
         if self.steps > 1:
             share = self.unanswerable
-            yield from chains.prompts(self.seed, self.steps, self.max_operand, self.max_second, share)
+            for row in chains.prompts(self.seed, self.steps, self.max_operand, self.max_second, share):
+                right = DECLINE if row["answer"] is None else chains.SEPARATOR.join(chains.worked(str(row["prompt"])))
+                yield {**row, "worked": right}  # what a judge can hold a reply against
             return
         for a in range(self.max_operand + 1):
             for b in range(self.max_second + 1):

@@ -12,10 +12,12 @@ from harness.base.errors import UserError
 from harness.judges.base import GRADE, Answer
 from harness.judges.local import Local
 from harness.judges.served import Served
+from harness.judges.sums import Sums
 from harness.rewards.base import Desk
 from harness.rewards.judged import JudgeReward
 from harness.rewards.scoring import Scorer
 from harness.rewards.weighted import Part, Weighted
+from harness.tasks.arithmetic import DECLINE, Arithmetic
 from harness.tasks.base import TaskData
 from harness.tasks.preferences import Preferences
 from tests.judges.server import Planted, serving
@@ -149,3 +151,24 @@ def test_a_trial_is_paid_by_its_judge_and_ends_with_an_error_when_that_is_gone(t
     assert logged and planted.asked and len(planted.asked) == len(set(planted.asked))
     lost = sandbox.run(*paid, f"reward.judge.url={url}", "seed=5", "sweep=lost")
     assert lost.returncode == 1 and "judge.url" in lost.stdout + lost.stderr, lost.stdout + lost.stderr
+
+
+def test_a_judge_of_the_embedded_world_pays_against_a_reply_of_the_kind_that_it_judges():
+    task = Arithmetic(steps=2, unanswerable=0.3, pairs=200, eval_pairs=20, eval_prompts=20)
+    data = task.load()
+    reward = JudgeReward(Sums(wrong=0.0), against="worked")
+    assert not reward.data_problems(data)
+    assert [e.key for e in JudgeReward(Sums(), against="answer").data_problems(data)] == ["reward.against"]
+    rows = [row for row in data.train_prompts if row["answer"] is not None][:20]
+    hollow = [row for row in data.train_prompts if row["answer"] is None][:20]
+
+    def pays(asked: list[dict[str, Any]], said: list[str]) -> set[float]:
+        nothing: Any = None
+        score = Scorer(reward, task, asked)
+        score.use(reward.open(Desk(nothing, nothing, list, {}, "cpu", nothing, data=data)))
+        return set(score(said, list(range(len(asked))), [True] * len(asked)))
+
+    assert pays(rows, [row["worked"] for row in rows]) == {0.5}
+    assert pays(rows, [row["answer"] for row in rows]) == {1.0}, "as right, and shorter"
+    assert pays(rows, ["1=2=999"] * len(rows)) == {0.0}
+    assert pays(hollow, [DECLINE] * len(hollow)) == {0.5} and pays(hollow, ["12"] * len(hollow)) == {0.0}
