@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.report.figures import curves, scatter
+from harness.report.figures.drawing import colour_of, looks
 from harness.report.standings import find
 from harness.store import results
 from tests.report.test_report import trials
@@ -176,3 +177,11 @@ def test_reliability_pools_the_bins_of_all_seeds_by_their_counts(tmp_path, drawn
     assert scatter.reliability({"dpo": bins}, tmp_path / "r.png")
     (_, xs, ys) = [d for d in drawn if d[0] == "plot"][-1]
     assert xs == pytest.approx([0.625]) and ys == pytest.approx([0.6])
+
+
+def test_recipes_of_one_algorithm_have_colours_of_their_own_and_those_of_several_their_algorithms():
+    alone = [look["color"] for look in looks([f"grpo-lora reward={i}" for i in range(9)]).values()]
+    assert alone[0] == colour_of("grpo") and len(set(alone)) == 9
+    several = looks(["grpo-lora", "grpo-full", "dpo-lora"])
+    assert [look["color"] for look in several.values()] == [colour_of("grpo")] * 2 + [colour_of("dpo")]
+    assert several["grpo-lora"]["linestyle"] != several["grpo-full"]["linestyle"]

@@ -125,15 +125,22 @@ def shade(colour: str, lighter: int) -> str:
 
 
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, dashes and marker of each recipe: the algorithm's colour, and what tells its recipes apart."""
+    """Colour, dashes and marker of each recipe: the algorithm's colour, and what tells its recipes apart.
+
+    Where there is one algorithm only, its colour would tell nothing: then each recipe has a colour of its own.
+    """
+    names = list(labels)
+    alone = len({name.partition("-")[0] for name in names}) == 1
     found: dict[str, dict[str, Any]] = {}
     seen: Counter[str] = Counter()
-    for label in labels:
+    for label in names:
         algo = label.partition("-")[0]
         nth = seen[algo]
         seen[algo] += 1
+        own = colour_of(algo)
+        colours = (own, *(c for c in COLOURS if c.lower() != own)) if alone else (own,) * len(DASHES)
         found[label] = {
-            "color": shade(colour_of(algo), nth // len(DASHES)),
+            "color": shade(colours[nth % len(colours)], nth // len(colours)),
             "linestyle": DASHES[nth % len(DASHES)],
             "marker": MARKERS[nth % len(MARKERS)],
         }
