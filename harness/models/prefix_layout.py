@@ -16,6 +16,9 @@ MOST = 64
 """Rows of a group at most: the mask of a group grows with the square of its tokens."""
 MOST_TOKENS = 32_768
 """Of a laid-out row: its mask has as many numbers as the square of them."""
+LENGTHS = [i / 16 for i in range(17)]
+"""What laid-out rows are tried to be longer than the largest group of a batch, as shares of it: twice as long at most,
+since the mask of all of them grows with their length."""
 PROMPT, NOBODY = -1, -1
 
 
@@ -51,10 +54,9 @@ def laid_out(rows: Sequence[np.ndarray], *, square: float, room: int = MOST_TOKE
     order = sorted(range(len(rows)), key=lambda i: rows[i].tolist())
     groups = _groups([rows[i] for i in order], square, room)
     sizes = [prefix + sum(len(rows[i]) - prefix for i in order[first:end]) for first, end, prefix in groups]
-    bins = _packed(sizes)
+    bins = _packed(sizes, square, room)
     tokens = max((sum(sizes[k] for k in members) for members in bins), default=0)
-    before, after = (n * (t + square * t * t) for n, t in ((len(rows), width), (len(bins), tokens)))
-    if not rows or after > WORTH * before:
+    if not rows or _cost(len(bins), tokens, square) > WORTH * _cost(len(rows), width, square):
         return None
     shape = (len(bins), tokens)
     ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -109,19 +111,36 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def _packed(sizes: Sequence[int]) -> list[list[int]]:
-    """Groups of these sizes in as few rows as long as the largest of them, larger ones first."""
-    room, bins = max(sizes, default=0), []
-    left: list[int] = []
-    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
-        place = next((i for i, free in enumerate(left) if free >= sizes[k]), None)
-        if place is None:
-            bins.append([])
-            left.append(room)
-            place = len(bins) - 1
-        bins[place].append(k)
-        left[place] -= sizes[k]
-    return bins
+def _packed(sizes: Sequence[int], square: float, room: int) -> list[list[int]]:
+    """Groups of these sizes in rows of one length, at the lowest cost: fewer and longer rows pad less and attend more.
+
+    Each group goes into the first row with room for it, larger ones first, for each of ``LENGTHS`` lengths.
+    """
+    largest = max(sizes, default=0)
+    order = sorted(range(len(sizes)), key=lambda k: -sizes[k])
+    best, least = [[k] for k in order], _cost(len(sizes), largest, square)
+    for most in (largest + round(largest * share) for share in LENGTHS):
+        if most > max(room, largest):
+            break
+        bins: list[list[int]] = []
+        left: list[int] = []
+        for k in order:
+            place = next((i for i, free in enumerate(left) if free >= sizes[k]), None)
+            if place is None:
+                bins.append([])
+                left.append(most)
+                place = len(bins) - 1
+            bins[place].append(k)
+            left[place] -= sizes[k]
+        cost = _cost(len(bins), most - min(left, default=0), square)
+        if cost < least:
+            best, least = bins, cost
+    return best
+
+
+def _cost(rows: int, tokens: int, square: float) -> float:
+    """Of reading so many rows of so many tokens, in units of what a token costs but for attention."""
+    return rows * (tokens + square * tokens * tokens)
 
 
 def masks(layout: Layout, made: Callable[[np.ndarray], Tensor], *, dtype: Any, window: int | None) -> Tensor:

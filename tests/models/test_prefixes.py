@@ -215,9 +215,19 @@ def test_each_row_is_found_again_in_its_order():
 def test_rows_that_share_nothing_are_packed_where_padding_is_much_and_left_alone_where_it_is_little():
     long, short = "abcdefghijklmnopqrstuvwxyz", ("0", "1", "2", "3", "4", "5")
     layout = laid_out(rows(long, *short), square=0.0)
-    assert layout is not None and layout.ids.shape[0] == 2
+    assert layout is not None and layout.ids.shape == (1, 32)
     assert laid_out(rows("abc", "def", "ghi"), square=0.0) is None
     assert laid_out(rows("abc"), square=0.0) is None and laid_out([], square=0.0) is None
+
+
+def test_rows_of_like_length_are_put_side_by_side_in_longer_ones_and_not_where_attention_is_dear():
+    lengths = (131, 139, 141, 156, 160, 161, 181, 200)
+    given = rows(*(chr(97 + i) * n for i, n in enumerate(lengths)))
+    layout = laid_out(given, square=3e-4)  # a model of 135 M
+    assert layout is not None and layout.ids.size < 0.9 * 8 * 200 and layout.ids.shape[1] <= 2 * 200
+    assert sum((layout.group == k).any(1).sum() for k in range(8)) == 8, "nobody is torn apart"
+    assert laid_out(given, square=1e-2) is None
+    assert laid_out(given, square=3e-4, room=200) is None
 
 
 def test_no_row_is_laid_out_beyond_the_room_that_there_is():
