@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-from trl_ppo import Rule, pay_by_rule, rollouts_clocked
+from trl.experimental.ppo import PPOTrainer, ppo_trainer
+from trl_ppo import LORA, Rule, config, pay_by_rule, rollouts_clocked
 
 COMPLETION = 64
 
@@ -33,30 +32,18 @@ def main() -> None:
     pay_by_rule(ppo_trainer, tokenizer, lambda _, said: [float(len(text)) for text in said])
     rollouts = rollouts_clocked(ppo_trainer)
     trainer = PPOTrainer(
-        args=PPOConfig(
+        args=config(
+            int(micro),
             output_dir="/tmp/bare_ppo",
             total_episodes=int(steps) * int(batch),
-            per_device_train_batch_size=int(micro),
             gradient_accumulation_steps=int(batch) // int(micro),
-            num_mini_batches=1,
             num_ppo_epochs=1,
             response_length=COMPLETION,
-            local_rollout_forward_batch_size=int(micro),
-            stop_token="eos",
-            temperature=1.0,
             kl_coef=0.05,
             learning_rate=1e-5,
-            num_sample_generations=0,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,  # which TRL does not heed here: its loop never asks for it
             logging_steps=1,
             seed=0,
             optim="adamw_torch_fused",
-            dataloader_pin_memory=False,
         ),
         processing_class=tokenizer,
         model=model,
@@ -64,7 +51,7 @@ def main() -> None:
         reward_model=Rule(),
         value_model=critic,
         train_dataset=Dataset.from_list([{"input_ids": row} for row in ids]),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
+        peft_config=LORA,
     )
     started = time.perf_counter()
     trainer.train()

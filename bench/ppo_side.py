@@ -103,9 +103,8 @@ def ours(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
 def theirs(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     import trl
     from datasets import Dataset
-    from peft import LoraConfig
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-    from trl_ppo import Rule, pay_by_rule, rollouts_clocked
+    from trl.experimental.ppo import PPOTrainer, ppo_trainer
+    from trl_ppo import LORA, Rule, config, pay_by_rule, rollouts_clocked
 
     assert trl.__version__ == "1.12.0", trl.__version__
     model, tokenizer = base(options)
@@ -122,33 +121,20 @@ def theirs(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
             critic_base = folder
         critic = AutoModelForSequenceClassification.from_pretrained(critic_base, num_labels=1, dtype=torch.float32)
     torch.nn.init.zeros_(critic.score.weight)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     rows = [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in TASK.load().train_prompts]
     trainer = PPOTrainer(
-        args=PPOConfig(
+        args=config(
+            options["batch"],
             output_dir=options["scratch"],
             total_episodes=options["rollouts"] * options["batch"],
-            per_device_train_batch_size=options["batch"],
             gradient_accumulation_steps=1,
-            num_mini_batches=1,
             num_ppo_epochs=EPOCHS,
             response_length=LENGTH,
-            local_rollout_forward_batch_size=options["batch"],
-            stop_token="eos",
-            temperature=1.0,
             kl_coef=options["beta"],
             learning_rate=options["rate"],
             lr_scheduler_type="linear",
-            num_sample_generations=0,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
             logging_steps=10,
             seed=options["seed"],
-            dataloader_pin_memory=False,
         ),
         processing_class=tokenizer,
         model=model,
@@ -156,7 +142,7 @@ def theirs(options: dict[str, Any]) -> tuple[Any, Any, dict[str, float]]:
         reward_model=Rule(),
         value_model=critic,
         train_dataset=Dataset.from_list(rows),
-        peft_config=lora if options["adapter"] == "lora" else None,
+        peft_config=LORA if options["adapter"] == "lora" else None,
     )
     rollouts = rollouts_clocked(ppo_trainer)
     started = time.perf_counter()

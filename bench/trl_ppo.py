@@ -5,6 +5,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from trl.experimental.ppo import PPOConfig
+
+LORA = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+
+
+def config(rows: int, **own: Any) -> PPOConfig:
+    """Of PPO on a CPU in 32 bits, ``rows`` at once; it keeps activations, since TRL's loop never asks for less."""
+    return PPOConfig(
+        per_device_train_batch_size=rows,
+        local_rollout_forward_batch_size=rows,
+        num_mini_batches=1,
+        stop_token="eos",
+        temperature=1.0,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        **own,
+    )
 
 
 class Rule(torch.nn.Module):
