@@ -92,7 +92,7 @@ class Arithmetic(Curated):
         train_pairs = [self._pair(rng, self._draw(rng, seen), noisy=True) for _ in range(self.pairs)]
         swap = random.Random(f"flipped-{self.seed}")  # of its own, so that all else stays the same
         train_pairs = [_swapped(p) if swap.random() < self.flipped else p for p in train_pairs]
-        train_prompts = [dict(self._draw(rng, seen)) for _ in range(self.pairs)]
+        train_prompts = [self._asked(self._draw(rng, seen)) for _ in range(self.pairs)]
         eval_pairs = {
             name: [self._pair(rng, self._draw(rng, rows), noisy=False) for _ in range(self.eval_pairs)]
             for name, rows in splits.items()
@@ -103,7 +103,10 @@ class Arithmetic(Curated):
             train_pairs=left.rows,
             train_prompts=train_prompts,
             eval_pairs=eval_pairs,
-            eval_prompts={name: self._balanced(rng, rows, self.eval_prompts) for name, rows in splits.items()},
+            eval_prompts={
+                name: [self._asked(row) for row in self._balanced(rng, rows, self.eval_prompts)]
+                for name, rows in splits.items()
+            },
             retention=self._held_letters(),
             notes=[*left.notes, *told],
             curation=left.counts,
@@ -197,9 +200,7 @@ class Arithmetic(Curated):
         """All prompts of this world; unanswerable ones hide an operand behind a question mark."""
         if self.steps > 1:
             share = self.unanswerable
-            for row in chains.prompts(self.seed, self.steps, self.max_operand, self.max_second, share):
-                right = DECLINE if row["answer"] is None else chains.SEPARATOR.join(chains.worked(str(row["prompt"])))
-                yield {**row, "worked": right}  # what a judge can hold a reply against
+            yield from chains.prompts(self.seed, self.steps, self.max_operand, self.max_second, share)
             return
         for a in range(self.max_operand + 1):
             for b in range(self.max_second + 1):
@@ -210,6 +211,13 @@ class Arithmetic(Curated):
             for op in "+-":
                 yield {"prompt": f"{a}{op}?=", "answer": None}
                 yield {"prompt": f"?{op}{a}=", "answer": None}
+
+    def _asked(self, row: Row) -> dict[str, Any]:
+        """A prompt as tasks give it; of several operations with the right reply, to hold others against."""
+        if self.steps == 1:
+            return dict(row)
+        right = DECLINE if row["answer"] is None else chains.SEPARATOR.join(chains.worked(row["prompt"]))
+        return {**row, "worked": right}
 
     def _draw(self, rng: random.Random, rows: Sequence[Row]) -> Row:
         """One prompt, unanswerable with the configured probability."""
