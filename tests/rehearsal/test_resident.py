@@ -63,3 +63,12 @@ def test_a_process_grows_by_what_was_counted(elsewhere, algo, adapter):
     counted, resident = elsewhere.submit(growth, (f"algo={algo}", f"adapter={adapter}")).result()
     assert counted > 300e6, "so little that it shows nothing"
     assert counted == pytest.approx(resident, rel=0.06)
+
+
+@pytest.mark.slow
+def test_it_grows_by_what_the_chunks_of_a_rollout_were_counted_for(elsewhere):
+    long = ("train.micro_batch_size=1", "train.max_length=160", "train.max_completion_length=128")
+    chunk = ("train.batch_size=256", "train.rollout_batch=256")
+    counted, resident = elsewhere.submit(growth, ("algo=grpo", "adapter=lora", *long, *chunk)).result()
+    assert counted > 300e6, "so little that it shows nothing"
+    assert counted == pytest.approx(resident, rel=0.05)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.trial.heap import _glibc
 from tests.rehearsal.test_rehearsal import rehearsed, setup_of
-from tests.rehearsal.test_resident import elsewhere, growth  # noqa: F401 - a fixture
 
 LONG = ("algo=grpo", "adapter=lora", "train.micro_batch_size=1", "train.max_length=160",
         "train.max_completion_length=128")  # fmt: skip
@@ -21,12 +19,3 @@ def test_a_rollout_takes_what_is_predicted_for_its_chunks_and_less_the_smaller_t
         assert predicted == pytest.approx(real, rel=0.05), chunk
         peaks.append(real)
     assert peaks[0] < peaks[1] < 0.8 * peaks[2], peaks
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(_glibc() is None, reason="glibc only")
-def test_a_process_grows_by_what_a_chunk_was_counted_for(elsewhere):  # noqa: F811
-    chunk = ("train.batch_size=256", "train.rollout_batch=256")
-    counted, resident = elsewhere.submit(growth, (*LONG, *chunk)).result()
-    assert counted > 300e6, "so little that it shows nothing"
-    assert counted == pytest.approx(resident, rel=0.05)

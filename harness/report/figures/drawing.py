@@ -121,7 +121,7 @@ def shade(colour: str, lighter: int) -> str:
     """A colour mixed with white, step by step."""
     white = min(0.7, 0.3 * lighter)
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(p + (255 - p) * white):02x}" for p in parts)
+    return "#" + "".join(f"{round(p + (255 - p) * white):02X}" for p in parts)
 
 
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -138,9 +138,9 @@ def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
         nth = seen[algo]
         seen[algo] += 1
         own = colour_of(algo)
-        colours = (own, *(c for c in COLOURS if c.lower() != own)) if alone else (own,) * len(DASHES)
+        colours = (own, *(c for c in COLOURS if c != own)) if alone else (own,)
         found[label] = {
-            "color": shade(colours[nth % len(colours)], nth // len(colours)),
+            "color": shade(colours[nth % len(colours)], nth // max(len(colours), len(DASHES))),
             "linestyle": DASHES[nth % len(DASHES)],
             "marker": MARKERS[nth % len(MARKERS)],
         }
