@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.store.checkpoints import SEAL
 from tests.runs import Sandbox, alive, free_port, session_members, wait_for
 
 LONG = ("train.steps=4000", "train.logging_steps=1")
@@ -116,7 +117,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_m
     process = sandbox.start("-m", "algo=sft,dpo", "sweep=orphan", *steps)
     pid = worker_pid(sandbox, "orphan")
     (folder,) = [f for f in sandbox.folders("orphan")]
-    wait_for(lambda: list((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")), what="a checkpoint")
+    wait_for(lambda: list((folder / "checkpoints").glob(f"checkpoint-*/{SEAL}")), what="a checkpoint")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdout is not None

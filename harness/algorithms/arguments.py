@@ -38,7 +38,7 @@ def common_arguments(job: TrainJob, *, joint: bool = False) -> dict[str, Any]:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a loss that is no number is to be seen, not left out of the mean
         "save_strategy": "steps" if train.checkpoint_steps else "no",
-        "save_total_limit": 1,
+        "save_total_limit": None,  # the one before is deleted once this one is complete (``store.checkpoints``)
         "report_to": [],
         "disable_tqdm": True,
         "dataloader_pin_memory": job.device == "cuda",

@@ -22,6 +22,7 @@ from harness.algorithms.packing import tokens_of
 from harness.algorithms.trl_seam import follow, never_idle
 from harness.base.world import World, of_leader, total
 from harness.config.train import UNKNOWN_STEPS, Train
+from harness.store import checkpoints
 
 if TYPE_CHECKING:
     from harness.algorithms.base import Algorithm, Training
@@ -173,8 +174,7 @@ class Meter(TrainerCallback):
         """Beside the checkpoint, for ``restore``."""
         if not self.world.leads:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / FILE).write_text(json.dumps(self.spent))
+        (checkpoints.of_step(Path(args.output_dir), state.global_step) / FILE).write_text(json.dumps(self.spent))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock stops."""

@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 from harness.algorithms.budget_meter import Meter
 from harness.algorithms.sharding import local
 from harness.base.errors import Diverged
+from harness.base.world import wait
 from harness.config.train import UNKNOWN_STEPS
+from harness.store import checkpoints
 from harness.store.journal import Journal
 
 SKIPPED = (
@@ -92,7 +94,10 @@ class JournalCallback(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A checkpoint was written."""
+        """A checkpoint was written, and by all that were attached before this: it is complete."""
+        wait(self.meter.world)
+        if self.meter.world.leads:
+            checkpoints.seal(checkpoints.of_step(Path(args.output_dir), state.global_step))
         if self.wish is not None:
             self.wish.unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from harness.algorithms.replay import Replayed
 from harness.algorithms.trl_head import only_scored
 from harness.models import prefixes
 from harness.models.loading import attention_of
+from harness.store import checkpoints
 
 READ_IN = {"trl": "1.16", "transformers": "5.24"}
 
@@ -301,7 +302,7 @@ class RolloutTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.accelerator.is_main_process:
-            self.saved(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+            self.saved(checkpoints.of_step(Path(self._get_output_dir(trial=trial)), self.state.global_step))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

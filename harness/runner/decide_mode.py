@@ -8,7 +8,7 @@ from typing import Literal
 
 from harness.base.records import Outcome, Trial
 from harness.config import identity
-from harness.store import journal
+from harness.store import checkpoints, journal
 from harness.store.past import description, result_of
 from harness.store.result import since_attempt
 from harness.trial.artifacts import kept_policy
@@ -52,7 +52,7 @@ def decide_mode(folder: Path, trial: Trial, setup: Setup, *, resume: bool, stop_
         return Decision("reuse", False, False, f"{result.outcome} before in this sweep: {result.reason}")
     if same_training and kept_policy(folder) is not None and _trained_once(folder):
         return Decision("evaluate", True, False, f"was {result.outcome} after training; evaluates without training")
-    if same_training and any((folder / "checkpoints").glob("checkpoint-*")):
+    if same_training and checkpoints.newest(folder / "checkpoints"):
         return Decision("train", True, True, f"was {result.outcome}; continues from its last checkpoint")
     return Decision("train", False, False, f"was {result.outcome}; starts over")
 

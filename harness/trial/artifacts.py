@@ -198,9 +198,3 @@ def load_trained(ground: Ground, base: Any) -> Any:
 
     # Adapters are trained in 32 bits, and come back in 32 bits: without peft's cast they would take the base's bf16.
     return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True).eval()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a killed trial."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)

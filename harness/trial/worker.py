@@ -25,11 +25,12 @@ from harness.models import coverage, prefixes
 from harness.models.generation import own_distribution
 from harness.models.loading import let_go
 from harness.models.plain_lora import change_of, on_base
+from harness.store import checkpoints
 from harness.store.journal import Journal
 from harness.tasks.curating.applying import by_margin, rules_of
 from harness.tasks.curating.base import MarginRule
 from harness.telemetry.clock import PhaseClock
-from harness.trial.artifacts import keep, keep_data_card, last_checkpoint, load_trained, settle
+from harness.trial.artifacts import keep, keep_data_card, load_trained, settle
 from harness.trial.assemble import assemble
 from harness.trial.behaviour import tell_fingerprints
 from harness.trial.checks import check_data, same_rows
@@ -237,7 +238,7 @@ def train(
             sharding.shard(training.trainer, ground.world, partial(account_for_roles, training, setup, journal))
         else:
             account_for_roles(training, setup, journal)
-    checkpoint = last_checkpoint(ground.folder / "checkpoints") if ground.resume else None
+    checkpoint = checkpoints.newest(ground.folder / "checkpoints") if ground.resume else None
     if checkpoint:
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")

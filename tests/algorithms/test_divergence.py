@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from harness.algorithms.journal_callback import JournalCallback
 from harness.base.errors import Diverged, UserErrors
 from harness.base.records import Event, Outcome
+from harness.base.world import World
 from harness.config.building import build
 from harness.config.train import UNKNOWN_STEPS
 from harness.store.result import decide
@@ -41,7 +42,7 @@ def test_a_base_whose_weights_are_no_numbers_is_not_given_an_accuracy(tmp_path):
 
 def callback() -> JournalCallback:
     journal: Any = SimpleNamespace(write=lambda *_, **__: None)
-    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9, world=World())
     return JournalCallback(journal, meter, 0.5)
 
 
@@ -54,7 +55,8 @@ def test_a_step_ends_with_a_checkpoint_while_one_is_asked_for(tmp_path):
     one.wish.touch()
     one.on_step_end(None, state, control)
     assert control.should_save and one.wish.exists()
-    one.on_save(None, state, control)
+    (tmp_path / "checkpoint-3").mkdir()
+    one.on_save(SimpleNamespace(output_dir=tmp_path), state, control)
     assert not one.wish.exists()
 
 
@@ -118,7 +120,7 @@ def test_the_weights_after_the_last_step_are_looked_at():
 def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
     said: list[str] = []
     journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
-    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9, world=World())
     one = JournalCallback(journal, meter, 0.5, falls=falls)
     for step, loss in enumerate(losses):
         one.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss})

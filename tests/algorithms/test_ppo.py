@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from harness.algorithms.base import TrainJob
 from harness.algorithms.budget_meter import Meter
+from harness.algorithms.journal_callback import JournalCallback
 from harness.algorithms.ppo.algorithm import PPO
 from harness.algorithms.roles import role_bytes, tensors_of
 from harness.algorithms.trainers import without_dropout
@@ -21,6 +23,7 @@ from harness.config.train import Budget, Train
 from harness.models.adapters import Full, LoRA
 from harness.models.loading import character_tokenizer
 from harness.rewards.base import Reward, Verifier
+from harness.store import checkpoints
 from harness.tasks.arithmetic import Arithmetic
 from harness.tasks.base import TaskData
 from harness.telemetry.clock import PhaseClock
@@ -421,6 +424,37 @@ def test_a_resumed_run_goes_on_with_the_prompts_that_were_not_sampled_yet(tmp_pa
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert len(before) == len(after) == 2
     assert sorted(sum(before + after, [])) == list(range(16)) and again.sampled_prompts == 16
+
+
+def journaled(trainer: Any) -> None:
+    """Let the callbacks of a trial follow a trainer."""
+    journal: Any = SimpleNamespace(write=lambda *_, **__: None)
+    meter = Meter(trainer.settings, Train(batch_size=4, micro_batch_size=4, steps=8))
+    meter.attach(trainer.training("own"))
+    trainer.add_callback(JournalCallback(journal, meter))
+
+
+def test_a_kill_while_the_critic_is_written_leaves_the_checkpoint_before_it(tmp_path):
+    trainer, _ = asked(tmp_path, 1e-9, steps=8, checkpoint_steps=2)
+    journaled(trainer)
+    write = trainer.saved
+
+    def killed(folder: Path) -> None:
+        if folder.name == "checkpoint-6":
+            raise KeyboardInterrupt
+        write(folder)
+
+    trainer.saved = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    left = checkpoints.newest(tmp_path)
+    assert left is not None and left.name == "checkpoint-4"
+    again, _ = asked(tmp_path, 1e-9, steps=8, checkpoint_steps=2)
+    journaled(again)
+    again.train(resume_from_checkpoint=str(left))
+    assert again.state.global_step == 8
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
 
 
 # -- roles ---------------------------------------------------------------------------------------------

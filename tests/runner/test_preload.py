@@ -17,7 +17,9 @@ def ask(sender):
 if __name__ == "__main__":
     receiver, sender = forkserver.context().Pipe(duplex=False)
     process = forkserver.start(ask, sender, name="ask")
-    print(receiver.recv() if receiver.poll(120) else "no answer", process.exitcode)
+    print(receiver.recv() if receiver.poll(120) else "no answer", end=" ")
+    process.join()
+    print(process.exitcode)
     forkserver.stop()
 """
 
@@ -37,7 +39,7 @@ def test_a_preload_that_cannot_be_imported_leaves_trials_to_import_it_themselves
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stdout.strip() == "['lm_eval.evaluator', 'lm_eval.models.huggingface'] None", done.stderr[-2000:]
+    assert done.stdout.strip() == "['lm_eval.evaluator', 'lm_eval.models.huggingface'] 0", done.stderr[-2000:]
 
 
 def test_a_process_that_was_forked_after_cuda_was_asked_is_not_clean(monkeypatch):

@@ -18,7 +18,7 @@ from harness.runner import supervise
 from harness.runner.child import describe, is_out_of_memory
 from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.run_trial import Runner, close_open_attempt, run_trial
-from harness.store import journal
+from harness.store import checkpoints, journal
 from harness.store.journal import Journal, read
 from harness.store.memory_metrics import (
     Expected,
@@ -48,6 +48,16 @@ TRIAL = Trial(
 )
 
 
+def checkpoint_in(folder: Path, step: int = 5, *, whole: bool = True) -> Path:
+    """A checkpoint of a trial, from which it goes on where it is ``whole``."""
+    made = checkpoints.of_step(folder / "checkpoints", step)
+    made.mkdir(parents=True)
+    (made / "trainer_state.json").write_text("{")
+    if whole:
+        checkpoints.seal(made)
+    return made
+
+
 def past(folder: Path, outcome: str = "finished", *, checkpoint: bool = False, model: bool = False) -> Path:
     """The folder of a trial that ended so."""
     write_json(folder / "trial.json", {**vars(TRIAL), "environment": {}})
@@ -59,7 +69,7 @@ def past(folder: Path, outcome: str = "finished", *, checkpoint: bool = False, m
         },
     )  # fmt: skip
     if checkpoint:
-        (folder / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        checkpoint_in(folder)
     if model:
         (folder / "artifacts" / "model").mkdir(parents=True)
     return folder
@@ -119,6 +129,18 @@ def test_what_did_not_finish_starts_over(tmp_path, outcome):
 def test_what_left_a_checkpoint_continues_from_it(tmp_path):
     decided = decide_mode(past(tmp_path, "interrupted", checkpoint=True), TRIAL, TRAINS, resume=True)
     assert decided == Decision("train", True, True, "was interrupted; continues from its last checkpoint")
+
+
+def test_a_checkpoint_that_was_being_written_is_none(tmp_path):
+    folder = past(tmp_path, "interrupted")
+    checkpoint_in(folder, 10, whole=False)
+    assert decide_mode(folder, TRIAL, TRAINS, resume=True) == Decision(
+        "train", False, False, "was interrupted; starts over"
+    )
+    whole = checkpoint_in(folder)
+    checkpoint_in(folder, 20, whole=False)
+    assert decide_mode(folder, TRIAL, TRAINS, resume=True).from_checkpoint
+    assert checkpoints.newest(folder / "checkpoints") == whole
 
 
 def test_a_checkpoint_of_other_training_is_no_place_to_continue_from(tmp_path):
@@ -216,8 +238,7 @@ def test_a_trial_that_starts_over_leaves_no_checkpoint_of_other_training(trial_o
     setup, trial, group = trial_of()
     folder = tmp_path / "test" / trial.trial_id
     run_trial(setup, trial, group, None)
-    stale = folder / "checkpoints" / "checkpoint-150"
-    stale.mkdir(parents=True)
+    stale = checkpoint_in(folder, 150)
     run_trial(setup, replace(trial, train_key="new code"), group, None)  # fails, and leaves no checkpoint of its own
     assert not stale.exists()
     assert not decide_mode(folder, replace(trial, train_key="new code"), setup, resume=True).from_checkpoint
@@ -333,7 +354,7 @@ def test_the_peak_of_a_whole_trial_is_that_of_all_attempts_it_consists_of(trial_
 
     monkeypatch.setattr(supervise, "MemorySampler", Sampler)
     run_trial(setup, trial, group, None)
-    (tmp_path / "test" / trial.trial_id / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    checkpoint_in(tmp_path / "test" / trial.trial_id)
     metrics = run_trial(setup, trial, group, None)[1].metrics  # continues from the checkpoint
     assert metrics["memory/train_peak_mb"] == metrics["memory/peak_mb"] == 900.0
     assert metrics["memory/evaluate_peak_mb"] == 300.0

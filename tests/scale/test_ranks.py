@@ -13,6 +13,7 @@ import pytest
 
 from harness.base.errors import UserErrors
 from harness.config.compose import compose, hydra_config
+from harness.store.checkpoints import SEAL
 from harness.store.journal import read
 from harness.trial.assemble import Setup, assemble
 from harness.trial.identify import training_config
@@ -194,7 +195,7 @@ def test_a_policy_in_pieces_goes_on_from_its_checkpoint(sandbox, adapter):
     assert sandbox.run(*whole, "sweep=at-once").returncode == 0
     process = sandbox.start(*whole, "sweep=halved")
     folder = wait_for(lambda: sandbox.folders("halved"), what="a trial")[0]
-    wait_for(lambda: (folder / "checkpoints" / "checkpoint-8" / "trainer_state.json").exists(), what="a checkpoint")
+    wait_for(lambda: (folder / "checkpoints" / "checkpoint-8" / SEAL).exists(), what="a checkpoint")
     process.send_signal(signal.SIGINT)
     ended(process, 60)
     done = sandbox.run(*whole, "sweep=halved")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.store.checkpoints import SEAL
 from tests.runs import Sandbox, alive, free_port, wait_for
 
 absent = [name for name in ("ray", "hydra_plugins.hydra_ray_launcher") if importlib.util.find_spec(name) is None]
@@ -59,7 +60,7 @@ def runner_of(folder: Path) -> int:
 
 def training(sandbox: Sandbox, sweep: str) -> Path:
     folder = wait_for(lambda: sandbox.folders(sweep), what="a trial")[0]
-    wait_for(lambda: list((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")), what="a checkpoint")
+    wait_for(lambda: list((folder / "checkpoints").glob(f"checkpoint-*/{SEAL}")), what="a checkpoint")
     return folder
 
 

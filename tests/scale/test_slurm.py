@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.store.checkpoints import SEAL
 from tests.runs import Sandbox, wait_for
 from tests.scale import slurm
 
@@ -45,9 +46,7 @@ def only_folder(sandbox: Sandbox, sweep: str) -> Path:
 
 def checkpoint_of(sandbox: Sandbox, sweep: str) -> Path:
     folder = only_folder(sandbox, sweep)
-    return wait_for(
-        lambda: sorted((folder / "checkpoints").glob("checkpoint-*/trainer_state.json")), what="a checkpoint"
-    )[0]
+    return wait_for(lambda: sorted((folder / "checkpoints").glob(f"checkpoint-*/{SEAL}")), what="a checkpoint")[0]
 
 
 def attempts(sandbox: Sandbox, sweep: str) -> list[dict]:
