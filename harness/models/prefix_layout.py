@@ -41,16 +41,19 @@ class Layout:
     source: list[np.ndarray]
 
 
-def laid_out(rows: Sequence[np.ndarray], *, square: float, room: int = MOST_TOKENS) -> Layout | None:
+def laid_out(
+    rows: Sequence[np.ndarray], *, square: float, width: int | None = None, room: int = MOST_TOKENS
+) -> Layout | None:
     """The cheapest way to read rows of token ids, or None where as they come is about as good.
 
     Args:
         rows: token ids without padding.
         square: what attention between two tokens costs, in units of what else a token costs.
+        width: tokens of a row as it comes, padding included; None for those of the longest.
         room: tokens of a laid-out row at most, but for a row that is longer by itself: some architectures keep masks of
             the length of their context.
     """
-    width = max(map(len, rows), default=0)
+    width = max(map(len, rows), default=0) if width is None else width
     order = sorted(range(len(rows)), key=lambda i: rows[i].tolist())
     groups = _groups([rows[i] for i in order], square, room)
     sizes = [prefix + sum(len(rows[i]) - prefix for i in order[first:end]) for first, end, prefix in groups]

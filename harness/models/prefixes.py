@@ -102,7 +102,7 @@ class Prefixes:
         else:
             marks, tokens = mask.bool().cpu().numpy(), ids.cpu().numpy()
             rows = [row[kept] for row, kept in zip(tokens, marks, strict=True)]
-        layout = None if rows is None else laid_out(rows, square=self._square, room=self._room)
+        layout = None if rows is None else laid_out(rows, square=self._square, width=shape[1], room=self._room)
         self.given += ids.numel()
         self.computed += ids.numel() if layout is None else layout.ids.size
         if layout is None:

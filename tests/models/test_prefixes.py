@@ -230,6 +230,13 @@ def test_rows_of_like_length_are_put_side_by_side_in_longer_ones_and_not_where_a
     assert laid_out(given, square=3e-4, room=200) is None
 
 
+def test_padding_that_came_with_the_rows_is_a_reason_to_lay_them_out():
+    given = rows("abcdefgh", "ijklmnop")
+    assert laid_out(given, square=0.0) is None
+    layout = laid_out(given, square=0.0, width=12)  # prompts padded on their left, completions on their right
+    assert layout is not None and layout.ids.size == 16
+
+
 def test_no_row_is_laid_out_beyond_the_room_that_there_is():
     given = rows(*("p" * 30 + c * 10 for c in "abcdefgh"))
     layout = laid_out(given, square=0.0, room=64)
