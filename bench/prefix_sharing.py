@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of a model, for TRL too")
     parser.add_argument("--trl112", type=Path, help="a folder with TRL 1.12, for its PPO")
     parser.add_argument("--algos", default="dpo,kto,orpo,grpo,ppo")
+    parser.add_argument("--apart", action=argparse.BooleanOptionalAction, default=True, help="ours without sharing too")
     options = parser.parse_args()
     cwd = workdir()
     cache = Path(os.environ.get("HARNESS_CACHE", cwd / "cache"))
@@ -122,7 +123,7 @@ def main() -> None:
     model = (f"model={options.model}",) if options.folder is None else ("model=hf", f"model.path={options.folder}")
     for name in options.algos.split(","):
         alone = options.folder is not None and name in BARE and (name != "ppo" or options.trl112 is not None)
-        sides = [*SIDES, *(["TRL"] if alone else [])]
+        sides = [*(side for side in SIDES if options.apart or side == "shared"), *(["TRL"] if alone else [])]
         found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for i in range(options.pairs):
             for side in sides[:: -1 if i % 2 else 1]:

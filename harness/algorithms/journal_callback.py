@@ -31,6 +31,8 @@ WITHIN_S = 5.0
 """Seconds after which progress within a step is told."""
 WORSE = 2.0
 """Times the first loss: from there on training has undone what the model could do, finite though every figure is."""
+FLAT = 10
+"""Points of the reward after which a reader is told that it has been the same for all completions so far."""
 WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
 
 
@@ -54,6 +56,7 @@ class JournalCallback(TrainerCallback):
         self.journal, self.meter, self.learning_rate, self.wish = journal, meter, learning_rate, wish
         self.falls = falls
         self._ends: list[float] = []
+        self._rewarded = self._flat = 0
         self._loss_of_step: Any = 0.0
         self._progress_at = 0.0
         self._part = 0
@@ -128,8 +131,21 @@ class JournalCallback(TrainerCallback):
         if wrong:
             found = values[f"train/{wrong[0]}"]
             raise Diverged(self._told(state.global_step, f"{WATCHED[wrong[0]]} is {found}"))
+        self._look_at_rewards(values)
         if "train/loss" in values:
             self._ends = [*self._ends[:1], values["train/loss"]]
+
+    def _look_at_rewards(self, values: dict[str, float]) -> None:
+        """Tell, once, that completions are paid alike: there is nothing to learn from such a reward."""
+        if (spread := values.get("train/reward_std")) is None:
+            return
+        self._rewarded, self._flat = self._rewarded + 1, self._flat + (spread == 0)
+        if self._flat == self._rewarded == FLAT:
+            paid = f"({values['train/reward']:.3g} now)" if "train/reward" in values else "so far"
+            said = f"all completions of each of the first {FLAT} logged steps were paid alike {paid}"
+            self.journal.write(
+                "note", message=f"{said}: from a reward that does not tell them apart nothing is learned"
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The last update may be the one that went too far.

@@ -128,6 +128,18 @@ def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
     assert len(said) == len(told) and all(part in text for part, text in zip(told, said, strict=True))
 
 
+@pytest.mark.parametrize(("spreads", "told"), [([0.0] * 30, 1), ([0.0] * 9, 0), ([0.0, 0.1, *[0.0] * 30], 0)])
+def test_a_reward_that_pays_all_completions_alike_is_told_once(spreads, told):
+    said: list[str] = []
+    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 99, world=World())
+    one = JournalCallback(journal, meter)
+    for step, spread in enumerate(spreads):
+        one.on_log(None, SimpleNamespace(global_step=step), None, logs={"reward": 0.25, "reward_std": spread})
+    one.on_train_end(None, SimpleNamespace(global_step=99), None)
+    assert len(said) == told and all("paid alike (0.25 now)" in text for text in said)
+
+
 def test_it_is_an_outcome_of_its_own_with_the_words_as_its_reason():
     event = Event(0.0, "error", {"error": "Diverged", "message": "at step 7 the loss is nan", "oom": False})
     assert decide(1, [event]) == (Outcome.DIVERGED, "at step 7 the loss is nan")

@@ -19,7 +19,7 @@ PER_SWEEP = 10
 VICTIMS = ("worker", "parent", "both", "forkserver")
 LATEST_S = float(os.environ.get("HARNESS_FAULT_LATEST_S", "25"))
 """After its start a command is killed at some moment up to here: about as long as it takes."""
-SWEEP = ("-m", "algo=sft,dpo", "train.steps=40", "train.checkpoint_steps=10", "train.logging_steps=1")
+SWEEP = ("-m", "algo=dpo,ppo", "train.steps=40", "train.checkpoint_steps=2", "train.logging_steps=1")
 
 
 def children(pid: int) -> list[int]:
