@@ -29,8 +29,10 @@ def groups_together(step: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     marked = (together["prompt_ids"] * together["prompt_mask"]).tolist()
     number = [first.setdefault(tuple(prompt), len(first)) for prompt in marked]
     longest = [0] * len(first)
-    tokens = together["prompt_mask"].sum(1) + together["completion_mask"].sum(1)
-    for prompt, size in zip(number, tokens.tolist(), strict=True):
+    said = (
+        together["completion_mask"].sum(-1).view(len(number), -1).amax(1)
+    )  # of the pairs of online DPO the longer one
+    for prompt, size in zip(number, (together["prompt_mask"].sum(1) + said).tolist(), strict=True):
         longest[prompt] = max(longest[prompt], size)
     order = sorted(range(len(marked)), key=lambda i: (-longest[number[i]], number[i]))
     chosen = torch.tensor(order, device=together["prompt_ids"].device)

@@ -164,7 +164,10 @@ def labels(frame: pd.DataFrame) -> list[str]:
 
 
 def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
-    """Names with the settings in which the rows of namesakes differ; with the trial's id where that says nothing."""
+    """Names with the settings in which the rows of namesakes differ.
+
+    Where those do not tell them apart, their sweeps do: one recipe by other code. Where nothing does, the trial's id.
+    """
     found = list(names)
     places: dict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(names):
@@ -179,6 +182,9 @@ def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
             told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str) and v not in NOTHING}
             words = [f"{_short(c, differing)}={v}" for c, v in told.items()]
             found[place] = " ".join([name, *dict.fromkeys(words)])  # a stage repeats what its component says
+        if "sweep" in frame and len({found[place] for place in group}) < len(group):
+            for place in group:
+                found[place] += f" sweep={frame['sweep'].iloc[place]}"
         if len({found[place] for place in group}) < len(group):
             for place in group:
                 found[place] = str(frame["trial_id"].iloc[place])

@@ -84,3 +84,11 @@ def test_prompts_whose_rows_are_of_like_length_share_a_micro_batch_and_the_longe
     found = groups_together([micro([5, 3, 6, 4], 0, [2, 9, 3, 1]), micro([3, 5, 4, 6], 4, [1, 3, 4, 8])])
     assert [b["prompt_ids"].flatten().tolist() for b in found] == [[3, 3, 6, 6], [4, 4, 5, 5]]
     assert [b["row"] for b in found] == [[1, 4, 2, 7], [3, 6, 0, 5]]
+
+
+def test_of_a_pair_the_longer_completion_counts():
+    step = [micro([5, 3], 0, [2, 3]), micro([6, 4], 2, [4, 1])]
+    for batch, other in zip(step, ([1, 1], [1, 9]), strict=True):
+        worse = (torch.arange(9) < torch.tensor(other)[:, None]).long()
+        batch["completion_mask"] = torch.stack([batch["completion_mask"], worse], dim=1)
+    assert [b["row"] for b in groups_together(step)] == [[3, 2], [1, 0]]

@@ -128,6 +128,12 @@ def test_of_a_part_that_some_lack_what_was_set_is_told():
     assert labels(pd.DataFrame(rows)) == ["dpo-s0", "dpo-s0 replay.share=0.25", "dpo-s0 replay.share=0.5"]
 
 
+def test_one_recipe_of_two_sweeps_is_named_by_them():
+    rows = [{"trial_id": "dpo-s0-0123abcd", "sweep": sweep, "params.train.steps": "9"} for sweep in ("monday", "today")]
+    assert labels(pd.DataFrame(rows)) == ["dpo-s0 sweep=monday", "dpo-s0 sweep=today"]
+    assert labels(pd.DataFrame([*rows, rows[1]]))[0] == "dpo-s0-0123abcd"
+
+
 def test_namesakes_with_another_component_are_told_apart_by_its_name_alone():
     frame = trials(
         {"trial_id": "ppo-s0-0123abcd", "params.reward.name": "verifier"},
