@@ -20,6 +20,7 @@ from harness.runner.decide_mode import Decision, decide_mode
 from harness.runner.display import Display
 from harness.runner.gpus import Taken, taken
 from harness.runner.supervise import Attended, attend
+from harness.store import checkpoints
 from harness.store.cache import cache_dir
 from harness.store.journal import Tail
 from harness.store.memory_metrics import Expected, out_of_memory
@@ -127,7 +128,9 @@ def _attempt(
     expected: Expected | None,
 ) -> tuple[Outcome, TrialResult]:
     decided_at = time.time()
-    if decided.mode == "train" and not decided.from_checkpoint:
+    if decided.from_checkpoint and (left := checkpoints.newest(folder / "checkpoints")) is not None:
+        checkpoints.keep_alone(left)  # where the disk was full, the half of one is in the way of the next
+    elif decided.mode == "train":
         for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
             shutil.rmtree(folder / stale, ignore_errors=True)
     book = open_book(

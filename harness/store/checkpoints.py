@@ -26,6 +26,11 @@ def seal(checkpoint: Path) -> None:
         _to_disk(path)
     (checkpoint / SEAL).touch()
     _to_disk(checkpoint)
+    keep_alone(checkpoint)
+
+
+def keep_alone(checkpoint: Path) -> None:
+    """Delete whatever other checkpoints are beside this one, whole or not."""
     for other in checkpoint.parent.glob(f"{PREFIX}*"):
         if other != checkpoint:
             (other / SEAL).unlink(missing_ok=True)  # first: what is deleted by halves is no checkpoint

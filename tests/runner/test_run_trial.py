@@ -354,8 +354,10 @@ def test_the_peak_of_a_whole_trial_is_that_of_all_attempts_it_consists_of(trial_
 
     monkeypatch.setattr(supervise, "MemorySampler", Sampler)
     run_trial(setup, trial, group, None)
-    checkpoint_in(tmp_path / "test" / trial.trial_id)
+    whole = checkpoint_in(tmp_path / "test" / trial.trial_id)
+    torn = checkpoint_in(tmp_path / "test" / trial.trial_id, 6, whole=False)
     metrics = run_trial(setup, trial, group, None)[1].metrics  # continues from the checkpoint
+    assert whole.exists() and not torn.exists()
     assert metrics["memory/train_peak_mb"] == metrics["memory/peak_mb"] == 900.0
     assert metrics["memory/evaluate_peak_mb"] == 300.0
     capsys.readouterr()
