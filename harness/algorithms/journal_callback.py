@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from harness.algorithms.budget_meter import Meter
 from harness.algorithms.sharding import local
 from harness.base.errors import Diverged
-from harness.base.world import wait
+from harness.base.world import World, wait
 from harness.config.train import UNKNOWN_STEPS
 from harness.store import checkpoints
 from harness.store.journal import Journal
@@ -34,6 +34,22 @@ WORSE = 2.0
 FLAT = 10
 """Points of the reward after which a reader is told that it has been the same for all completions so far."""
 WATCHED = {"loss": "the loss", "grad_norm": "the gradient's norm"}
+
+
+class Sealing(TrainerCallback):
+    """Says that a checkpoint is complete. Attached last, since the others add to it when it is written."""
+
+    def __init__(self, world: World, wish: Path | None = None):
+        """Of the processes of ``world``; ``wish`` as ``JournalCallback`` has it."""
+        self.world, self.wish = world, wish
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All processes have written their parts."""
+        wait(self.world)
+        if self.world.leads:
+            checkpoints.seal(checkpoints.of_step(Path(args.output_dir), state.global_step))
+        if self.wish is not None:
+            self.wish.unlink(missing_ok=True)
 
 
 class JournalCallback(TrainerCallback):
@@ -72,6 +88,11 @@ class JournalCallback(TrainerCallback):
 
         trainer.training_step = taken
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """What goes on from a checkpoint has had its first rewards."""
+        if state.global_step:
+            self._rewarded = FLAT + 1
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Progress within a step, which takes minutes where a large batch is made of many small ones."""
         self._part += 1
@@ -95,14 +116,6 @@ class JournalCallback(TrainerCallback):
             control.should_log = True
         if self.wish is not None and self.wish.exists():
             control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A checkpoint was written, and by all that were attached before this: it is complete."""
-        wait(self.meter.world)
-        if self.meter.world.leads:
-            checkpoints.seal(checkpoints.of_step(Path(args.output_dir), state.global_step))
-        if self.wish is not None:
-            self.wish.unlink(missing_ok=True)
 
     def _tell(self, step: float, state: Any) -> None:
         self._progress_at = time.monotonic()
@@ -139,7 +152,8 @@ class JournalCallback(TrainerCallback):
         """Tell, once, that completions are paid alike: there is nothing to learn from such a reward."""
         if (spread := values.get("train/reward_std")) is None:
             return
-        self._rewarded, self._flat = self._rewarded + 1, self._flat + (spread == 0)
+        rounding = 1e-6 * max(1.0, abs(values.get("train/reward", 0.0)))
+        self._rewarded, self._flat = self._rewarded + 1, self._flat + (spread <= rounding)
         if self._flat == self._rewarded == FLAT:
             paid = f"({values['train/reward']:.3g} now)" if "train/reward" in values else "so far"
             said = f"all completions of each of the first {FLAT} logged steps were paid alike {paid}"

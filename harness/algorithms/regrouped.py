@@ -1,4 +1,4 @@
-"""Micro-batches of a rollout, put together anew: prompts are read once for more rows, padding less. Imports torch."""
+"""Micro-batches of a rollout, put together anew so that a prompt is read once for more of its rows. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 def groups_together(step: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The micro-batches of one optimizer step, whose gradient is one sum, with rows of one prompt beside each other.
 
-    TRL shuffles them apart, and a prompt is read once only for rows of one micro-batch. Prompts come by the length of
-    their longest row, the longest first: what is padded together is of like length, and the step that needs the most
-    memory comes before those that could hide it.
+    TRL shuffles them apart, and a prompt is read once only for rows of one micro-batch.
     """
     rows = step[0]["prompt_ids"].shape[0]
 
@@ -27,14 +25,7 @@ def groups_together(step: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     together = {name: whole(name) for name in step[0]}
     first: dict[tuple[int, ...], int] = {}
     marked = (together["prompt_ids"] * together["prompt_mask"]).tolist()
-    number = [first.setdefault(tuple(prompt), len(first)) for prompt in marked]
-    longest = [0] * len(first)
-    said = (
-        together["completion_mask"].sum(-1).view(len(number), -1).amax(1)
-    )  # of the pairs of online DPO the longer one
-    for prompt, size in zip(number, (together["prompt_mask"].sum(1) + said).tolist(), strict=True):
-        longest[prompt] = max(longest[prompt], size)
-    order = sorted(range(len(marked)), key=lambda i: (-longest[number[i]], number[i]))
+    order = sorted(range(len(marked)), key=lambda i: first.setdefault(tuple(marked[i]), len(first)))
     chosen = torch.tensor(order, device=together["prompt_ids"].device)
 
     def ordered(value: Any) -> Any:

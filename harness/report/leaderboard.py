@@ -64,6 +64,8 @@ WITHOUT_REWARD = {"likelihood acc.": "eval/likelihood_accuracy"}
 """Columns of trials without a true reward: the base has this figure too."""
 NOTHING = ("None", "nan")
 """Values of a setting that say nothing in a name."""
+FEW = 3
+"""Settings in a name, where so many tell namesakes apart."""
 QUALITY = ("eval/true_reward", "eval/preference_accuracy")
 NOT_BETTER = (
     "preference_brier", "preference_ece", "ece", "brier", "perplexity", "word_perplexity", "byte_perplexity",
@@ -166,28 +168,39 @@ def labels(frame: pd.DataFrame) -> list[str]:
 def told_apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
     """Names with the settings in which the rows of namesakes differ.
 
-    Where those do not tell them apart, their sweeps do: one recipe by other code. Where nothing does, the trial's id.
+    Where those do not tell them apart, their sweeps do: one trial by other code. Where nothing does, the trial's id.
     """
     found = list(names)
     places: dict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(names):
         places[name].append(place)
-    for name, group in places.items():
-        if len(group) == 1:
-            continue
-        settings = frame.iloc[group].filter(regex=r"^params\.(?!eval\.|seed|train\.seed)").astype("str")
-        differing = [str(c) for c in settings if settings[c].nunique(dropna=False) > 1]
-        varying = _telling(differing)[:3]
-        for place, values in zip(group, settings[varying].itertuples(index=False), strict=True):
-            told = {c: v for c, v in zip(varying, values, strict=True) if isinstance(v, str) and v not in NOTHING}
-            words = [f"{_short(c, differing)}={v}" for c, v in told.items()]
-            found[place] = " ".join([name, *dict.fromkeys(words)])  # a stage repeats what its component says
-        if "sweep" in frame and len({found[place] for place in group}) < len(group):
-            for place in group:
-                found[place] += f" sweep={frame['sweep'].iloc[place]}"
-        if len({found[place] for place in group}) < len(group):
-            for place in group:
-                found[place] = str(frame["trial_id"].iloc[place])
+    for group in places.values():
+        if len(group) > 1:
+            for name, place in zip(_distinct(frame.iloc[group], names[group[0]]), group, strict=True):
+                found[place] = name
+    return found
+
+
+def _distinct(rows: pd.DataFrame, name: str) -> list[str]:
+    """Names of namesakes: the shortest that tell them all apart."""
+    settings = pd.DataFrame(rows.filter(regex=r"^params\.(?!eval\.|seed|train\.seed)")).astype("str")
+    differing = [str(c) for c in settings if len(set(settings[c])) > 1]
+    telling = _telling(differing)
+    tried = [_with_settings(name, pd.DataFrame(settings[some]), differing) for some in (telling[:FEW], telling)]
+    ids = [str(trial) for trial in rows["trial_id"]]
+    if "sweep" in rows:
+        tried += [[f"{one} sweep={sweep}" for one, sweep in zip(tried[0], rows["sweep"], strict=True)], ids]
+        ids = [f"{trial} sweep={sweep}" for trial, sweep in zip(ids, rows["sweep"], strict=True)]
+    return next((found for found in tried if len(set(found)) == len(rows)), ids)
+
+
+def _with_settings(name: str, settings: pd.DataFrame, differing: Sequence[str]) -> list[str]:
+    """A name for each row, with these of its settings."""
+    found = []
+    for values in settings.itertuples(index=False):
+        told = {c: v for c, v in zip(settings, values, strict=True) if isinstance(v, str) and v not in NOTHING}
+        words = [f"{_short(str(c), differing)}={v}" for c, v in told.items()]
+        found.append(" ".join([name, *dict.fromkeys(words)]))  # a stage repeats what its component says
     return found
 
 

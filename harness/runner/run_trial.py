@@ -131,6 +131,7 @@ def _attempt(
     if decided.from_checkpoint and (left := checkpoints.newest(folder / "checkpoints")) is not None:
         checkpoints.keep_alone(left)  # where the disk was full, the half of one is in the way of the next
     elif decided.mode == "train":
+        checkpoints.clear(folder / "checkpoints")
         for stale in ("checkpoints", "artifacts"):  # of another training; nothing may continue from them or judge them
             shutil.rmtree(folder / stale, ignore_errors=True)
     book = open_book(

@@ -7,8 +7,10 @@ no attempt could go on.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 PREFIX = "checkpoint-"  # as transformers names the folders
@@ -22,7 +24,7 @@ def of_step(folder: Path, step: int) -> Path:
 
 def seal(checkpoint: Path) -> None:
     """Nothing more comes into ``checkpoint``: let it count, on the disk, and delete the others beside it."""
-    for path in (*checkpoint.rglob("*"), checkpoint):
+    for path in (*checkpoint.rglob("*"), checkpoint, checkpoint.parent):
         _to_disk(path)
     (checkpoint / SEAL).touch()
     _to_disk(checkpoint)
@@ -31,10 +33,19 @@ def seal(checkpoint: Path) -> None:
 
 def keep_alone(checkpoint: Path) -> None:
     """Delete whatever other checkpoints are beside this one, whole or not."""
-    for other in checkpoint.parent.glob(f"{PREFIX}*"):
-        if other != checkpoint:
-            (other / SEAL).unlink(missing_ok=True)  # first: what is deleted by halves is no checkpoint
-            shutil.rmtree(other, ignore_errors=True)
+    _delete([other for other in checkpoint.parent.glob(f"{PREFIX}*") if other != checkpoint])
+
+
+def clear(folder: Path) -> None:
+    """Delete all checkpoints in ``folder``."""
+    _delete([*folder.glob(f"{PREFIX}*")])
+
+
+def _delete(found: Sequence[Path]) -> None:
+    for checkpoint in found:  # first: what is deleted by halves is no checkpoint
+        (checkpoint / SEAL).unlink(missing_ok=True)
+    for checkpoint in found:
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
@@ -44,9 +55,12 @@ def newest(folder: Path) -> Path | None:
 
 
 def _to_disk(path: Path) -> None:
-    """As far as the machine's memory is not all that holds it."""
+    """As far as the machine's memory is not all that holds it; folders where the file system can."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)

@@ -186,7 +186,7 @@ def train(
     """Train by TRL, with points of a ``curve`` on the way; returns the trained policy, unwrapped and in eval mode."""
     from harness.algorithms import changed
     from harness.algorithms.budget_meter import Meter
-    from harness.algorithms.journal_callback import JournalCallback
+    from harness.algorithms.journal_callback import JournalCallback, Sealing
 
     setup = ground.setup
     with clock.phase("prepare"):
@@ -242,6 +242,7 @@ def train(
     if checkpoint:
         meter.restore(checkpoint)
         journal.write("note", message=f"continues from {checkpoint.name}")
+    training.trainer.add_callback(Sealing(ground.world, wish))
     before = changed.Before(training.trainer.model)
     with clock.phase("train"), recorded(ground, journal), sharing_cores(ground.world):
         take_steps(training.trainer, checkpoint)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.algorithms.journal_callback import JournalCallback
+from harness.algorithms.budget_meter import Meter
+from harness.algorithms.journal_callback import JournalCallback, Sealing
 from harness.base.errors import Diverged, UserErrors
 from harness.base.records import Event, Outcome
 from harness.base.world import World
 from harness.config.building import build
 from harness.config.train import UNKNOWN_STEPS
+from harness.store import checkpoints
 from harness.store.result import decide
 from tests.conftest import QUICK
 from tests.inside import tell
@@ -56,8 +58,23 @@ def test_a_step_ends_with_a_checkpoint_while_one_is_asked_for(tmp_path):
     one.on_step_end(None, state, control)
     assert control.should_save and one.wish.exists()
     (tmp_path / "checkpoint-3").mkdir()
-    one.on_save(SimpleNamespace(output_dir=tmp_path), state, control)
-    assert not one.wish.exists()
+    Sealing(World(), one.wish).on_save(SimpleNamespace(output_dir=tmp_path), state, control)
+    assert not one.wish.exists() and checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
+
+
+def test_a_trial_killed_while_its_budget_is_written_keeps_the_checkpoint_before(tmp_path, cache_dir, monkeypatch):
+    write = Meter.on_save
+
+    def killed(self: Meter, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        write(self, args, state, control, **options)
+
+    monkeypatch.setattr(Meter, "on_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tell(tmp_path / "t", cache_dir, "algo=dpo", *QUICK, "train.steps=6", "train.checkpoint_steps=2")
+    left = checkpoints.newest(tmp_path / "t" / "checkpoints")
+    assert left is not None and left.name == "checkpoint-2" and (left / "budget.json").exists()
 
 
 def test_progress_is_told_within_a_step_of_many_micro_batches(monkeypatch):
@@ -128,7 +145,9 @@ def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
     assert len(said) == len(told) and all(part in text for part, text in zip(told, said, strict=True))
 
 
-@pytest.mark.parametrize(("spreads", "told"), [([0.0] * 30, 1), ([0.0] * 9, 0), ([0.0, 0.1, *[0.0] * 30], 0)])
+@pytest.mark.parametrize(
+    ("spreads", "told"), [([0.0] * 30, 1), ([1.2e-7] * 30, 1), ([0.0] * 9, 0), ([0.0, 0.1, *[0.0] * 30], 0)]
+)
 def test_a_reward_that_pays_all_completions_alike_is_told_once(spreads, told):
     said: list[str] = []
     journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
@@ -138,6 +157,16 @@ def test_a_reward_that_pays_all_completions_alike_is_told_once(spreads, told):
         one.on_log(None, SimpleNamespace(global_step=step), None, logs={"reward": 0.25, "reward_std": spread})
     one.on_train_end(None, SimpleNamespace(global_step=99), None)
     assert len(said) == told and all("paid alike (0.25 now)" in text for text in said)
+
+
+def test_a_policy_that_has_learned_it_all_is_not_told_so_when_it_goes_on():
+    said: list[str] = []
+    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
+    one = JournalCallback(journal, SimpleNamespace(spent={}, expected=lambda *_: 99, world=World()))  # type: ignore[arg-type]
+    one.on_train_begin(None, SimpleNamespace(global_step=50), None)
+    for step in range(50, 90):
+        one.on_log(None, SimpleNamespace(global_step=step), None, logs={"reward": 1.0, "reward_std": 0.0})
+    assert not said
 
 
 def test_it_is_an_outcome_of_its_own_with_the_words_as_its_reason():

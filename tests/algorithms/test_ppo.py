@@ -15,10 +15,11 @@ import torch
 
 from harness.algorithms.base import TrainJob
 from harness.algorithms.budget_meter import Meter
-from harness.algorithms.journal_callback import JournalCallback
+from harness.algorithms.journal_callback import JournalCallback, Sealing
 from harness.algorithms.ppo.algorithm import PPO
 from harness.algorithms.roles import role_bytes, tensors_of
 from harness.algorithms.trainers import without_dropout
+from harness.base.world import World
 from harness.config.train import Budget, Train
 from harness.models.adapters import Full, LoRA
 from harness.models.loading import character_tokenizer
@@ -430,26 +431,30 @@ def journaled(trainer: Any) -> None:
     """Let the callbacks of a trial follow a trainer."""
     journal: Any = SimpleNamespace(write=lambda *_, **__: None)
     meter = Meter(trainer.settings, Train(batch_size=4, micro_batch_size=4, steps=8))
-    meter.attach(trainer.training("own"))
     trainer.add_callback(JournalCallback(journal, meter))
+    meter.attach(trainer.training("own"))
+    trainer.add_callback(Sealing(World()))
 
 
-def test_a_kill_while_the_critic_is_written_leaves_the_checkpoint_before_it(tmp_path):
+@pytest.mark.parametrize("what", ["the critic", "the budget"])
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(tmp_path, monkeypatch, what):
     trainer, _ = asked(tmp_path, 1e-9, steps=8, checkpoint_steps=2)
     journaled(trainer)
-    write = trainer.saved
+    owner, name = (type(trainer), "saved") if what == "the critic" else (Meter, "on_save")
+    write = getattr(owner, name)
 
-    def killed(folder: Path) -> None:
-        if folder.name == "checkpoint-6":
+    def killed(*arguments: Any, **options: Any) -> None:
+        if trainer.state.global_step == 6:
             raise KeyboardInterrupt
-        write(folder)
+        write(*arguments, **options)
 
-    trainer.saved = killed
+    monkeypatch.setattr(owner, name, killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     left = checkpoints.newest(tmp_path)
     assert left is not None and left.name == "checkpoint-4"
+    monkeypatch.undo()
     again, _ = asked(tmp_path, 1e-9, steps=8, checkpoint_steps=2)
     journaled(again)
     again.train(resume_from_checkpoint=str(left))

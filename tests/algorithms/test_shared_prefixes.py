@@ -63,32 +63,16 @@ def test_a_rehearsal_without_data_foresees_what_is_shared(algo):
     assert_agree(setup_of(f"algo={algo}", "adapter=lora", "train.share_prefix=true"))
 
 
-def micro(prompts: list[int], first: int, said: list[int]) -> dict[str, Any]:
-    """A micro-batch of prompts of a token, with completions of so many."""
-    rows = torch.arange(first, first + len(prompts))
-    return {
-        "prompt_ids": torch.tensor(prompts)[:, None], "prompt_mask": torch.ones(len(prompts), 1, dtype=torch.long),
-        "completion_mask": (torch.arange(9) < torch.tensor(said)[:, None]).long(),
-        "advantages": rows, "row": rows.tolist(), "num_items_in_batch": torch.tensor(7), "none": None,
-    }  # fmt: skip
-
-
 def test_rows_of_one_prompt_stand_beside_each_other_within_a_step():
-    found = groups_together([micro([5, 3, 5, 4], 0, [2] * 4), micro([3, 5, 4, 5], 4, [2] * 4)])
+    def micro(prompts: list[int], first: int) -> dict[str, Any]:
+        rows = torch.arange(first, first + len(prompts))
+        return {
+            "prompt_ids": torch.tensor(prompts)[:, None], "prompt_mask": torch.ones(len(prompts), 1, dtype=torch.long),
+            "advantages": rows, "row": rows.tolist(), "num_items_in_batch": torch.tensor(7), "none": None,
+        }  # fmt: skip
+
+    step = [micro([5, 3, 5, 4], 0), micro([3, 5, 4, 5], 4)]
+    found = groups_together(step)
     assert [b["prompt_ids"].flatten().tolist() for b in found] == [[5, 5, 5, 5], [3, 3, 4, 4]]
     assert [b["advantages"].tolist() for b in found] == [[0, 2, 5, 7], [1, 4, 3, 6]] == [b["row"] for b in found]
     assert all(b["num_items_in_batch"] == 7 and b["none"] is None for b in found)
-
-
-def test_prompts_whose_rows_are_of_like_length_share_a_micro_batch_and_the_longest_come_first():
-    found = groups_together([micro([5, 3, 6, 4], 0, [2, 9, 3, 1]), micro([3, 5, 4, 6], 4, [1, 3, 4, 8])])
-    assert [b["prompt_ids"].flatten().tolist() for b in found] == [[3, 3, 6, 6], [4, 4, 5, 5]]
-    assert [b["row"] for b in found] == [[1, 4, 2, 7], [3, 6, 0, 5]]
-
-
-def test_of_a_pair_the_longer_completion_counts():
-    step = [micro([5, 3], 0, [2, 3]), micro([6, 4], 2, [4, 1])]
-    for batch, other in zip(step, ([1, 1], [1, 9]), strict=True):
-        worse = (torch.arange(9) < torch.tensor(other)[:, None]).long()
-        batch["completion_mask"] = torch.stack([batch["completion_mask"], worse], dim=1)
-    assert [b["row"] for b in groups_together(step)] == [[3, 2], [1, 0]]

@@ -20,6 +20,7 @@ from harness.report.html import page
 from harness.report.intervals import gap_of, interval, measured, short_interval
 from harness.report.leaderboard import Price, labels, leaderboard, ranked
 from harness.report.markdown import SHOWN, Material, compose, summary
+from harness.report.recipes import recipe_labels
 from harness.report.sections import uses
 from harness.report.sections.evaluation import evaluations
 from harness.report.sections.provenance import shown_command
@@ -131,7 +132,21 @@ def test_of_a_part_that_some_lack_what_was_set_is_told():
 def test_one_recipe_of_two_sweeps_is_named_by_them():
     rows = [{"trial_id": "dpo-s0-0123abcd", "sweep": sweep, "params.train.steps": "9"} for sweep in ("monday", "today")]
     assert labels(pd.DataFrame(rows)) == ["dpo-s0 sweep=monday", "dpo-s0 sweep=today"]
-    assert labels(pd.DataFrame([*rows, rows[1]]))[0] == "dpo-s0-0123abcd"
+    assert labels(pd.DataFrame([*rows, rows[1]]))[:2] == [f"dpo-s0-0123abcd sweep={s}" for s in ("monday", "today")]
+
+
+def test_settings_come_before_sweeps_however_many_it_takes():
+    names = ("a", "b", "c", "d")
+    rows = [
+        {
+            "trial_id": f"dpo-s0-0123abc{i}",
+            "sweep": sweep,
+            **{f"params.train.{n}": f"{i}" if n == "d" else own for n in names},
+        }
+        for i, (sweep, own) in enumerate((("monday", "1"), ("today", "1"), ("today", "2")))
+    ]
+    assert labels(pd.DataFrame(rows))[:2] == ["dpo-s0 a=1 b=1 c=1 d=0", "dpo-s0 a=1 b=1 c=1 d=1"]
+    assert "sweep" not in " ".join(recipe_labels(pd.DataFrame(rows)))
 
 
 def test_namesakes_with_another_component_are_told_apart_by_its_name_alone():
