@@ -136,14 +136,16 @@ def test_a_killed_runner_leaves_no_process_and_the_next_start_finishes_what_is_m
 
     # Shorter than the checkpoint's distance would be another training, so the same configuration must continue.
     again = sandbox.start("-m", "algo=sft,dpo", "sweep=orphan", *steps)
-    wait_for(
-        lambda: any(
-            "continues from checkpoint" in e.get("message", "") for e in sandbox.events(folder, "worker.jsonl")
-        ),
-        what="the resumed trial",
-    )
-    again.send_signal(signal.SIGINT)
-    again.communicate(timeout=60)
+    try:
+        wait_for(
+            lambda: any(
+                "continues from checkpoint" in e.get("message", "") for e in sandbox.events(folder, "worker.jsonl")
+            ),
+            what="the resumed trial",
+        )
+    finally:  # what goes on training would be in the way of the tests after this one
+        again.send_signal(signal.SIGINT)
+        again.communicate(timeout=60)
     attempts = [e for e in sandbox.events(folder, "runner.jsonl") if e["kind"] == "attempt"]
     assert [a["continues"] for a in attempts] == [False, True]
 

@@ -172,8 +172,8 @@ def recipe_labels(frame: pd.DataFrame) -> list[str]:
     """
     keys = recipe_keys(frame)
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    aside = [*_seeds_of_parts(frame.columns, frame), *(["sweep"] if "sweep" in frame else [])]  # a recipe is of none
-    rows = frame.drop(columns=aside).iloc[list(first.values())]
+    aside = [*_seeds_of_parts(frame.columns, frame), "sweep"]  # a recipe is of none
+    rows = frame.drop(columns=aside, errors="ignore").iloc[list(first.values())]
     names = told_apart([formatting.without_seed(formatting.short_id(t)) for t in rows["trial_id"]], rows)
     by_key = dict(zip(first, names, strict=True))
     return [by_key[key] for key in keys]

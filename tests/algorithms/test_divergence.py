@@ -44,8 +44,16 @@ def test_a_base_whose_weights_are_no_numbers_is_not_given_an_accuracy(tmp_path):
 
 def callback() -> JournalCallback:
     journal: Any = SimpleNamespace(write=lambda *_, **__: None)
-    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9, world=World())
+    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9)
     return JournalCallback(journal, meter, 0.5)
+
+
+def noting(*, falls: bool = False) -> tuple[JournalCallback, list[str]]:
+    """A callback, and the notes that it will have written."""
+    said: list[str] = []
+    one = callback()
+    one.falls, one.journal.write = falls, lambda kind, **e: said.append(e["message"]) if kind == "note" else None
+    return one, said
 
 
 def test_a_step_ends_with_a_checkpoint_while_one_is_asked_for(tmp_path):
@@ -135,10 +143,7 @@ def test_the_weights_after_the_last_step_are_looked_at():
     ],
 )
 def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
-    said: list[str] = []
-    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
-    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 9, world=World())
-    one = JournalCallback(journal, meter, 0.5, falls=falls)
+    one, said = noting(falls=falls)
     for step, loss in enumerate(losses):
         one.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss})
     one.on_train_end(None, SimpleNamespace(global_step=9), None)
@@ -149,10 +154,7 @@ def test_a_loss_that_ends_far_above_its_beginning_is_told(falls, losses, told):
     ("spreads", "told"), [([0.0] * 30, 1), ([1.2e-7] * 30, 1), ([0.0] * 9, 0), ([0.0, 0.1, *[0.0] * 30], 0)]
 )
 def test_a_reward_that_pays_all_completions_alike_is_told_once(spreads, told):
-    said: list[str] = []
-    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
-    meter: Any = SimpleNamespace(spent={}, expected=lambda *_: 99, world=World())
-    one = JournalCallback(journal, meter)
+    one, said = noting()
     for step, spread in enumerate(spreads):
         one.on_log(None, SimpleNamespace(global_step=step), None, logs={"reward": 0.25, "reward_std": spread})
     one.on_train_end(None, SimpleNamespace(global_step=99), None)
@@ -160,9 +162,7 @@ def test_a_reward_that_pays_all_completions_alike_is_told_once(spreads, told):
 
 
 def test_a_policy_that_has_learned_it_all_is_not_told_so_when_it_goes_on():
-    said: list[str] = []
-    journal: Any = SimpleNamespace(write=lambda kind, **e: said.append(e["message"]) if kind == "note" else None)
-    one = JournalCallback(journal, SimpleNamespace(spent={}, expected=lambda *_: 99, world=World()))  # type: ignore[arg-type]
+    one, said = noting()
     one.on_train_begin(None, SimpleNamespace(global_step=50), None)
     for step in range(50, 90):
         one.on_log(None, SimpleNamespace(global_step=step), None, logs={"reward": 1.0, "reward_std": 0.0})
